@@ -1,0 +1,109 @@
+# Every target works from a fresh clone with Python >= 3.11 and make; GNU make 3.81 is enough.
+
+VENV     := .venv
+PY       := $(VENV)/bin/python
+STAMP    := $(VENV)/.setup
+CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.ipynb))
+SITE     := book/_build/html
+PROFILE  ?= full
+
+# A reader's own matplotlibrc, IPython start-up files or backend must not change a figure.
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
+export IPYTHONDIR   := $(CURDIR)/$(VENV)/ipython
+unexport MPLBACKEND
+# Busy-waiting threads of two processes on shared cores starve each other.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 \
+	--nbval-sanitize-with=tests/nbval_sanitize.cfg
+
+# Executed in place, a notebook keeps nothing that differs between two machines.
+EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert --log-level=WARN --to notebook --execute \
+	--inplace --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
+	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
+
+.PHONY: help setup book test lint bench lab run sync execute clean known-chapter
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP) ## make .venv with everything in it; done again when pyproject or constraints change
+	@echo "ready: $(PY) (activate it with: source $(VENV)/bin/activate)"
+
+# A shim can be on PATH and still start nothing, so every candidate is run before it is chosen.
+$(STAMP): pyproject.toml constraints.txt
+	@recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if ! $(PY) -c "$$recent" 2>/dev/null; then \
+	  for python in $(PYTHON) python3.13 python3.12 python3.11 python3 none; do \
+	    "$$python" -c "$$recent" >/dev/null 2>&1 && break; \
+	  done; \
+	  if [ "$$python" = none ]; then \
+	    echo "setup: no Python >= 3.11 found; install one or name it: make setup PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  rm -rf $(VENV); \
+	  if ! "$$python" -m venv $(VENV) >/dev/null 2>&1; then \
+	    rm -rf $(VENV); \
+	    echo "setup: $$python cannot make a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; \
+	    exit 1; \
+	  fi; \
+	fi
+	@echo "setup: installing into $(VENV) (PyTorch is large: minutes the first time)"
+	@export PIP_DISABLE_PIP_VERSION_CHECK=1; set -- -q -c constraints.txt -e '.[book,test]'; \
+	if $(PY) -m pip install -q -c constraints.txt uv >/dev/null 2>&1; then \
+	  $(PY) -m uv pip install --compile-bytecode --python $(PY) "$$@" || $(PY) -m pip install "$$@"; \
+	else \
+	  $(PY) -m pip install "$$@"; \
+	fi
+	@mkdir -p $(VENV)/ipython/profile_default
+	@echo 'c.IPKernelApp.log_level = 40  # no warning that a kernel on this machine is not encrypted' \
+	  > $(VENV)/ipython/profile_default/ipython_kernel_config.py
+	@$(PY) -c "import matplotlib.font_manager" 2>/dev/null
+	@touch $@
+
+book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then build the site
+	@rm -rf runs/book && mkdir -p runs/book
+	@for chapter in $(notdir $(CHAPTERS)); do \
+	  MICRONET_RUNS="$(CURDIR)/runs/book" $(PY) -m papermill \
+	    "book/$$chapter" "runs/book/$$chapter" --cwd book -p profile smoke || exit 1; \
+	done
+	@$(PY) -m sphinx -n -W --keep-going -q book $(SITE)
+	@$(PY) -c "import pathlib; print(pathlib.Path('$(SITE)/index.html').resolve().as_uri())"
+
+test: $(STAMP) ## unit tests, every notebook against its committed outputs, the site in a browser
+	$(PY) -m pytest tests $(CHAPTERS) $(NBVAL) $(ARGS)
+
+lint: $(STAMP) ## style, types, spelling
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/codespell
+
+bench: $(STAMP) ## time the library's hot paths
+	$(PY) -m pytest -o addopts=-ra tests/benchmarks $(ARGS)
+
+lab: $(STAMP) ## open the book in JupyterLab
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/book $(ARGS)
+
+run: known-chapter $(STAMP) ## run one chapter: make run CH=05_pruning PROFILE=full ARGS="-p seed 1"
+	@mkdir -p runs
+	$(PY) -m papermill book/$(CH).ipynb runs/$(CH)-$(PROFILE).ipynb --cwd book -p profile $(PROFILE) $(ARGS)
+
+known-chapter:
+	@case " $(notdir $(basename $(CHAPTERS))) " in \
+	  *" $(CH) "*) ;; \
+	  *) echo "no chapter '$(CH)'; choose CH from: $(notdir $(basename $(CHAPTERS)))" >&2; exit 1 ;; \
+	esac
+
+sync: $(STAMP) ## authors: bring book/*.ipynb and book/src/*.md to the newer of the two
+	@$(PY) -m jupytext --quiet --sync book/src/*.md $(CHAPTERS)
+
+execute: sync ## authors: execute the notebooks in place at smoke and keep the pair in step
+	$(EXECUTE) $(if $(CH),book/$(CH).ipynb,$$(ls book/[0-9][0-9]_*.ipynb))
+	@$(PY) -m jupytext --quiet --sync book/[0-9][0-9]_*.ipynb
+
+clean: ## remove the site and caches; .venv and your runs stay
+	rm -rf book/_build runs/book .pytest_cache .mypy_cache .ruff_cache .benchmarks

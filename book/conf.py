@@ -1,0 +1,83 @@
+"""Sphinx settings of the book: it renders the committed notebooks and fetches nothing."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+project = "The MicroNet book"
+author = "The MicroNet book authors"
+language = "en"
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.mathjax",
+    "sphinx_design",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+exclude_patterns = ["_build", "src", "**/.ipynb_checkpoints", "**/.jupyter_cache"]
+
+# A page shows exactly what the notebook tests compared, so nothing is executed here.
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_output_stderr = "remove"
+# Widgets would load require.js from a CDN.
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}
+
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_block",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+    "fieldlist",
+]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+
+numfig = True
+math_numfig = True
+math_eqref_format = "({number})"
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "alpha"
+bibtex_reference_style = "author_year"
+
+
+def _mathjax_bundle() -> str:
+    """The one MathJax file that needs no second request: TeX in, SVG out, fonts inside."""
+    spec = find_spec("sphinx-mathjax-offline")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("sphinx-mathjax-offline is missing: run `make setup`")
+    return str(Path(spec.origin).parent / "static" / "mathjax" / "tex-svg-full.js")
+
+
+mathjax_path = "tex-svg-full.js"
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_favicon = "_static/favicon.svg"
+html_static_path = ["_static", _mathjax_bundle()]
+html_css_files = ["custom.css"]
+html_show_sourcelink = False
+html_copy_source = True
+html_show_copyright = False
+html_last_updated_fmt = None
+html_context = {"default_mode": "light"}
+html_theme_options = {
+    "logo": {
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+        "alt_text": "Home",
+        "text": project,
+    },
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "navbar_persistent": [],
+    "use_fullscreen_button": False,
+    "use_download_button": True,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "search_bar_text": "Search the book",
+}
+copybutton_exclude = ".linenos, .gp, .go"

@@ -1,0 +1,1 @@
+"""The library behind the MicroNet book: methods here, experiments in `micronet_lib.lab`."""

@@ -1,0 +1,224 @@
+"""The command line: `python -m micronet_lib VERB` or `micronet VERB`.
+
+Results go to stdout, progress to stderr. With `--json` a verb prints exactly one JSON object.
+What a user can mend is one line on stderr and exit status 2.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from micronet_lib.errors import InputError
+
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = _parser().parse_args(words)
+    except InputError as error:
+        return _fail(str(error), "--json" in words)
+    verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
+    try:
+        result, text = verb(args)
+    except InputError as error:
+        return _fail(str(error), args.json)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", args.json)
+    except KeyboardInterrupt:
+        print("micronet: stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(result, allow_nan=False) if args.json else text)
+    return result.get("exit_status", 0)
+
+
+def _fail(message: str, as_json: bool) -> int:
+    line = " ".join(message.split())
+    print(f"micronet: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": line}))
+    return 2
+
+
+def _lines(values: dict[str, Any]) -> str:
+    width = max(len(key) for key in values)
+    return "\n".join(f"{key:{width}}  {_number(value)}" for key, value in values.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.10g}".replace(",", " ") if isinstance(value, int | float) else str(value)
+
+
+def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
+    """Download what is missing."""
+    from micronet_lib.lab.data import data_root
+    from micronet_lib.lab.downloads import fetch
+
+    return _outcomes(fetch(args.groups or None, data_root()))
+
+
+def data_check(args: argparse.Namespace) -> tuple[Result, str]:
+    """Verify the digests of what is there."""
+    from micronet_lib.lab.data import data_root
+    from micronet_lib.lab.downloads import check
+
+    result, text = _outcomes(check(data_root()))
+    bad = any(row["status"] in ("wrong digest", "unreadable") for row in result["files"])
+    return {**result, "exit_status": 1 if bad else 0}, text
+
+
+def _outcomes(outcomes: Sequence[Any]) -> tuple[Result, str]:
+    rows = [{"path": str(o.path), "status": o.status} for o in outcomes]
+    return {"files": rows}, "\n".join(f"{row['status']:12}  {row['path']}" for row in rows)
+
+
+def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
+    """Write a picture of the embedded set: a row a superclass, ten images each."""
+    from PIL import Image
+
+    from micronet_lib.lab.embedded import contact_sheet, make_images
+
+    images, targets = make_images("test", num_per_class=2)
+    in_order = images[targets.argsort(kind="stable")]
+    try:
+        Image.fromarray(contact_sheet(in_order, columns=10)).save(args.file)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise InputError(
+            f"cannot write a picture to {args.file} ({reason}): name a .png in a folder that is "
+            "there and can be written"
+        ) from error
+    return {"file": str(args.file)}, str(args.file)
+
+
+def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
+    """Rate a checkpoint on a test set."""
+    from micronet_lib.lab.checkpoints import load_published
+    from micronet_lib.lab.data import load_split
+    from micronet_lib.lab.evaluation import evaluate as rate_network
+
+    model = load_published(args.checkpoint)
+    found = rate_network(model, load_split(args.dataset, "test"), progress=True)
+    result = {"model": model.architecture.name, "dataset": args.dataset, **found.metrics()}
+    return result, _lines(result)
+
+
+def score(args: argparse.Namespace) -> tuple[Result, str]:
+    """Count a network under a rule set."""
+    import torch
+
+    from micronet_lib.architecture import build
+    from micronet_lib.dead_channels import apply_savings
+    from micronet_lib.lab.checkpoints import load_published
+    from micronet_lib.rules import rules_of
+    from micronet_lib.scoring import score_network
+
+    rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
+    torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
+    model = load_published(args.checkpoint) if args.checkpoint else build(args.model)
+    model = apply_savings(model, args.save or ())
+    found = score_network(model, rules)
+    result = {"model": model.architecture.name, "rules": found.rules, **found.metrics()}
+    text = _lines(result)
+    if args.layers:
+        table = found.table()
+        result["layers"] = table.to_dict("records")
+        text = f"{table.to_string(index=False)}\n{text}"
+    return result, text
+
+
+def measure(args: argparse.Namespace) -> tuple[Result, str]:
+    """Measure what is missing of a sweep on this machine."""
+    from micronet_lib.lab.experiments import ensure, require
+    from micronet_lib.lab.recipes import get_sweep
+    from micronet_lib.lab.records import provenance
+
+    sweep = get_sweep(args.sweep)
+    overrides = dict(_override(text) for text in args.override)
+    require(sweep, args.profile, args.point, overrides)
+    table = ensure(sweep, args.profile, args.seed, overrides, args.point)
+    shown = table[["point", "n", *sweep.metrics]]
+    rows = json.loads(shown.to_json(orient="records", double_precision=15))
+    result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
+    return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"override {text!r} is not KEY=VALUE, such as model=micronet_v2")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def promote(args: argparse.Namespace) -> tuple[Result, str]:
+    """Copy records of this machine to the committed ones."""
+    from micronet_lib.lab.records import promote as promote_record
+
+    paths = [str(promote_record(path)) for path in args.records]
+    return {"records": paths}, "\n".join(paths)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, as every other one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; `{self.prog} --help` lists what there is")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="micronet", description="The MicroNet book's tools.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(where: Any, name: str, verb: Callable[..., Any]) -> argparse.ArgumentParser:
+        sub = where.add_parser(name, parents=[common], help=verb.__doc__, description=verb.__doc__)
+        sub.set_defaults(verb=verb)
+        return sub
+
+    data = verbs.add_parser("data", help="Data sets, checkpoints and policies.")
+    data_verbs = data.add_subparsers(required=True, metavar="VERB")
+    fetch = add(data_verbs, "fetch", data_fetch)
+    fetch.add_argument("groups", nargs="*", metavar="cifar100|kaist|policies")
+    add(data_verbs, "check", data_check)
+    picture = add(data_verbs, "picture", data_picture)
+    picture.add_argument("file", type=Path)
+
+    sub = add(verbs, "evaluate", evaluate)
+    sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    sub.add_argument("--dataset", default="cifar100")
+
+    sub = add(verbs, "score", score)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, metavar="FILE")
+    what.add_argument("--model", metavar="NAME")
+    sub.add_argument("--rules", default="published", metavar="NAME")
+    sub.add_argument("--weight-bits", type=int, default=0, help="official rules only")
+    sub.add_argument("--activation-bits", type=int, default=0, help="official rules only")
+    sub.add_argument("--accumulator", default="fp32", help="fp32, integer or adder_tree")
+    sub.add_argument("--save", nargs="*", metavar="SAVING", help="free savings, in order")
+    sub.add_argument("--layers", action="store_true", help="the bill, line by line")
+
+    sub = add(verbs, "measure", measure)
+    sub.add_argument("sweep")
+    sub.add_argument("--point")
+    sub.add_argument("--profile", required=True)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+
+    sub = add(verbs, "promote", promote)
+    sub.add_argument("records", nargs="+", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

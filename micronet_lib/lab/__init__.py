@@ -1,0 +1,1 @@
+"""Experiments: data, recipes, measuring, records. Imports the methods, never the plots."""

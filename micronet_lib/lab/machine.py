@@ -1,0 +1,61 @@
+"""What a record or a chapter says of the machine it ran on and of the code that ran."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def stamp(profile: str, seed: int) -> str:
+    """The line under a chapter's imports: what executes it, where."""
+    env = environment("cuda" if torch.cuda.is_available() else "cpu")
+    return (
+        f"this run: profile {profile} · seed {seed} · torch {env['torch']} · "
+        f"python {env['python']} · device: {env['device']} · commit {env['commit']}"
+    )
+
+
+def environment(device: torch.device | str = "cpu", wall_s: float = 0.0) -> dict[str, Any]:
+    """What a record says of the machine and of the code that ran."""
+    if torch.device(device).type == "cuda":
+        hardware = f"1x {torch.cuda.get_device_name(device)}"
+    else:
+        hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
+    return {
+        "device": hardware,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "wall_s": round(wall_s, 2),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The short hash of the code that runs; `+` behind it for uncommitted changes to the code."""
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=7", "HEAD")
+        changed = git("status", "--porcelain", "micronet_lib") if commit else ""
+    except FileNotFoundError:
+        commit, changed = "", ""
+    return (commit + "+" * bool(changed)) or "unknown"

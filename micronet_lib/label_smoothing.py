@@ -1,0 +1,249 @@
+"""Adaptive label smoothing [kim2020, section 3.2]: targets that know which classes look alike.
+
+A target puts `1 - smoothing` on the true class y and shares `smoothing` among the others by
+u(k | y). Here u comes from the classifier: its row for class k points where the network looks for
+class k, so the angle between two rows says how alike the network finds two classes. The published
+forms of u, chosen by `SmoothingConfig.form` (s is the cosine similarity, T the temperature):
+
+- `none`: no smoothing, one-hot targets.
+- `uniform`: 1 / (C - 1) on each other class, the released code's convention. The paper and
+  PyTorch's `label_smoothing` spread over all C, true class included; that is the same target at
+  `label_smoothing = smoothing * C / (C - 1)`.
+- `paper`: equation 3, softmax of s / T over the other classes.
+- `released`: the code [micronet_code], softmax of |s| / T with T = 1. Opposite directions count as
+  alike, and as |s| lies in [0, 1], no two entries of a row differ by more than a factor of e at
+  T = 1: u is close to uniform.
+- `slide`: the organisers' slide [gale2020] as printed, s / (sum over j of exp|s_j|). The numerator
+  lacks exp. So an entry is negative wherever s is, and there cross-entropy has no minimum; and as
+  |s| <= exp|s| / e, a row adds up to 1 / e at most (to about 0 in the published networks): most of
+  `smoothing` is lost. We leave it unnormalised, for no factor mends a sign. With exp|s| in the
+  numerator too it would be `released`: train with that.
+
+Chapter `03_label_smoothing` compares them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from micronet_lib.errors import InputError, unknown
+
+Form = Literal["none", "uniform", "paper", "released", "slide"]
+
+
+@dataclass(frozen=True)
+class SmoothingConfig:
+    """How targets are smoothed. The defaults of the numbers are the paper's.
+
+    Attributes:
+        form: of u(k | y), see the module. `none` ignores the two numbers.
+        smoothing: epsilon, what the true class gives away; in [0, 1).
+        temperature: T of `paper` and `released`; the other forms have none. Towards 0 the nearest
+            class gets everything, towards infinity all others get the same.
+
+    Raises:
+        InputError: unknown form, or a number outside its range.
+    """
+
+    form: Form = "none"
+    smoothing: float = 0.2
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(Form):
+            raise unknown("smoothing form", self.form, get_args(Form))
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing {self.smoothing} is not in [0, 1); the paper has 0.2")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(
+                f"temperature {self.temperature} is not a finite number above 0; the paper has 0.2"
+            )
+
+
+# The released code's default, and what the commands of its README train with.
+HARD_LABELS = SmoothingConfig("none")
+PAPER = SmoothingConfig("paper", smoothing=0.2, temperature=0.2)
+# The code smooths more while it trains the dense network than between prunings.
+RELEASED_DENSE = SmoothingConfig("released", smoothing=0.3, temperature=1.0)
+RELEASED_PRUNE = SmoothingConfig("released", smoothing=0.1, temperature=1.0)
+# Its option `labelsmooth`. It works between prunings only; dense training stops at a NameError.
+RELEASED_UNIFORM = SmoothingConfig("uniform", smoothing=0.1, temperature=1.0)
+# The slide prints no value for epsilon; this is the paper's.
+SLIDE = SmoothingConfig("slide", smoothing=0.2, temperature=1.0)
+
+
+def class_similarity(weight: Tensor) -> Tensor:
+    """Cosine similarity of every two classes, symmetric, in [-1, 1].
+
+    Args:
+        weight: of the classifier, `[C, D]`, a row a class (a column of the paper's W).
+
+    Returns:
+        `[C, C]`, float64 for float64 weights, else float32. A row of zeros has no direction: its
+        similarity is 0 with every class, itself included.
+
+    Raises:
+        InputError: not a matrix of at least two rows.
+    """
+    if weight.ndim != 2 or len(weight) < 2:
+        raise InputError(
+            f"the classifier's weight is {list(weight.shape)}; expected [C, D] with C at least 2"
+        )
+    with torch.autocast(weight.device.type, enabled=False):
+        rows = F.normalize(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim=1)
+        return (rows @ rows.T).clamp(-1, 1)
+
+
+def smoothing_distribution(weight: Tensor, config: SmoothingConfig) -> Tensor:
+    """u(k | y): how what the true class y gives away is shared among the others.
+
+    Args:
+        weight: of the classifier, `[C, D]`. Targets are constants: no gradient reaches it.
+        config: form and temperature; `smoothing` plays no part.
+
+    Returns:
+        `[C, C]`, row y for true class y, zero diagonal. Rows of `uniform`, `paper` and `released`
+        are probabilities; those of `slide` are as printed, those of `none` zero.
+
+    Raises:
+        InputError: not a matrix of at least two rows.
+    """
+    similarity = class_similarity(weight.detach())
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    if config.form == "none":
+        return torch.zeros_like(similarity)
+    if config.form == "uniform":
+        return torch.full_like(similarity, 1 / (len(similarity) - 1)).masked_fill(itself, 0)
+    if config.form == "slide":
+        partition = similarity.abs().exp().masked_fill(itself, 0).sum(1, keepdim=True)
+        return similarity.masked_fill(itself, 0) / partition
+    alike = similarity if config.form == "paper" else similarity.abs()
+    # |s| <= 1, so dividing by the smallest normal number does not overflow yet.
+    temperature = max(config.temperature, torch.finfo(alike.dtype).tiny)
+    return torch.softmax(alike.masked_fill(itself, -torch.inf) / temperature, dim=1)
+
+
+def target_table(weight: Tensor, config: SmoothingConfig) -> Tensor:
+    """The target of every class: `(1 - smoothing) I + smoothing u`, one-hot for form `none`.
+
+    Returns:
+        `[C, C]`, row y the target of an image of class y. Arguments and errors are those of
+        `smoothing_distribution`.
+    """
+    u = smoothing_distribution(weight, config)
+    one_hot = torch.eye(len(u), dtype=u.dtype, device=u.device)
+    if config.form == "none":
+        return one_hot
+    return (1 - config.smoothing) * one_hot + config.smoothing * u
+
+
+def smoothed_targets(
+    table: Tensor,
+    targets: Tensor,
+    targets_b: Tensor | None = None,
+    lam: float | Tensor | None = None,
+) -> Tensor:
+    """Look up the batch's targets; mix them where the images are mixed (CutMix, mixup).
+
+    Args:
+        table: `[C, C]` of `target_table`.
+        targets: true classes, `[N]`, int64 or int32.
+        targets_b: classes of the second images, `[N]`.
+        lam: the first image's share, in [0, 1]: a number, a 0-d tensor, or `[N]` for a share an
+            image. A captured CUDA graph needs a tensor, whose values are not checked.
+
+    Returns:
+        `[N, C]`: `table[targets]`, or `lam table[targets] + (1 - lam) table[targets_b]`.
+
+    Raises:
+        InputError: one of `targets_b` and `lam` without the other, a share outside [0, 1], or
+            tensors of another shape or type.
+    """
+    if (targets_b is None) != (lam is None):
+        raise InputError("targets_b and lam belong together: give both to mix, neither not to")
+    for classes in (targets,) if targets_b is None else (targets, targets_b):
+        if classes.ndim != 1 or classes.shape != targets.shape:
+            raise InputError(
+                f"class numbers are {list(classes.shape)}; expected [N], as many of targets_b"
+            )
+        if classes.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"class numbers are {classes.dtype}; expected int64 or int32")
+    soft = table.index_select(0, targets)
+    if targets_b is None or lam is None:
+        return soft
+    if isinstance(lam, Tensor):
+        if lam.shape not in ((), targets.shape):
+            raise InputError(f"lam is {list(lam.shape)}; expected a number or [{len(targets)}]")
+        lam = lam.to(table.dtype).unsqueeze(-1)
+    elif not 0 <= lam <= 1:
+        raise InputError(f"lam {lam} is not in [0, 1]; it is the first image's share")
+    return lam * soft + (1 - lam) * table.index_select(0, targets_b)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy against distributions, `-sum_k targets log_softmax(logits)`, mean over N.
+
+    It is linear in the targets. So one loss on mixed targets is the released code's mix of two,
+    `lam loss(logits, a) + (1 - lam) loss(logits, b)`, in value and in gradient.
+
+    Args:
+        logits: `[N, C]`, raised to the precision of the targets if theirs is lower.
+        targets: `[N, C]` of `smoothed_targets`.
+
+    Returns:
+        A 0-d tensor in nats.
+
+    Raises:
+        InputError: not two matrices of one shape.
+    """
+    if logits.ndim != 2 or logits.shape != targets.shape:
+        raise InputError(
+            f"logits are {list(logits.shape)}, targets {list(targets.shape)}; expected two [N, C] "
+            "(smoothed_targets turns class numbers into them)"
+        )
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, targets.dtype)), targets)
+
+
+class SmoothingTable(nn.Module):
+    """The target table in a buffer that stays where it is; `refresh` it when an epoch starts.
+
+    As in the released code, the table stands still within an epoch. `refresh` writes in place, so
+    a captured CUDA graph goes on with the new values (move the module to its device before the
+    capture). The buffer is in the state dict, so a run resumed within an epoch keeps its table.
+    """
+
+    table: Tensor
+
+    def __init__(self, weight: Tensor, config: SmoothingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("table", target_table(weight, config))
+
+    def refresh(self, weight: Tensor) -> None:
+        """Recompute from the classifier's weight `[C, D]`; InputError if C is not as before."""
+        table = target_table(weight, self.config)
+        if table.shape != self.table.shape:
+            raise InputError(f"the table is for {len(self.table)} classes, not {len(table)}")
+        self.table.copy_(table)
+
+    def forward(
+        self, targets: Tensor, targets_b: Tensor | None = None, lam: float | Tensor | None = None
+    ) -> Tensor:
+        """`smoothed_targets` of the present table."""
+        return smoothed_targets(self.table, targets, targets_b, lam)
+
+
+def nearest_classes(similarity: Tensor, k: int) -> Tensor:
+    """The k other classes most similar to each, `[C, k]`, of `class_similarity`'s `[C, C]`.
+
+    Most similar first, among equals the smaller number; InputError if k is not from 1 to C - 1.
+    """
+    if not 1 <= k < len(similarity):
+        raise InputError(f"k {k} is not from 1 to {len(similarity) - 1}, the number of others")
+    itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    others = similarity.masked_fill(itself, -torch.inf)
+    return others.argsort(dim=1, descending=True, stable=True)[:, :k]

@@ -1,0 +1,156 @@
+"""Images mixed in pairs: CutMix [yun2019] and mixup [zhang2017].
+
+    CutMix  image = M * image_a + (1 - M) * image_b      M: 0 inside a box, 1 elsewhere
+    mixup   image = lam * image_a + (1 - lam) * image_b
+    both    loss  = lam * loss(targets_a) + (1 - lam) * loss(targets_b)
+
+One weight `lam` a batch, drawn from Beta(alpha, alpha); for CutMix one box, of area `1 - lam`
+before the image's border cuts it, and `lam` is then set to what the box leaves. That is the
+winners' code. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0"; its
+formula and its code fill it from the partner, and the 1.0 is alpha.
+
+Why not `torchvision.transforms.v2.CutMix` and `MixUp`, whose definitions these are: they draw from
+the global generator, pair neighbours only, fix the box in Python numbers, which a CUDA graph would
+repeat for ever, and return blended one-hot labels, where label smoothing by class needs the two
+classes. The tests hold these functions against them. Chapter `04_augmentation`.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from micronet_lib.errors import InputError, unknown
+
+
+class MixDraw(NamedTuple):
+    """How one batch of N images is mixed.
+
+    Attributes:
+        lam: float32 scalar, the weight of each image's own target.
+        box: int64 [4], left, top, right and bottom of what the partner fills, right and bottom
+            not included; None for mixup.
+        permutation: int64 [N], each image's partner.
+    """
+
+    lam: Tensor
+    box: Tensor | None
+    permutation: Tensor
+
+
+class MixedBatch(NamedTuple):
+    """A mixed batch.
+
+    Attributes:
+        images: [N,3,H,W], as the images that went in.
+        targets_a: int64 [N], the images' own targets, of weight `lam`.
+        targets_b: int64 [N], their partners', of weight `1 - lam`.
+        lam: float32 scalar.
+    """
+
+    images: Tensor
+    targets_a: Tensor
+    targets_b: Tensor
+    lam: Tensor
+
+
+def draw_mix(
+    kind: Literal["cutmix", "mixup"],
+    num_images: int,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    *,
+    alpha: float = 1.0,
+    prob: float = 1.0,
+    size: tuple[int, int] = (32, 32),
+) -> MixDraw:
+    """Decide how one batch is mixed.
+
+    Args:
+        kind: `cutmix` or `mixup`.
+        num_images: N.
+        generator: of random numbers, on the CPU; every machine then mixes alike.
+        device: where the tensors shall be.
+        alpha: of Beta(alpha, alpha); 1 is uniform, less prefers weights near 0 and 1.
+        prob: of mixing at all; otherwise `lam` is 1 and the box is empty.
+        size: height and width of the images.
+
+    Raises:
+        InputError: for another kind, `alpha` not above 0, or `prob` outside [0, 1].
+    """
+    if kind not in ("cutmix", "mixup"):
+        raise unknown("mix", kind, ("cutmix", "mixup"))
+    if not 0 < alpha < float("inf"):
+        raise InputError(f"alpha is {alpha}: give a number above 0")
+    if not 0 <= prob <= 1:
+        raise InputError(f"prob is {prob}: give a fraction from 0 to 1")
+    permutation = torch.randperm(num_images, generator=generator)
+    # PyTorch's Beta distribution takes no generator.
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    lam = rng.beta(alpha, alpha)
+    column, row = rng.integers(size[1]), rng.integers(size[0])
+    if rng.random() >= prob:
+        lam = 1.0
+    box = None
+    if kind == "cutmix":
+        box, lam = cut_box(lam, (int(column), int(row)), size)
+    weight = torch.tensor(lam, dtype=torch.float32)
+    corners = None if box is None else torch.tensor(box).to(device)
+    return MixDraw(weight.to(device), corners, permutation.to(device))
+
+
+def cut_box(
+    lam: float, centre: tuple[int, int], size: tuple[int, int] = (32, 32)
+) -> tuple[tuple[int, int, int, int], float]:
+    """The box of CutMix, and the weight that is left when the border has cut it.
+
+    Args:
+        lam: the share of the image that is kept, before the border.
+        centre: column and row.
+        size: height and width of the image.
+
+    Returns:
+        left, top, right and bottom, the last two not included; 1 - area / (height * width).
+    """
+    height, width = size
+    half_width, half_height = (int(side * math.sqrt(1 - lam)) // 2 for side in (width, height))
+    left, right = max(0, centre[0] - half_width), min(width, centre[0] + half_width)
+    top, bottom = max(0, centre[1] - half_height), min(height, centre[1] + half_height)
+    kept = 1 - (right - left) * (bottom - top) / (height * width)
+    return (left, top, right, bottom), kept
+
+
+def mix(images: Tensor, targets: Tensor, draw: MixDraw) -> MixedBatch:
+    """Mix each image with its partner.
+
+    The work is the same whatever was drawn, and nothing waits for the device: a CUDA graph can
+    repeat it with other numbers in the tensors of `draw`.
+
+    Args:
+        images: [N,C,H,W]; CutMix moves pixels and takes any type, mixup needs floats.
+        targets: [N].
+        draw: for N images of this size, on the same device.
+
+    Raises:
+        InputError: for mixup of whole numbers, or another number of images.
+    """
+    if len(draw.permutation) != len(images):
+        raise InputError(f"{len(images)} images, but a draw for {len(draw.permutation)}")
+    partners = images[draw.permutation]
+    if draw.box is not None:
+        mixed = torch.where(_inside(draw.box, images), partners, images)
+    elif images.is_floating_point():
+        mixed = torch.lerp(partners, images, draw.lam.to(images.dtype))
+    else:
+        raise InputError(f"mixup blends images, which are {images.dtype}: normalise them first")
+    return MixedBatch(mixed, targets, targets[draw.permutation], draw.lam)
+
+
+def _inside(box: Tensor, images: Tensor) -> Tensor:
+    """Bool [H,W], which pixels of the images the box covers."""
+    left, top, right, bottom = box.unbind()
+    column = torch.arange(images.shape[-1], device=images.device)
+    row = torch.arange(images.shape[-2], device=images.device).unsqueeze(1)
+    return (column >= left) & (column < right) & (row >= top) & (row < bottom)

@@ -1,0 +1,295 @@
+"""Figures of chapter `01_architecture`."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    YELLOW,
+    figure,
+    footer,
+)
+
+__all__ = [
+    "activations",
+    "block_kinds",
+    "expand_ratio",
+    "expand_ratio_table",
+    "expand_ratio_top1",
+    "network",
+    "weights_by_layer",
+]
+
+_DARK, _PALE = "#222222", "#dddddd"
+_ROW: dict[str, Any] = {"ncols": 4, "frameon": False, "columnspacing": 1.2, "handletextpad": 0.5}
+
+# From large pictures to small ones the tone gets darker.
+_RESOLUTIONS = {32: "#a6cee3", 16: "#4a98c9", 8: "#1764ab", 4: "#08306b"}
+_SHORTCUTS = {"identity": ("o", GREEN), "pointwise": ("D", YELLOW), "none": ("X", ORANGE)}
+# Fill and text, in the order a picture meets them.
+_LAYERS = {
+    "stem": (GREY, _DARK),
+    "expand": (BLUE, "white"),
+    "depthwise": (ORANGE, "white"),
+    "project": (GREEN, "white"),
+    "shortcut": (YELLOW, _DARK),
+    "squeeze-excite": (PURPLE, "white"),
+    "classifier": ("#444444", "white"),
+    "batch norm, biases": (_PALE, _DARK),
+}
+
+
+def block_kinds(blocks: pd.DataFrame) -> Figure:
+    """What happens inside a block: every tensor a bar as long as it has channels.
+
+    Args:
+        blocks: a drawing a row: block, in_chs, hidden_chs, out_chs, stride, se_chs, resolution (of
+            the output), shortcut (`identity`, `pointwise` or `none`).
+    """
+    fig, axes = figure(height=3.9, columns=len(blocks))
+    edge = blocks["hidden_chs"].max() / 2
+    for ax, block in zip(axes, blocks.to_dict("records"), strict=True):
+        _draw_block(ax, block, left=-1.2 * edge)
+        kind = block["shortcut"].replace("none", "no")
+        ax.set_title(f"block {block['block']}: {kind} shortcut", size=9.5)
+        ax.set_xlim(-1.4 * edge, 1.7 * edge)
+        ax.set_ylim(5.4, -0.4)
+        ax.set_axis_off()
+    return fig
+
+
+def _draw_block(ax: Axes, block: dict[str, Any], left: float) -> None:
+    small, large = block["resolution"], block["resolution"] * block["stride"]
+    joined = block["shortcut"] != "none"
+    ending = " ".join(["× gate"] * bool(block["se_chs"]) + ["+ shortcut"] * joined)
+    tensors = [
+        (block["in_chs"], large, "1×1 expand"),
+        (block["hidden_chs"], large, "3×3 depthwise" + ", stride 2" * (large > small)),
+        (block["hidden_chs"], small, "1×1 project"),
+        (block["out_chs"], small, ending),
+        (block["out_chs"], small, ""),
+    ]
+    for row, (chs, size, step) in enumerate(tensors if ending else tensors[:-1]):
+        y = 1.25 * row
+        ax.barh(y, chs, 0.6, left=-chs / 2, color=_RESOLUTIONS[size])
+        ink = _DARK if size == max(_RESOLUTIONS) else "white"
+        ax.text(0, y, f"{chs}", ha="center", va="center", color=ink, size=9)
+        ax.text(chs / 2, y, f" {size}×{size}", va="center", color="#555555", size=8)
+        ax.text(0, y + 0.63, step, ha="center", va="center", size=8.5)
+    if joined:
+        _, colour = _SHORTCUTS[block["shortcut"]]
+        ax.plot([-block["in_chs"] / 2, left, left], [0, 0, 5], color=colour, lw=2)
+        arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", (-block["out_chs"] / 2, 5), (left, 5), arrowprops=arrow)
+    if block["shortcut"] == "pointwise":
+        ax.text(left, 2.5, "1×1", size=8.5, ha="center", va="center", backgroundcolor="white")
+
+
+# The last digit that the paper's Table 2 prints.
+_LAST_DIGIT = {"param_storage_millions": 0.01, "math_ops_millions": 1.0, "score": 0.0001}
+
+
+def activations(curves: pd.DataFrame) -> Figure:
+    """HardSwish beside Swish: the functions, their difference, their slopes.
+
+    Args:
+        curves: x, swish, hard_swish, swish_slope, hard_swish_slope, one row an x.
+    """
+    fig, (values, gap, slopes) = figure(height=2.9, columns=3)
+    x = curves["x"]
+    for ax, suffix in ((values, ""), (slopes, "_slope")):
+        ax.plot(x, curves[f"swish{suffix}"], color=ORANGE, lw=2, ls="--", label="Swish")
+        ax.plot(x, curves[f"hard_swish{suffix}"], color=BLUE, lw=2, label="HardSwish")
+    values.legend(loc="upper left", frameon=False)
+    values.set_title("function", size=9.5)
+    slopes.set_title("slope", size=9.5)
+    difference = curves["hard_swish"] - curves["swish"]
+    gap.plot(x, difference, color=_DARK, lw=2)
+    largest = difference[difference.abs() > difference.abs().max() * (1 - 1e-6)].index
+    gap.plot(x[largest], difference[largest], "o", color=ORANGE)
+    for index in largest:
+        gap.annotate(
+            f"{difference[index]:.4f}\nat {x[index]:.0f}".replace("-", "−"),
+            (x[index], difference[index]),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            size=8,
+        )
+    gap.set_title("HardSwish − Swish", size=9.5)
+    gap.margins(y=0.25)
+    for ax in (values, gap, slopes):
+        ax.set_xlabel("x")
+    return fig
+
+
+def network(blocks: pd.DataFrame) -> Figure:
+    """A network at a glance: widths drawn to scale, then where its weights and its work are.
+
+    Args:
+        blocks: a row a block: in_chs, hidden_chs, out_chs, resolution (of the output), shortcut
+            (`identity`, `pointwise` or `none`), weights and macs (numbers of each).
+    """
+    fig, (shape, share) = figure(height=5.2, rows=2)
+    x = np.arange(len(blocks))
+    colours = blocks["resolution"].map(_RESOLUTIONS)
+    shape.bar(x, blocks["hidden_chs"], 0.86, -blocks["hidden_chs"] / 2, color=colours, alpha=0.45)
+    shape.bar(x, blocks["out_chs"], 0.86, -blocks["out_chs"] / 2, color=colours)
+    for index, block in enumerate(blocks.to_dict("records")):
+        hidden, out = block["hidden_chs"], block["out_chs"]
+        ink = _DARK if block["resolution"] == max(_RESOLUTIONS) else "white"
+        shape.text(index, hidden / 2 + 4, hidden, ha="center", va="bottom", size=8)
+        shape.text(index, 0, out, ha="center", va="center", size=8, color=ink)
+    floor = -blocks["hidden_chs"].max() / 2 * 1.2
+    for kind, (marker, colour) in _SHORTCUTS.items():
+        chosen = x[blocks["shortcut"] == kind]
+        shape.plot(chosen, np.full(len(chosen), floor), marker, color=colour, ms=7, label=kind)
+    shape.set_ylim(floor * 1.12, -floor * 1.08)
+    shape.set_axis_off()
+    sizes = [
+        Patch(color=colour, label=f"{size}×{size}")
+        for size, colour in _RESOLUTIONS.items()
+        if size in set(blocks["resolution"])
+    ]
+    fig.legend(handles=sizes, title="output resolution", loc="outside upper left", **_ROW)
+    fig.legend(
+        *shape.get_legend_handles_labels(), title="shortcut", loc="outside upper right", **_ROW
+    )
+    for column, shift, colour, label in (
+        ("macs", -0.21, ORANGE, "multiplications"),
+        ("weights", 0.21, BLUE, "weights"),
+    ):
+        percent = 100 * blocks[column] / blocks[column].sum()
+        share.bar(x + shift, percent, 0.4, color=colour, label=label)
+    share.set_ylabel("% of all blocks")
+    share.set_xlabel("block")
+    share.legend(loc="upper center", ncols=2, frameon=False)
+    share.grid(axis="x", visible=False)
+    share.set_xticks(x)
+    for ax in (shape, share):
+        ax.set_xlim(-0.6, len(blocks) - 0.4)
+    return fig
+
+
+def weights_by_layer(counts: pd.DataFrame) -> Figure:
+    """Parameters of each network by kind of layer, as one stacked bar a network.
+
+    Args:
+        counts: a row a kind of layer (its name is the index), a column a network.
+    """
+    fig, (ax,) = figure(height=1.0 + 0.55 * counts.shape[1])
+    left = pd.Series(0.0, index=counts.columns)
+    for kind, (fill, ink) in _LAYERS.items():
+        widths = counts.loc[kind] / 1000
+        ax.barh(counts.columns, widths, 0.72, left=left, color=fill, label=kind)
+        for row, (start, width) in enumerate(zip(left, widths, strict=True)):
+            if width > 15:
+                ax.text(start + width / 2, row, f"{width:.0f}", ha="center", va="center", color=ink)
+        left += widths
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("parameters (thousands)")
+    fig.legend(loc="outside upper center", **_ROW)
+    return fig
+
+
+def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> Figure:
+    """Storage and operations by expansion ratio, against what the paper prints.
+
+    Args:
+        released: the counted network beside the paper, as `records.compare` returns it: point,
+            metric (`param_storage_millions`, `math_ops_millions`), paper, measured.
+        printed: the same for the network that the paper's Table 1 prints.
+        source: the provenance footer.
+    """
+    fig, axes = figure(height=5.2, columns=2, rows=2)
+    titles = {
+        "param_storage_millions": "NP: storage (millions)",
+        "math_ops_millions": "MO: operations (millions)",
+    }
+    for above, below, metric in zip(axes[:2], axes[2:], titles, strict=True):
+        ours, other = (t[t["metric"] == metric].set_index("point") for t in (released, printed))
+        ratios = ours.index.astype(float)
+        above.plot(ratios, ours["paper"], "_", color=_DARK, ms=15, mew=2.5, label="paper, Table 2")
+        above.plot(ratios, ours["measured"], "o", color=BLUE, label="released code, counted")
+        above.plot(
+            other.index.astype(float), other["measured"], "x", color=ORANGE, mew=2,
+            label="Table 1 as printed, counted",
+        )  # fmt: skip
+        above.set_ylim(0)
+        above.set_title(titles[metric], size=9.5)
+        band = 100 * _LAST_DIGIT[metric] / 2 / ours["paper"]
+        below.bar(ratios, 2 * band, 0.36, -band, color=_PALE, label="rounds to what is printed")
+        below.plot(ratios, 100 * (ours["measured"] / ours["paper"] - 1), "o", color=BLUE)
+        below.axhline(0, color=_DARK, lw=1)
+        below.set_ylim(-6, 6)
+        below.set_xlabel("expansion ratio i")
+        for ax in (above, below):
+            ax.set_xticks(ratios)
+    axes[2].set_ylabel("counted against paper (%)")
+    handles = [line for ax in (axes[0], axes[2]) for line in ax.get_legend_handles_labels()[0]]
+    fig.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return footer(fig, source)
+
+
+def expand_ratio_top1(paper: pd.DataFrame, target: float, source: str) -> Figure:
+    """The paper's top-1 against the paper's score, by expansion ratio; nothing measured here.
+
+    Args:
+        paper: a row a ratio, as `records.paper_wide` returns it.
+        target: top-1 in percent that the challenge asks for.
+        source: the footer.
+    """
+    fig, (ax,) = figure(height=3.5)
+    for metric, label, colour, marker in (
+        ("top1_no_bias_decay_percent", "biases and batch norm not decayed", BLUE, "o"),
+        ("top1_vanilla_percent", "everything decayed", ORANGE, "s"),
+    ):
+        ax.plot(paper["score"], paper[metric], f"{marker}-", color=colour, label=label)
+    for row in paper.to_dict("records"):
+        ax.annotate(
+            f"i = {row['point']}",
+            (row["score"], row["top1_no_bias_decay_percent"]),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            size=8,
+        )
+    ax.axhline(target, color=_DARK, ls="--", lw=1)
+    ax.annotate(
+        "what the challenge asks for",
+        (paper["score"].min(), target),
+        (0, 4),
+        textcoords="offset points",
+        size=8.5,
+    )
+    ax.set_ylim(None, target + 1.2)
+    ax.set_xlabel("score (lower is better)")
+    ax.set_ylabel("top-1 (%)")
+    ax.legend(loc="lower right", frameon=False)
+    return footer(fig, source)
+
+
+def expand_ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """A row a ratio; for NP, MO and score: the paper's number, ours, how far off, equal in print.
+
+    Args:
+        compared: as `records.compare` returns it.
+    """
+    columns = {"i": compared["point"].unique()}
+    for metric, name in zip(_LAST_DIGIT, ("NP", "MO", "score"), strict=True):
+        rows = compared[compared["metric"] == metric].set_index("point").loc[columns["i"]]
+        off = rows["measured"] / rows["paper"] - 1
+        rounded = rows["difference"].abs() <= _LAST_DIGIT[metric] / 2
+        columns |= {f"{name}, paper": rows["paper"], f"{name}": rows["measured"]}
+        columns |= {f"{name} off": off, f"{name} rounds": rounded}
+    return pd.DataFrame({name: list(values) for name, values in columns.items()})

@@ -1,0 +1,234 @@
+"""Figures of chapter `06_scoring`."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW, figure, footer
+
+__all__ = [
+    "bill_shares",
+    "bit_widths",
+    "board_points",
+    "history_table",
+    "layer_bill",
+    "leaderboard",
+    "score_history",
+]
+
+# Equation 1 of [kim2020]; a figure imports no method.
+PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
+
+_GROUPS = {
+    "stem": ("stem", GREY),
+    "conv_expand": ("expand", BLUE),
+    "conv_dw": ("depthwise", ORANGE),
+    "conv_project": ("project", GREEN),
+    "conv_shortcut": ("shortcut", YELLOW),
+    "se": ("squeeze-excite", PURPLE),
+    "act": ("HardSwish", SKY),
+    "head": ("head", "#444444"),
+}
+
+
+def _group(layer: str) -> str:
+    """The kind of layer a row of the bill belongs to, for colours and legends."""
+    if layer.startswith(("stem.conv", "head")):
+        return layer.split(".")[0]
+    parts = layer.split(".")
+    for key in ("se", "conv_expand", "conv_dw", "conv_project", "conv_shortcut"):
+        if key in parts:
+            return key
+    return "act" if any(part.startswith("act") for part in parts) else "head"
+
+
+def _place(layer: str) -> str:
+    """Stem, number of the block, or head: where on the horizontal axis a row goes."""
+    parts = layer.split(".")
+    return parts[1] if parts[0] == "blocks" else parts[0]
+
+
+def layer_bill(items: pd.DataFrame, source: str) -> Figure:
+    """Where operations and storage of a network go, block by block.
+
+    Args:
+        items: rows of a bill: layer, param_storage, math_ops (both weighted to 32 bits).
+        source: the provenance footer.
+    """
+    items = items.assign(place=items["layer"].map(_place), group=items["layer"].map(_group))
+    places = list(dict.fromkeys(items["place"]))
+    fig, axes = figure(height=4.6, rows=2)
+    for ax, column, label in zip(
+        axes,
+        ("math_ops", "param_storage"),
+        ("operations (millions)", "parameters (thousands)"),
+        strict=True,
+    ):
+        scale = 1e6 if column == "math_ops" else 1e3
+        table = items.pivot_table(index="place", columns="group", values=column, aggfunc="sum")
+        table = table.reindex(index=places, columns=list(_GROUPS)).fillna(0) / scale
+        bottom = pd.Series(0.0, index=places)
+        for key, (name, colour) in _GROUPS.items():
+            ax.bar(places, table[key], bottom=bottom, color=colour, label=name, width=0.82)
+            bottom += table[key]
+        ax.set_ylabel(label)
+        ax.grid(axis="x", visible=False)
+    axes[1].set_xlabel("block")
+    axes[0].legend(ncols=4, fontsize=8, loc="upper right")
+    return footer(fig, source)
+
+
+def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
+    """The share of each kind of layer in operations, storage and score, largest first.
+
+    Args:
+        items: rows of a bill: layer, param_storage, math_ops (both weighted to 32 bits).
+    """
+    names = items["layer"].map(_group).map(lambda key: _GROUPS[key][0])
+    sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
+    score = sums["math_ops"] / OPS_BASE + sums["param_storage"] / PARAM_BASE
+    shares = pd.DataFrame(
+        {
+            "operations": sums["math_ops"] / sums["math_ops"].sum(),
+            "storage": sums["param_storage"] / sums["param_storage"].sum(),
+            "score": score / score.sum(),
+        }
+    )
+    return shares.sort_values("score", ascending=False).rename_axis("layers").reset_index()
+
+
+_STATES = {
+    "first": "first count",
+    "revised": "+ biases",
+    "published": "+ masks (0.0054)",
+}
+_SAVINGS = {
+    "dead_gates": "- dead gates",
+    "dead_channels": "- dead channels",
+    "sixth": "- the sixth",
+}
+
+
+def history_table(published: pd.DataFrame, savings: pd.DataFrame, network: str) -> pd.DataFrame:
+    """One published file under successive counts, then with its free savings.
+
+    Args:
+        published: measured table of the sweep of that name.
+        savings: measured table of `free_savings`, points `<network>-<step>`.
+        network: for example `v1_pr_60`.
+
+    Returns:
+        Columns step, param_storage, math_ops, score.
+    """
+    columns = ["param_storage", "math_ops", "score"]
+    rows = published.set_index("point").loc[network]
+    lines = [[text, *(rows[f"{state}.{c}"] for c in columns)] for state, text in _STATES.items()]
+    steps = savings.set_index("point")
+    for step, text in _SAVINGS.items():
+        lines.append([text, *(steps.loc[f"{network}-{step}", f"published.{c}"] for c in columns)])
+    return pd.DataFrame(lines, columns=["step", *columns])
+
+
+def board_points(published: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame:
+    """What was measured of the networks that entered the challenge, before and after savings.
+
+    Args:
+        published: measured table of the sweep of that name.
+        savings: measured table of `free_savings`, points `<network>-<step>`.
+
+    Returns:
+        Columns label, score, top1_percent.
+    """
+    lines = []
+    for network in dict.fromkeys(savings["point"].str.rpartition("-")[0]):
+        entered = published.set_index("point").loc[network]
+        trimmed = savings.set_index("point").loc[f"{network}-sixth"]
+        lines.append((network, entered["published.score"], 100 * entered["top1"]))
+        lines.append((f"{network}, trimmed", trimmed["published.score"], 100 * trimmed["top1"]))
+    return pd.DataFrame(lines, columns=["label", "score", "top1_percent"])
+
+
+def score_history(steps: pd.DataFrame, source: str) -> Figure:
+    """One file, scored in successive ways: both terms of the score as stacked bars.
+
+    Args:
+        steps: rows with `step`, `param_storage` and `math_ops`, in order.
+        source: the provenance footer.
+    """
+    fig, (ax,) = figure(height=0.4 * len(steps) + 1.1)
+    storage, operations = steps["param_storage"] / PARAM_BASE, steps["math_ops"] / OPS_BASE
+    ax.barh(steps["step"], storage, color=BLUE, label="storage / 36.5 M")
+    ax.barh(steps["step"], operations, left=storage, color=ORANGE, label="operations / 10.49 G")
+    for row, value in enumerate(storage + operations):
+        ax.text(value, row, f"  {value:.6f}", va="center")
+    ax.invert_yaxis()
+    ax.set_xlim(0, (storage + operations).max() * 1.16)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("score")
+    fig.legend(loc="outside upper center", ncols=2)
+    return footer(fig, source)
+
+
+def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
+    """What the official rules would charge at fewer bits; no accuracy is claimed.
+
+    Args:
+        prices: rows with `point` (`<widths>-<accumulator>`) and `official.score`.
+        reference: the unquantised network's official score, as a line.
+        source: the provenance footer.
+    """
+    fig, (ax,) = figure(height=3.1)
+    names = prices["point"].str.split("-", expand=True)
+    table = prices.assign(widths=names[0], accumulator=names[1]).pivot_table(
+        index="widths", columns="accumulator", values="official.score", sort=False
+    )
+    for shift, (accumulator, colour) in enumerate(
+        zip(table.columns, (BLUE, ORANGE, GREEN), strict=True)
+    ):
+        x = [index + 0.27 * (shift - 1) for index in range(len(table))]
+        bars = ax.bar(x, table[accumulator], 0.25, color=colour)
+        bars.set_label(accumulator.replace("_", " "))
+        ax.bar_label(bars, fmt="%.4f", fontsize=7.5)
+    ax.axhline(reference, color=GREY, ls="--", lw=1)
+    ax.text(-0.4, reference, "unquantised", va="bottom", fontsize=8)
+    ax.set_xticks(range(len(table)), table.index)
+    ax.set_ylim(0, reference * 1.12)
+    ax.set_ylabel("official score")
+    ax.grid(axis="x", visible=False)
+    fig.legend(title="accumulator", ncols=3, loc="outside upper center")
+    return footer(fig, source)
+
+
+def leaderboard(board: pd.DataFrame, ours: pd.DataFrame, source: str) -> Figure:
+    """The challenge's final CIFAR-100 board with our measured points on it.
+
+    Args:
+        board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
+        ours: rows with `label`, `score`, `top1_percent`, measured.
+        source: the provenance footer.
+    """
+    fig, (ax,) = figure(height=3.8)
+    ax.axhspan(board["top1_percent"].min() - 1, 80, color="#f4e3e3", lw=0)
+    ax.text(board["score"].max(), 79.985, "target missed below 80 %", ha="right", va="top", size=8)
+    ax.scatter(board["score"], board["top1_percent"], color=GREY, label="leaderboard", zorder=3)
+    for row in board.itertuples():
+        ax.annotate(
+            row.entry, (row.score, row.top1_percent), (4, 4), textcoords="offset points", size=7.5
+        )
+    ax.scatter(
+        ours["score"], ours["top1_percent"], color=ORANGE, marker="D", label="measured", zorder=4
+    )
+    for row in ours.itertuples():
+        ax.annotate(
+            row.label,
+            (row.score, row.top1_percent),
+            (4, -11),
+            textcoords="offset points",
+            size=7.5,
+            color=ORANGE,
+        )
+    ax.set_xscale("log")
+    ax.set_xlabel("score (log scale, lower is better)")
+    ax.set_ylabel("top-1 (%)")
+    ax.set_ylim(79.95, 80.75)  # one entry lies far above; the caption names it
+    ax.legend(loc="upper right")
+    return footer(fig, source)

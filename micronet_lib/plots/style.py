@@ -1,0 +1,51 @@
+"""What every figure shares: size, type, colour-blind-safe colours, and the footer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC3311"),
+    *("#AA4499", "#56B4E9", "#DDAA33", "#888888"),
+)
+WIDTH = 7.2
+
+_RC: Any = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.hashsalt": "micronet",
+}
+
+
+def figure(
+    height: float = 3.4, columns: int = 1, rows: int = 1, widths: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """A figure in the book's style with `rows * columns` axes, row by row.
+
+    It stays open in pyplot, so that a cell that ends with `fig = plots.name(table)` shows it once.
+
+    Args:
+        height: in inches; the width is the page's.
+        columns: axes side by side.
+        rows: axes above each other.
+        widths: relative widths of the columns.
+    """
+    mpl.rcParams.update(_RC)  # not a context: leaving one would switch the notebook's backend off
+    fig = plt.figure(figsize=(WIDTH, height), dpi=110, facecolor="white", layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, width_ratios=widths)
+    return fig, list(axes.flat)
+
+
+def footer(fig: Figure, text: str) -> Figure:
+    """Write where the numbers come from under the figure; returns the figure."""
+    fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left")
+    return fig

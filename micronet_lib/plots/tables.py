@@ -1,0 +1,36 @@
+"""Tables on a page: the same HTML on every machine, numbers formatted, no index column."""
+
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+from IPython.display import Code
+from pandas.io.formats.style import Styler
+
+__all__ = ["show_source", "show_table"]
+
+
+def show_table(table: pd.DataFrame, formats: Mapping[str, str] | None = None) -> Styler:
+    """A table as the page shows it; a value that was not measured reads `not run`.
+
+    Args:
+        table: one row a line; column names are the headings.
+        formats: a format string a column, for example `{"top-1": "{:.2%}"}`.
+    """
+    styler = Styler(table, cell_ids=False).hide(axis="index")
+    styler.format(dict(formats or {}), na_rep="not run")
+    left = [{"selector": "", "props": "text-align: left"}]
+    texts = table.select_dtypes(include=["object", "string"]).columns
+    styler.set_table_styles(dict.fromkeys(texts, left), axis=0)
+    # Without a name of its own, pandas invents another one at every run.
+    words = [*table.columns, *table.iloc[:, 0]]
+    name = hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:8]
+    return styler.set_uuid(name).set_table_attributes('class="dataframe"')
+
+
+def show_source(function: Callable[..., Any]) -> Code:
+    """The library's own code of a function, highlighted; never a copy of it."""
+    return Code(textwrap.dedent(inspect.getsource(function)), language="python")

@@ -1,0 +1,82 @@
+"""Adaptive label smoothing: loops over classes and images against tables.
+
+The baselines do what the released code does: a cosine for every pair of classes once an epoch, and
+in every step the targets written image by image, twice, since mixed images get two losses.
+"""
+
+import torch
+import torch.nn.functional as F
+from ratios import compare
+from torch import Tensor
+
+from micronet_lib.label_smoothing import (
+    RELEASED_DENSE,
+    smoothed_targets,
+    smoothing_distribution,
+    soft_cross_entropy,
+    target_table,
+)
+
+NUM_CLASSES, NUM_FEATURES, BATCH = 100, 106, 128
+
+
+def distribution_by_pairs(weight: Tensor) -> Tensor:
+    u = torch.zeros(len(weight), len(weight))
+    for y in range(len(weight)):
+        for k in range(len(weight)):
+            u[y, k] = F.cosine_similarity(weight[k], weight[y], dim=0).abs().exp()
+        u[y, y] = 0
+        u[y] /= u[y].sum()
+    return u
+
+
+def loss_by_images(logits: Tensor, u: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    soft = torch.zeros_like(logits)
+    for i in range(len(targets)):
+        soft[i] = smoothing * u[targets[i]]
+    soft.scatter_(1, targets.unsqueeze(1), 1 - smoothing)
+    return (-soft * logits.log_softmax(1)).sum(1).mean()
+
+
+def test_similarity_table() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(NUM_CLASSES, NUM_FEATURES)
+    by_pairs, library = "pair by pair", "target_table"
+    medians = compare(
+        {
+            by_pairs: lambda: distribution_by_pairs(weight),
+            library: lambda: target_table(weight, RELEASED_DENSE),
+        },
+        items=NUM_CLASSES**2,
+        unit="pairs",
+    )
+    torch.testing.assert_close(
+        distribution_by_pairs(weight), smoothing_distribution(weight, RELEASED_DENSE)
+    )
+    assert medians[by_pairs] > 300 * medians[library]
+
+
+def test_mixed_loss() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(BATCH, NUM_CLASSES, requires_grad=True)
+    a, b = torch.randint(NUM_CLASSES, (2, BATCH))
+    weight = torch.randn(NUM_CLASSES, NUM_FEATURES)
+    u = smoothing_distribution(weight, RELEASED_DENSE)
+    table = target_table(weight, RELEASED_DENSE)
+    lam, smoothing = 0.3, RELEASED_DENSE.smoothing
+
+    def two_losses() -> Tensor:
+        first = loss_by_images(logits, u, a, smoothing)
+        second = loss_by_images(logits, u, b, smoothing)
+        return torch.autograd.grad(lam * first + (1 - lam) * second, logits)[0]
+
+    def one_loss() -> Tensor:
+        loss = soft_cross_entropy(logits, smoothed_targets(table, a, b, lam))
+        return torch.autograd.grad(loss, logits)[0]
+
+    by_images, library = "image by image, two losses", "smoothed_targets, one loss"
+    medians = compare(
+        {by_images: two_losses, library: one_loss}, items=BATCH, unit="images", rounds=25
+    )
+    torch.testing.assert_close(two_losses(), one_loss())
+    assert medians[by_images] > 5 * medians[library]

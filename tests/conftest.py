@@ -1,0 +1,35 @@
+"""What every test run shares: plots without a window, notebooks without progress bars."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Set to anything, it would take the inline figures out of every notebook that nbval runs.
+os.environ.pop("MPLBACKEND", None)
+# A committed notebook holds no stderr, so a compared cell must not write any.
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A chapter shows what is computed now, not what an earlier run of this machine left.
+os.environ["MICRONET_RUNS"] = tempfile.mkdtemp(prefix="micronet-runs-")
+atexit.register(shutil.rmtree, os.environ["MICRONET_RUNS"], ignore_errors=True)
+
+try:
+    import matplotlib as mpl
+
+    # The first import builds the font cache, which a notebook would report on stderr.
+    import matplotlib.font_manager
+except ModuleNotFoundError:
+    pass
+else:
+    mpl.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def fresh_networks_are_the_same() -> None:
+    """The same fresh networks in every run: one in forty draws a weight of exactly zero."""
+    import torch
+
+    torch.manual_seed(0)

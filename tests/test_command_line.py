@@ -1,0 +1,413 @@
+"""Every verb of the command line, as a person and as a program uses it.
+
+What it does with bad input is in `test_robustness`.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from published_format import pruned_network, published_state, save
+
+from micronet_lib import __main__ as command_line
+from micronet_lib.architecture import MicroNet, build
+from micronet_lib.dead_channels import SAVINGS, apply_savings
+from micronet_lib.lab import downloads, records
+from micronet_lib.lab.experiments import checkpoint_path
+from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.rules import RULE_SETS, rules_of
+from micronet_lib.scoring import SCORE_METRICS, score_network
+
+ROOT = Path(__file__).resolve().parent.parent
+EVALUATION_KEYS = {"correct", "num_examples", "top1", "top5", "loss", "images_per_s"}
+
+
+@dataclass(frozen=True)
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+def run(*argv: str | Path) -> Ran:
+    """The command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = command_line.main([str(word) for word in argv])
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+def result(*argv: str | Path, status: int = 0) -> dict[str, Any]:
+    """The one JSON object that a command prints with `--json`."""
+    ran = run(*argv, "--json")
+    assert ran.status == status, ran.err
+    assert ran.err == ""
+    assert ran.out.count("\n") == 1
+    return json.loads(ran.out)
+
+
+@pytest.fixture(scope="module")
+def pruned() -> MicroNet:
+    return pruned_network()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(pruned, tmp_path_factory) -> Path:
+    """A published-format file of MicroNet v1 with 60 % of its weights gone."""
+    return save(published_state(pruned), tmp_path_factory.mktemp("kaist") / "network.t7")
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+# -------------------------------------------------------------------------------------- help
+
+VERBS = (
+    *("data", "data fetch", "data check", "data picture"),
+    *("evaluate", "score", "measure", "promote"),
+)
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main([*verb.split(), "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"usage: micronet {verb}".strip())
+    assert shown.err == ""
+
+
+def test_help_names_every_verb(capsys):
+    for words, verbs in ((["data"], VERBS[1:4]), ([], (VERBS[0], *VERBS[4:]))):
+        with pytest.raises(SystemExit):
+            command_line.main([*words, "--help"])
+        shown = capsys.readouterr().out
+        named = re.findall(r"^ {4}(\S+)", shown, re.MULTILINE)
+        assert named == [verb.split()[-1] for verb in verbs]
+
+
+def test_micronet_is_the_installed_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entry = EntryPoint("micronet", project["scripts"]["micronet"], "console_scripts")
+    assert entry.load() is command_line.main
+
+
+# ------------------------------------------------------------------------------------- score
+
+
+@pytest.mark.parametrize("model", ["micronet_v1", "micronet_v2_released", "table1_3.0"])
+def test_score_of_a_fresh_network(model):
+    found = result("score", "--model", model)
+    expected = score_network(build(model))
+    assert found == {"model": model, "rules": "published", **expected.metrics()}
+
+
+@pytest.mark.parametrize("rules", RULE_SETS)
+def test_score_of_a_checkpoint_under_each_rule_set(checkpoint, pruned, rules):
+    found = result("score", "--checkpoint", checkpoint, "--rules", rules)
+    assert found["model"] == "micronet_v1_released"
+    assert found["rules"] == rules
+    expected = score_network(pruned, rules).metrics()
+    assert {name: found[name] for name in SCORE_METRICS} == expected
+
+
+def test_score_without_what_is_free(checkpoint, pruned):
+    scores = []
+    for steps in range(len(SAVINGS) + 1):
+        names = list(SAVINGS)[:steps]
+        found = result("score", "--checkpoint", checkpoint, "--save", *names)
+        assert found["score"] == score_network(apply_savings(pruned, names)).score
+        scores.append(found["score"])
+    assert scores[3] < scores[2] <= scores[1] < scores[0]
+
+
+def test_score_at_fewer_bits(checkpoint, pruned):
+    words = ["score", "--checkpoint", checkpoint, "--rules", "official"]
+    words += ["--weight-bits", "4", "--activation-bits", "8"]
+    found = [result(*words, "--accumulator", name) for name in ("fp32", "integer", "adder_tree")]
+    for entry, name in zip(found, ("fp32", "integer", "adder_tree"), strict=True):
+        assert entry["score"] == score_network(pruned, rules_of("official", 4, 8, name)).score
+    assert found[0]["score"] > found[1]["score"] > found[2]["score"]
+
+
+def test_the_bill_adds_up(checkpoint):
+    found = result("score", "--checkpoint", checkpoint, "--layers")
+    columns = {"layer", "kind", "quantity", "count", "bits", "param_storage", "math_ops", "score"}
+    assert all(set(line) == columns for line in found["layers"])
+    for name in ("param_storage", "math_ops", "score"):
+        assert sum(line[name] for line in found["layers"]) == pytest.approx(found[name])
+    adds = sum(line["count"] for line in found["layers"] if line["quantity"] == "add")
+    assert adds == pytest.approx(found["num_adds"])
+
+
+def test_score_for_a_reader():
+    plain = run("score", "--model", "c_efficientnet_1.0")
+    assert (plain.status, plain.err) == (0, "")
+    shown = dict(line.split(maxsplit=1) for line in plain.out.splitlines())
+    found = result("score", "--model", "c_efficientnet_1.0")
+    assert list(shown) == list(found)
+    assert shown["num_params"] == f"{found['num_params']:,}".replace(",", " ")
+    bill = run("score", "--model", "c_efficientnet_1.0", "--layers").out
+    assert bill.endswith(plain.out)
+    assert "stem.conv" in bill
+
+
+# ---------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate_in_a_process_of_its_own(tmp_path):
+    """One JSON object on stdout while the progress, switched on here, goes to stderr."""
+    model = pruned_network("c_efficientnet_1.0_released")
+    path = save(published_state(model), tmp_path / "network.t7", as_zip=False)
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    words = ["evaluate", "--checkpoint", str(path), "--dataset", "embedded", "--json"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "micronet_lib", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("\n") == 1
+    found = json.loads(ran.stdout)
+    assert set(found) == {"model", "dataset", *EVALUATION_KEYS}
+    assert (found["model"], found["dataset"]) == ("c_efficientnet_1.0_released", "embedded")
+    assert found["num_examples"] == 1000
+    assert found["top1"] == found["correct"] / 1000 <= found["top5"] <= 1
+    assert found["loss"] > 0
+    assert found["images_per_s"] > 0
+    drawn = [line.strip() for line in ran.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    assert drawn
+    assert all(line.startswith("evaluate:") for line in drawn)
+
+
+# ----------------------------------------------------------------------------------- measure
+
+
+def test_measure_makes_each_record_once(runs):
+    found = result("measure", "expand_ratio", "--profile", "smoke")
+    points = [point.name for point in SWEEPS["expand_ratio"].points()]
+    assert (found["sweep"], found["profile"]) == ("expand_ratio", "smoke")
+    assert [row["point"] for row in found["points"]] == points
+    assert all(row["n"] == 1 for row in found["points"])
+    for row, point in zip(found["points"], SWEEPS["expand_ratio"].points(), strict=True):
+        expected = score_network(build(point.recipe.model), "revised").score
+        assert row["revised.score"] == pytest.approx(expected, abs=1e-15)
+
+    files = sorted(path for path in runs.rglob("*") if path.is_file())
+    assert [path.name for path in files] == [f"{name}-s0.json" for name in points]
+    written = {path: path.stat().st_mtime_ns for path in files}
+    assert result("measure", "expand_ratio", "--profile", "smoke") == found
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")} == written
+
+
+def test_measure_one_point_with_a_seed_and_an_override(runs):
+    words = ["measure", "printed_table", "--profile", "smoke", "--point", "3.0", "--seed", "7"]
+    (row,) = result(*words)["points"]
+    assert (row["point"], row["n"]) == ("3.0", 1)
+    (path,) = [path for path in runs.rglob("*") if path.is_file()]
+    assert path.relative_to(runs) == Path("smoke/printed_table/3.0-s7.json")
+
+    (other,) = result(*words, "--override", "model=micronet_v2")["points"]
+    assert other["revised.score"] < row["revised.score"]
+    assert records.read(path).recipe["model"] == "micronet_v2"
+
+
+def test_measure_a_published_network(runs, data, checkpoint):
+    (data / "kaist").mkdir(parents=True)
+    (data / "kaist" / "micronet_v1_pr_60.t7").symlink_to(checkpoint)
+    found = result("measure", "bit_widths", "--profile", "full", "--point", "w4a8-integer")
+    (row,) = found["points"]
+    expected = result(
+        *("score", "--checkpoint", checkpoint, "--rules", "official", "--weight-bits", "4"),
+        *("--activation-bits", "8", "--accumulator", "integer"),
+    )
+    assert row["official.score"] == pytest.approx(expected["score"], abs=1e-15)
+
+
+def test_measure_for_a_reader(runs):
+    ran = run("measure", "expand_ratio", "--profile", "smoke", "--point", "1.5")
+    assert (ran.status, ran.err) == (0, "")
+    header, row, footer = ran.out.splitlines()
+    assert header.split() == ["point", "n", *SWEEPS["expand_ratio"].metrics]
+    assert row.split()[:2] == ["1.5", "1"]
+    assert footer.startswith("this run · smoke · ")
+
+
+# ----------------------------------------------------------------------------------- promote
+
+
+def test_promote_copies_records(runs, tmp_path, monkeypatch):
+    measured = tmp_path / "measured"
+    monkeypatch.setattr(records, "promote", partial(records.promote, root=measured))
+    for point in ("1.0", "4.0"):
+        run("measure", "expand_ratio", "--profile", "quick", "--point", point)
+    paths = sorted(runs.rglob("*.json"))
+    for path in paths:  # whatever the state of the code under test
+        measured_here = records.read(path)
+        env = measured_here.env | {"commit": "abc1234"}
+        records.write(replace(measured_here, env=env), runs)
+    found = result("promote", *paths)
+    assert found == {"records": [str(measured / path.relative_to(runs)) for path in paths]}
+    for path in paths:
+        assert (measured / path.relative_to(runs)).read_bytes() == path.read_bytes()
+
+
+# -------------------------------------------------------------------------------------- data
+
+
+def test_check_of_an_empty_folder_finds_nothing_wrong(data):
+    found = result("data", "check")
+    assert {row["status"] for row in found["files"]} == {"missing"}
+    assert {row["path"] for row in found["files"]} >= {
+        "cifar-100-python/test",
+        "kaist/micronet_v1_pr_60.t7",
+    }
+    assert not data.exists()
+
+
+def test_check_of_a_damaged_file_fails(data):
+    (data / "kaist").mkdir(parents=True)
+    (data / "kaist" / "micronet_v1_pr_60.t7").write_bytes(b"cut")
+    found = result("data", "check", status=1)
+    wrong = [row["path"] for row in found["files"] if row["status"] == "wrong digest"]
+    assert wrong == ["kaist/micronet_v1_pr_60.t7"]
+    plain = run("data", "check")
+    assert plain.status == 1
+    assert "wrong digest  kaist/micronet_v1_pr_60.t7\n" in plain.out
+
+
+def test_fetch_leaves_a_file_that_is_right_alone(data, monkeypatch):
+    path = data / "kaist" / "micronet_v1_pr_60.t7"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a checkpoint")
+    (asset,) = [asset for asset in downloads.ASSETS if asset.path == "kaist/micronet_v1_pr_60.t7"]
+    asset = replace(asset, digest=hashlib.sha256(b"a checkpoint").hexdigest())
+    monkeypatch.setattr(downloads, "fetch", partial(downloads.fetch, assets=[asset]))
+    found = result("data", "fetch", "kaist")
+    assert found == {"files": [{"path": "kaist/micronet_v1_pr_60.t7", "status": "present"}]}
+
+
+def test_picture_shows_ten_images_of_each_superclass(tmp_path):
+    path = tmp_path / "sheet.png"
+    assert result("data", "picture", path) == {"file": str(path)}
+    with Image.open(path) as picture:
+        width, height = picture.size
+    assert width >= 10 * 32
+    assert height / width == pytest.approx(2, rel=0.1)
+
+
+# -------------------------------------------------------------------------- stops and own faults
+
+
+def test_interrupted_command_stops_without_a_traceback(monkeypatch, checkpoint):
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("micronet_lib.scoring.score_network", interrupt)
+    assert run("score", "--model", "micronet_v1") == Ran(130, "", "micronet: stopped\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("micronet_lib.scoring.score_network", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("score", "--model", "micronet_v1")
+
+
+# ------------------------------------------------------------------------- the published networks
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the authors' notebook prints for a file, and what we count."""
+
+    name: str
+    correct: int
+    top5: float
+    loss: float
+    score: float
+    first: float
+
+
+PUBLISHED = [
+    Published("v1_pr_60", 8007, 0.9582, 0.747965, 0.0054454, 0.00490139),
+    Published("v2_pr_60", 8004, 0.9551, 0.742793, 0.0056215, 0.00506435),
+    Published("v2_pr_30", 8108, 0.9605, 0.707615, float("nan"), float("nan")),
+]
+has_no_images = not (checkpoint_path("x").parents[1] / "cifar-100-python" / "test").is_file()
+
+
+def real_checkpoint(entry: Published) -> Path:
+    path = checkpoint_path(f"micronet_{entry.name}")
+    if not path.is_file():
+        pytest.skip("the published checkpoints: python -m micronet_lib data fetch kaist")
+    return path
+
+
+@pytest.fixture(scope="module", params=PUBLISHED, ids=lambda entry: entry.name)
+def rated(request) -> Iterator[tuple[Published, dict[str, Any]]]:
+    if has_no_images:
+        pytest.skip("CIFAR-100: python -m micronet_lib data fetch cifar100")
+    ran = run("evaluate", "--checkpoint", real_checkpoint(request.param), "--json")
+    assert ran.status == 0, ran.err
+    return request.param, json.loads(ran.out)
+
+
+def test_published_network_is_as_accurate_as_its_authors_say(rated):
+    published, found = rated
+    assert set(found) == {"model", "dataset", *EVALUATION_KEYS}
+    assert (found["dataset"], found["num_examples"]) == ("cifar100", 10_000)
+    assert found["correct"] == published.correct
+    assert found["top1"] == published.correct / 10_000
+    assert found["top5"] == pytest.approx(published.top5, abs=1e-9)
+    assert found["loss"] == pytest.approx(published.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("entry", PUBLISHED[:2], ids=lambda entry: entry.name)
+def test_published_network_scores_what_its_authors_say(entry):
+    path = real_checkpoint(entry)
+    assert round(result("score", "--checkpoint", path)["score"], 7) == entry.score
+    first = result("score", "--checkpoint", path, "--rules", "first")
+    assert round(first["score"], 8) == entry.first
+
+
+def test_published_network_costs_what_its_authors_say():
+    found = result("score", "--checkpoint", real_checkpoint(PUBLISHED[0]))
+    assert found["num_adds"] == pytest.approx(16_572_569, abs=10)
+    assert found["num_mults"] == pytest.approx(18_959_092, abs=10)
+    assert found["num_params"] == 188_064
+    assert found["mask_params"] == 14_076.75
+
+
+@pytest.mark.skipif(has_no_images, reason="CIFAR-100: python -m micronet_lib data fetch cifar100")
+def test_check_recognises_the_published_files():
+    found = {row["path"]: row["status"] for row in result("data", "check")["files"]}
+    assert found["cifar-100-python/test"] == "ok"

@@ -1,0 +1,367 @@
+"""Measuring: what a record holds, and that nothing is measured twice or without its files."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from published_format import pruned_network, published_state, save
+
+from micronet_lib.architecture import MicroNet, build
+from micronet_lib.dead_channels import apply_savings
+from micronet_lib.errors import InputError
+from micronet_lib.lab import experiments, records
+from micronet_lib.lab.data import load_split
+from micronet_lib.lab.experiments import ensure, measure, missing_inputs, prepare, require
+from micronet_lib.lab.machine import environment
+from micronet_lib.lab.recipes import PROFILES, SWEEPS, Profile, Recipe
+from micronet_lib.rules import RULE_SETS, rules_of
+from micronet_lib.scoring import SCORE_METRICS, score_network
+
+SWEEP = SWEEPS["expand_ratio"]
+NAMES = [point.name for point in SWEEP.points()]
+
+
+@pytest.fixture(scope="module")
+def pruned() -> MicroNet:
+    return pruned_network("c_efficientnet_1.0_released")
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path / "data"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def place(tmp_path, pruned) -> Callable[[str], Path]:
+    """A function that puts a file of the published format where recipes look for that name."""
+
+    def put(name: str) -> Path:
+        path = tmp_path / "data" / "kaist" / f"{name}.t7"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save(published_state(pruned), path, as_zip=False)
+
+    return put
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[tuple[str, str, str, int]]:
+    """What was measured since the test began; the measuring itself is replaced."""
+    calls = []
+
+    def pretend(recipe, sweep, point, profile, seed=0, progress=True):
+        calls.append((sweep, point, profile.name, seed))
+        return records.Record(
+            sweep=sweep,
+            point=point,
+            recipe_id=records.recipe_id(recipe),
+            recipe=dataclasses.asdict(recipe),
+            profile=profile.name,
+            seed=seed,
+            dataset="none",
+            metrics=dict.fromkeys(SWEEPS[sweep].metrics, float(len(calls))),
+            env=environment(),
+        )
+
+    monkeypatch.setattr(experiments, "measure", pretend)
+    return calls
+
+
+# ----------------------------------------------------------------------------------- measure
+
+
+def test_record_of_a_fresh_network():
+    recipe = Recipe(model="c_efficientnet_1.0")
+    found = measure(recipe, "expand_ratio", "1.0", PROFILES["smoke"], seed=4)
+    assert (found.sweep, found.point, found.profile, found.seed) == (
+        *("expand_ratio", "1.0", "smoke"),
+        4,
+    )
+    assert found.recipe_id == records.recipe_id(recipe)
+    assert found.recipe == dataclasses.asdict(recipe)
+    assert found.dataset == "none"
+    assert not found.layers
+    model = build(recipe.model)
+    for rules in RULE_SETS:
+        expected = score_network(model, rules).metrics()
+        assert {name: found.metrics[f"{rules}.{name}"] for name in SCORE_METRICS} == expected
+    assert found.metrics["hidden_chs"] == sum(b.hidden_chs for b in model.architecture.blocks)
+    assert "correct" not in found.metrics
+    assert {"device", "torch", "cuda", "python", "commit", "date", "wall_s"} == set(found.env)
+
+
+def test_record_of_a_published_network(place, pruned):
+    place("ours")
+    found = measure(Recipe(checkpoint="ours"), "published", "ours", PROFILES["smoke"], 0, False)
+    assert found.dataset == "embedded"
+    assert found.metrics["num_examples"] == 1000
+    assert found.metrics["top1"] == found.metrics["correct"] / 1000
+    assert found.metrics["published.score"] == score_network(pruned).score
+    assert (
+        sum(line["count"] for line in found.layers if line["quantity"] == "param")
+        == (found.metrics["published.num_params"])
+    )
+
+
+@pytest.fixture
+def forty_images(monkeypatch) -> None:
+    few = load_split("embedded", "test").subset(torch.arange(40))
+    monkeypatch.setattr(experiments, "load_split", lambda name, split: few)
+
+
+def measure_savings(*names: str) -> dict[str, float]:
+    recipe = Recipe(checkpoint="ours", savings=names)
+    return measure(recipe, "free_savings", "ours", PROFILES["smoke"], 0, False).metrics
+
+
+def test_record_of_free_savings_compares_the_logits(place, pruned, forty_images):
+    place("ours")
+    found = measure_savings("dead_gates", "dead_channels")
+    assert found["num_examples"] == 40
+    smaller = apply_savings(pruned, ("dead_gates", "dead_channels"))
+    assert found["published.score"] == score_network(smaller).score
+    assert 0 <= found["max_logit_difference"] < 1e-12
+    assert 0 <= found["max_logit_difference_stored"] < 1e-4
+    assert found["bit_identical"] in (0, 1)
+
+    found = measure_savings("dead_gates")
+    assert found["max_logit_difference"] == found["max_logit_difference_stored"] == 0
+    assert found["bit_identical"] == 1
+
+
+def test_a_saving_that_is_not_free_is_found_out(place, forty_images, monkeypatch):
+    def careless(model: MicroNet, names: tuple[str, ...]) -> MicroNet:
+        with torch.no_grad():
+            model.head.classifier.bias[7] += 0.25
+        return model
+
+    place("ours")
+    monkeypatch.setattr(experiments, "apply_savings", careless)
+    found = measure_savings("dead_gates")
+    assert found["max_logit_difference"] == pytest.approx(0.25, abs=1e-6)
+    assert found["max_logit_difference_stored"] == pytest.approx(0.25, abs=1e-6)
+    assert found["bit_identical"] == 0
+
+
+def test_record_of_a_price_list_rates_nothing(place, pruned):
+    place("ours")
+    recipe = Recipe(checkpoint="ours", weight_bits=4, activation_bits=8, accumulator="integer")
+    found = measure(recipe, "bit_widths", "w4a8-integer", PROFILES["full"], 0, False)
+    assert found.dataset == "none"
+    assert "correct" not in found.metrics
+    expected = score_network(pruned, rules_of("official", 4, 8, "integer")).score
+    assert found.metrics["official.score"] == expected
+    assert found.metrics["published.score"] == score_network(pruned).score
+
+
+def test_measuring_again_gives_the_same_numbers():
+    recipe = SWEEP.point("1.5").recipe
+    one, other = (measure(recipe, "expand_ratio", "1.5", PROFILES["smoke"]) for _ in range(2))
+    assert one.metrics == other.metrics
+
+
+def test_prepared_network_has_its_savings_applied(place, pruned):
+    place("ours")
+    assert prepare(Recipe(checkpoint="ours")).architecture == pruned.architecture
+    saved = prepare(Recipe(checkpoint="ours", savings=("dead_gates",)))
+    assert saved.architecture.downsample_se == "none"
+    with pytest.raises(InputError, match="no checkpoint at"):
+        prepare(Recipe(checkpoint="theirs"))
+
+
+# ------------------------------------------------------------------------------------ ensure
+
+
+def test_ensure_measures_what_is_missing_and_only_that(measured, runs):
+    rows = ensure(SWEEP, "smoke")
+    assert [call[1] for call in measured] == NAMES
+    assert list(rows["n"]) == [1] * len(NAMES)
+    assert set(rows["source"]) == {"this run"}
+
+    assert ensure(SWEEP, "smoke").equals(rows)
+    assert len(measured) == len(NAMES)
+
+    (runs / records.record_path("expand_ratio", "2.0", "smoke", 0)).unlink()
+    again = ensure(SWEEP, "smoke").set_index("point")
+    assert measured[len(NAMES) :] == [("expand_ratio", "2.0", "smoke", 0)]
+    assert again.loc["2.0", "revised.score"] == len(NAMES) + 1
+    assert again.loc["1.0", "revised.score"] == 1
+
+
+def test_another_seed_and_another_profile_are_other_runs(measured):
+    ensure(SWEEP, "smoke", point="1.0")
+    ensure(SWEEP, "smoke", seed=1, point="1.0")
+    ensure(SWEEP, "quick", point="1.0")
+    assert [call[2:] for call in measured] == [("smoke", 0), ("smoke", 1), ("quick", 0)]
+
+
+def test_one_point_gives_one_row(measured, runs):
+    rows = ensure(SWEEP, "smoke", point="3.0")
+    assert list(rows["point"]) == ["3.0"]
+    assert list(rows.index) == [0]
+    assert measured == [("expand_ratio", "3.0", "smoke", 0)]
+    assert [path.name for path in runs.rglob("*.json")] == ["3.0-s0.json"]
+
+
+def test_another_recipe_under_the_same_name_is_measured_again(measured, runs):
+    ensure(SWEEP, "smoke", point="1.0")
+    overrides = {"model": "micronet_v2"}
+    ensure(SWEEP, "smoke", overrides=overrides, point="1.0")
+    ensure(SWEEP, "smoke", overrides=overrides, point="1.0")
+    assert len(measured) == 2
+    (path,) = runs.rglob("*.json")
+    assert records.read(path).recipe["model"] == "micronet_v2"
+
+
+def test_points_without_their_files_stay_not_run(measured, runs, place, tmp_path):
+    rows = ensure(SWEEPS["published"], "full")
+    assert (rows["n"] == 0).all()
+    assert not measured
+    assert not runs.exists()
+
+    place("micronet_v2_pr_30")
+    assert (ensure(SWEEPS["published"], "full")["n"] == 0).all()  # the images are missing too
+
+    images = tmp_path / "data" / "cifar-100-python" / "test"
+    images.parent.mkdir()
+    images.touch()
+    rows = ensure(SWEEPS["published"], "full").set_index("point")
+    assert measured == [("published", "v2_pr_30", "full", 0)]
+    assert rows["n"].to_dict() == {name: int(name == "v2_pr_30") for name in rows.index}
+
+
+def test_a_sweep_outside_the_profile_produces_nothing(measured, runs, place):
+    for name in ("micronet_v1_pr_60", "micronet_v2_pr_60"):
+        place(name)
+    for name in ("published", "free_savings", "bit_widths"):
+        rows = ensure(SWEEPS[name], "smoke")
+        assert len(rows) == len(SWEEPS[name].points())
+        assert (rows["n"] == 0).all()
+    assert not measured
+    assert not runs.exists()
+
+
+def test_a_fault_in_the_middle_keeps_what_was_finished(measured, runs, monkeypatch):
+    pretend = experiments.measure
+
+    def fail_third(*args, **kwargs):
+        if len(measured) == 2:
+            raise InputError("a damaged file")
+        return pretend(*args, **kwargs)
+
+    monkeypatch.setattr(experiments, "measure", fail_third)
+    with pytest.raises(InputError, match="a damaged file"):
+        ensure(SWEEP, "smoke")
+    assert sorted(path.name for path in runs.rglob("*") if path.is_file()) == [
+        f"{name}-s0.json" for name in NAMES[:2]
+    ]
+    monkeypatch.setattr(experiments, "measure", pretend)
+    assert (ensure(SWEEP, "smoke")["n"] == 1).all()
+    assert [call[1] for call in measured] == NAMES
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"profile": "huge"}, "unknown profile 'huge'"),
+        ({"profile": "smoke", "point": "9"}, "unknown point of expand_ratio '9'"),
+        ({"profile": "smoke", "overrides": {"lr": 1}}, "unknown key of Recipe 'lr'"),
+    ],
+)
+def test_unknown_names_are_refused_before_anything_runs(measured, runs, words, message):
+    with pytest.raises(InputError, match=message):
+        ensure(SWEEP, **words)
+    assert not measured
+    assert not runs.exists()
+
+
+# ---------------------------------------------------------------------------- files and refusals
+
+
+@pytest.mark.parametrize(
+    ("recipe", "profile", "files", "missing"),
+    [
+        (Recipe(), "full", (), None),
+        (Recipe(checkpoint="a"), "full", (), "kaist/a.t7"),
+        (Recipe(checkpoint="a"), "full", ("kaist/a.t7",), "cifar-100-python/test"),
+        (Recipe(checkpoint="a"), "full", ("kaist/a.t7", "cifar-100-python/test"), None),
+        (Recipe(checkpoint="a"), "smoke", ("kaist/a.t7",), None),
+        (Recipe(checkpoint="a", weight_bits=8), "full", ("kaist/a.t7",), None),
+    ],
+)
+def test_the_first_missing_file_is_named(tmp_path, recipe, profile, files, missing):
+    for file in files:
+        path = tmp_path / "data" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert missing_inputs(recipe, PROFILES[profile]) == missing
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("published", "huge"), "unknown profile 'huge'; choose from smoke, quick, full"),
+        (
+            ("published", "quick"),
+            "sweep 'published' is not defined on profile 'quick'; choose from full",
+        ),
+        (("published", "full", "v9"), "unknown point of published 'v9'; choose from v1_pr_60, "),
+        (
+            ("published", "full"),
+            "published needs kaist/micronet_v1_pr_60.t7 under the data folder; "
+            "`micronet data fetch kaist` gets it",
+        ),
+        (
+            ("published", "full", "v2_pr_45"),
+            "published needs kaist/micronet_v2_pr_45.t7 under the data folder; "
+            "`micronet data fetch kaist` gets it",
+        ),
+        (
+            ("expand_ratio", "smoke", None, {"checkpoint": "mine"}),
+            "expand_ratio needs kaist/mine.t7 under the data folder; "
+            "`micronet data fetch kaist` gets it",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_remedy(words, message):
+    name, *rest = words
+    with pytest.raises(InputError) as caught:
+        require(SWEEPS[name], *rest)
+    assert str(caught.value).startswith(message)
+
+
+def test_missing_images_are_fetched_from_another_group(place):
+    place("micronet_v1_pr_60")
+    with pytest.raises(InputError) as caught:
+        require(SWEEPS["published"], "full", "v1_pr_60")
+    assert str(caught.value) == (
+        "published needs cifar-100-python/test under the data folder; "
+        "`micronet data fetch cifar100` gets it"
+    )
+
+
+def test_what_can_run_is_not_refused(place):
+    place("micronet_v1_pr_60")
+    require(SWEEP, "smoke")
+    require(SWEEP, "full", "4.0")
+    require(SWEEPS["bit_widths"], "full")
+    require(SWEEPS["expand_ratio"], "smoke", None, {"checkpoint": "micronet_v1_pr_60"})
+
+
+def test_a_sweep_of_which_one_point_can_run_is_not_refused(place):
+    place("micronet_v2_pr_60")
+    folder = experiments.checkpoint_path("x").parents[1] / "cifar-100-python"
+    folder.mkdir()
+    (folder / "test").touch()
+    require(SWEEPS["published"], "full")
+    require(SWEEPS["free_savings"], "full")
+
+
+def test_a_profile_of_ones_own_will_do():
+    """`measure` takes a profile and no name, so that a test or a cluster can bring its own."""
+    own = Profile("own", "embedded", "a test")
+    found = measure(SWEEP.point("1.0").recipe, "expand_ratio", "1.0", own)
+    assert found.path == Path("own/expand_ratio/1.0-s0.json")

@@ -1,0 +1,251 @@
+"""Every committed notebook keeps the cell rules, was executed cleanly and matches its text twin.
+
+nbval compares the outputs themselves; `make test` runs it over the same files.
+"""
+
+import ast
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+CHAPTERS = sorted(BOOK.glob("*.ipynb"))
+
+# The kinds of code cell and how many lines of code each may hold.
+LINE_LIMITS = {"parameters": 3, "setup": 20, "explain": 20, "source": 1, "run": 8, "show": 10}
+IGNORED = "nbval-ignore-output"
+KNOWN_TAGS = {*LINE_LIMITS, IGNORED, "hide-input", "hide-output", "hide-cell", "scroll-output"}
+
+# The page that reports on the chapters is no method itself.
+CARDLESS = {"00_status"}
+CARD_ENTRIES = (
+    "What",
+    "Paper",
+    "Equation",
+    "Suggested values",
+    "Cost",
+    "Measured effect",
+    "Differences",
+)
+
+MACHINE_PATH = re.compile(
+    r"/(?:home|Users|root)/|/tmp/|/private/|/var/folders/|[A-Z]:\\|site-packages|dist-packages|"
+    + re.escape(str(ROOT))
+)
+
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+
+
+@functools.cache
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path: Path) -> list[NotebookNode]:
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return list(cell.metadata.get("tags", []))
+
+
+def kind(cell: NotebookNode) -> str | None:
+    kinds = [tag for tag in tags(cell) if tag in LINE_LIMITS]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def name(cell: NotebookNode) -> str:
+    """A cell as a failure message names it: its tags and its first line."""
+    return f"[{', '.join(tags(cell)) or 'no tag'}] {cell.source.strip().splitlines()[:1]}"
+
+
+def texts(cell: NotebookNode) -> Iterator[str]:
+    """What a cell printed or displayed, except pictures and their `<Figure ...>`."""
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            yield output.text
+        data = output.get("data", {})
+        if "image/png" not in data:
+            for content in data.values():
+                yield content if isinstance(content, str) else json.dumps(content)
+
+
+def test_the_book_has_chapters() -> None:
+    assert CHAPTERS, "book/ holds no notebook: run `make sync execute`"
+
+
+def test_every_text_twin_has_its_notebook() -> None:
+    assert {p.stem for p in (BOOK / "src").glob("*.md")} == {p.stem for p in CHAPTERS}
+
+
+@each_chapter
+def test_cells_equal_the_text_twin(path: Path) -> None:
+    twin = jupytext.read(BOOK / "src" / f"{path.stem}.md")
+
+    def content(notebook: NotebookNode) -> list[tuple[str, str, dict]]:
+        return [(c.cell_type, c.source.strip(), dict(c.metadata)) for c in notebook.cells]
+
+    assert content(read(path)) == content(twin), "not in step: run `make sync`"
+
+
+@each_chapter
+def test_metadata_tells_nothing_of_the_machine(path: Path) -> None:
+    metadata = read(path).metadata
+    assert set(metadata) <= {"kernelspec", "language_info", "jupytext"}, "run `make execute`"
+    assert metadata.kernelspec.name == "python3"
+    assert metadata.get("language_info") == {"name": "python"}, "run `make execute`"
+    for cell in read(path).cells:
+        assert set(cell.metadata) <= {"tags", "mystnb"}, name(cell)
+
+
+@each_chapter
+def test_every_code_cell_has_one_known_kind(path: Path) -> None:
+    for cell in code_cells(path):
+        unknown = set(tags(cell)) - KNOWN_TAGS
+        assert not unknown, f"{name(cell)}: unknown tags {sorted(unknown)}"
+        assert kind(cell), f"{name(cell)}: needs exactly one of {', '.join(LINE_LIMITS)}"
+        assert "NBVAL_" not in cell.source, f"{name(cell)}: say it with a tag"
+
+
+@each_chapter
+def test_the_parameters_are_three_plain_literals(path: Path) -> None:
+    kinds = [kind(cell) for cell in code_cells(path)]
+    assert kinds.count("parameters") == 1
+    assert kinds.count("setup") == 1
+    assert kinds[0] == "parameters", "papermill injects after this cell, so it comes first"
+
+    values = {}
+    for statement in ast.parse(code_cells(path)[0].source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        (target,) = statement.targets
+        assert isinstance(target, ast.Name), ast.unparse(statement)
+        values[target.id] = ast.literal_eval(statement.value)
+    assert list(values) == ["profile", "seed", "overrides"]
+    assert values["profile"] == "smoke", "the committed notebook is the smoke run"
+    assert type(values["seed"]) is int
+    assert not values["overrides"], "the committed notebook overrides nothing"
+
+
+@each_chapter
+def test_cells_are_short(path: Path) -> None:
+    for cell in code_cells(path):
+        lines = [line.strip() for line in cell.source.splitlines()]
+        code = [line for line in lines if line and not line.startswith("#")]
+        limit = LINE_LIMITS.get(kind(cell) or "", 0)
+        assert 1 <= len(code) <= limit, f"{name(cell)}: {len(code)} lines, at most {limit}"
+
+
+@each_chapter
+def test_no_cell_asks_for_the_profile(path: Path) -> None:
+    for cell in code_cells(path):
+        assert not re.search(r"\bprofile\s*(==|!=|in\b)", cell.source), name(cell)
+
+
+@each_chapter
+def test_it_was_executed_from_top_to_bottom_in_a_fresh_kernel(path: Path) -> None:
+    numbered = enumerate(code_cells(path), start=1)
+    astray = [name(cell) for number, cell in numbered if cell.execution_count != number]
+    assert not astray, "run `make execute`"
+
+
+@each_chapter
+def test_outputs_hold_no_error_no_stderr_and_no_path(path: Path) -> None:
+    for cell in code_cells(path):
+        for output in cell.outputs:
+            assert output.output_type != "error", name(cell)
+            assert output.get("name") != "stderr", f"{name(cell)}: {output.get('text')}"
+        for text in texts(cell):
+            found = MACHINE_PATH.search(text)
+            assert not found, f"{name(cell)}: shows {found and found.group()!r}"
+
+
+@each_chapter
+def test_what_is_not_compared_is_followed_by_an_invariant(path: Path) -> None:
+    """A run, or an output that nbval ignores, is answered before the next run begins."""
+    unanswered = ""
+    for cell in code_cells(path):
+        if unanswered and kind(cell) == "run":
+            break
+        if kind(cell) == "run" or IGNORED in tags(cell):
+            unanswered = name(cell)
+        elif any(text.strip() for text in texts(cell)):
+            unanswered = ""
+    assert not unanswered, "no compared output follows this cell"
+
+
+@each_chapter
+def test_every_figure_has_a_number_a_caption_and_an_alternative_text(path: Path) -> None:
+    for cell in code_cells(path):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            settings = cell.metadata.get("mystnb", {})
+            figure, image = settings.get("figure", {}), settings.get("image", {})
+            for key, value in (("caption", figure), ("name", figure), ("alt", image)):
+                assert str(value.get(key, "")).strip(), f"{name(cell)}: mystnb has no {key}"
+
+
+@each_chapter
+def test_it_opens_with_a_title_and_a_method_card(path: Path) -> None:
+    cells = read(path).cells
+    first_code = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+    opening = "\n\n".join(cell.source for cell in cells[:first_code])
+    assert re.match(r"# \S", opening), "the first line is the title"
+    if path.stem not in CARDLESS:
+        assert re.search(r"^:class-card: method-card$", opening, re.MULTILINE)
+        missing = [
+            entry
+            for entry in CARD_ENTRIES
+            if not re.search(rf"^{entry}\n: +\S", opening, re.MULTILINE)
+        ]
+        assert not missing, f"the card lacks {missing}"
+        everything = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        assert re.search(r"^## Exercises$", everything, re.MULTILINE)
+
+
+def sanitized(text: str) -> str:
+    plugin = pytest.importorskip("nbval.plugin")
+    config = (ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
+    for pattern, replacement in plugin.get_sanitize_patterns(config):
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("torch 2.15.0", "torch 2.11.0+cu130"),
+        ("python 3.11.7 · numpy 2.4.6", "python 3.13.1 · numpy 2.3.0"),
+        ("commit abc1234", "commit 0123456-dirty"),
+        ("commit abc1234 · n=1", "commit 4543b48+ · n=1"),
+        ("2026-11-22T21:15:03Z", "2027-01-02"),
+        ("took 12.3 s", "took 950 ms"),
+        ("device: cpu · n=1", "device: 1×H200 · n=1"),
+        ("<object at 0x7f00c0ffee00>", "<object at 0x10a2b3c4d>"),
+    ],
+)
+def test_comparison_overlooks_the_machine_and_the_hour(one: str, other: str) -> None:
+    assert sanitized(one) == sanitized(other)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "num_params 3250058",
+        "sparsity 0.5999",
+        "shape [160, 960, 1, 1]",
+        "score 0.0054",
+        "top1 80.07 %",
+        "point pointwise-s0",
+        "4 sub-policies, 20 superclasses",
+        "profile smoke · seed 0",
+    ],
+)
+def test_comparison_overlooks_no_number_of_the_book(text: str) -> None:
+    assert sanitized(text) == text

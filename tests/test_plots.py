@@ -1,0 +1,84 @@
+"""Every figure draws the committed records, and shows what its table says."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes import SWEEPS
+
+PUBLISHED = records.measured(SWEEPS["published"])
+SAVINGS = records.measured(SWEEPS["free_savings"])
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def texts(fig: Figure) -> str:
+    fig.canvas.draw()
+    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
+
+
+def test_history_goes_up_with_the_counting_and_down_with_the_savings():
+    history = plots.history_table(PUBLISHED, SAVINGS, "v1_pr_60")
+    scores = list(history["score"])
+    assert scores[:3] == sorted(scores[:3])
+    assert scores[2:] == sorted(scores[2:], reverse=True)
+    fig = plots.score_history(history, "measured somewhere")
+    assert all(f"{score:.6f}" in texts(fig) for score in scores)
+    assert "measured somewhere" in texts(fig)
+
+
+def test_bill_is_complete_and_its_shares_add_up():
+    bill = records.bill(SWEEPS["published"], "v1_pr_60")
+    row = PUBLISHED.set_index("point").loc["v1_pr_60"]
+    assert bill["math_ops"].sum() == pytest.approx(row["published.math_ops"])
+    shares = plots.bill_shares(bill)
+    assert shares[["operations", "storage", "score"]].sum().tolist() == pytest.approx([1, 1, 1])
+    assert set(shares["layers"]) >= {"expand", "depthwise", "project", "HardSwish"}
+    fig = plots.layer_bill(bill, "")
+    heights = [sum(bar.get_height() for bar in ax.patches) for ax in fig.axes]
+    assert heights[0] == pytest.approx(row["published.math_ops"] / 1e6)
+    assert heights[1] == pytest.approx(row["published.param_storage"] / 1e3)
+
+
+def test_bit_widths_are_all_drawn():
+    prices = records.measured(SWEEPS["bit_widths"])
+    fig = plots.bit_widths(prices, 0.0055, "")
+    assert sorted(bar.get_height() for bar in fig.axes[0].patches) == pytest.approx(
+        sorted(prices["official.score"])
+    )
+
+
+def test_board_shows_every_entry_and_our_points():
+    board = records.paper_wide("scoring", "micronet_leaderboard").dropna(subset=["top1_percent"])
+    ours = plots.board_points(PUBLISHED, SAVINGS)
+    fig = plots.leaderboard(board.rename(columns={"point": "entry"}), ours, "")
+    shown = texts(fig)
+    assert all(name in shown for name in [*board["point"], *ours["label"]])
+
+
+def test_embedded_set_names_its_rows():
+    fig = plots.embedded_set(np.zeros((40, 20, 3), np.uint8), ("discs", "rings"), "")
+    assert "discs" in texts(fig)
+
+
+def test_a_table_is_the_same_twice_and_says_what_was_not_run():
+    table = pd.DataFrame({"point": ["a", "b"], "score": [0.5, float("nan")]})
+    html = plots.show_table(table, {"score": "{:.2f}"}).to_html()
+    assert html == plots.show_table(table, {"score": "{:.2f}"}).to_html()
+    assert "0.50" in html
+    assert "not run" in html
+    other = plots.show_table(table.rename(columns={"score": "top-1"})).to_html()
+    assert html.split('id="')[1].split('"')[0] != other.split('id="')[1].split('"')[0]
+
+
+def test_source_is_the_functions_own():
+    shown = plots.show_source(records.provenance)
+    assert "def provenance" in shown.data

@@ -1,0 +1,406 @@
+"""The built site works offline: as files with the standard tools, and as pages in a browser.
+
+The browser is the first of $CHROMIUM, Chromium and Chrome that the machine has; without one the
+page checks are skipped and say so.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
+SOURCES = sorted([*CHAPTERS, *(path.stem for path in BOOK.glob("*.md"))])
+PAGES = [f"{stem}.html" for stem in [*SOURCES, "genindex", "search"]]
+
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+# What WCAG 2 asks of body text, level AA.
+MIN_CONTRAST = 4.5
+
+BROWSERS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+BROWSER_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+Faults = dict[str, list[str]]
+
+
+# --------------------------------------------------------------------- the site as files
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A fresh build in which every warning is an error: its folder, and how Sphinx ended."""
+    out = tmp_path_factory.mktemp("site")
+    flags = ["-n", "-W", "--keep-going", "-q", "--no-color", "-d", str(out / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *flags, str(BOOK), str(out / "html")]
+    return out / "html", subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def site(build: tuple[Path, subprocess.CompletedProcess]) -> Path:
+    """The folder of the pages; the first test says whether they were built without a warning."""
+    return build[0]
+
+
+@functools.cache
+def parse(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+def faults_of(site: Path, check: Callable[[BeautifulSoup], list[str]]) -> Faults:
+    """What `check` finds wrong, by page; pages without a fault are left out."""
+    found = {page: check(parse(site / page)) for page in PAGES}
+    return {page: faults for page, faults in found.items() if faults}
+
+
+def test_the_site_builds_without_a_warning(
+    build: tuple[Path, subprocess.CompletedProcess],
+) -> None:
+    assert build[1].returncode == 0, build[1].stderr
+
+
+def test_every_source_became_a_page(site: Path) -> None:
+    built = {path.name for path in site.glob("*.html")}
+    assert built == set(PAGES)
+
+
+def test_every_page_has_a_language_a_title_and_one_main_heading(site: Path) -> None:
+    def check(soup: BeautifulSoup) -> list[str]:
+        faults = [] if soup.html and soup.html.get("lang") else ["no language"]
+        if not (soup.title and soup.title.get_text(strip=True)):
+            faults.append("no title")
+        # The theme repeats the heading in a block that only paper shows.
+        headings = soup.select("main h1:not(#jb-print-docs-body h1)")
+        if len(headings) != 1:
+            faults.append(f"{len(headings)} main headings")
+        return faults
+
+    assert faults_of(site, check) == {}
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    def check(soup: BeautifulSoup) -> list[str]:
+        loaded = soup.select("[src], [srcset], [poster], object[data], link[href]")
+        values = [str(tag.get(key)) for tag in loaded for key in tag.attrs if key != "class"]
+        return [value for value in values if re.match(r"(https?:)?//", value)]
+
+    assert faults_of(site, check) == {}
+    for sheet in site.rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", text), sheet.name
+
+
+def test_every_link_inside_the_site_resolves(site: Path) -> None:
+    def anchors(page: Path) -> set[str]:
+        return {str(tag.get("id") or tag.get("name")) for tag in parse(page).select("[id], [name]")}
+
+    def resolves(page: str, link: str) -> bool:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc:
+            return True
+        target = site / page if not parts.path else (site / page).parent / unquote(parts.path)
+        if not target.is_file():
+            return False
+        anchored = parts.fragment and target.suffix == ".html"
+        return not anchored or unquote(parts.fragment) in anchors(target)
+
+    broken: Faults = {}
+    for page in PAGES:
+        for tag in parse(site / page).select("[href], [src]"):
+            link = str(tag.get("href") or tag.get("src") or "")
+            if not resolves(page, link):
+                broken.setdefault(page, []).append(link)
+    assert broken == {}
+
+
+def test_every_image_has_an_alternative_text(site: Path) -> None:
+    def check(soup: BeautifulSoup) -> list[str]:
+        return [
+            str(img.get("src")) for img in soup.select("img") if not str(img.get("alt", "")).strip()
+        ]
+
+    assert faults_of(site, check) == {}
+
+
+def test_every_figure_of_a_chapter_has_a_numbered_caption(site: Path) -> None:
+    def captioned(img: Tag) -> bool:
+        figure = img.find_parent("figure")
+        caption = figure.find("figcaption") if figure else None
+        number = caption.select_one(".caption-number") if caption else None
+        text = caption.select_one(".caption-text") if caption else None
+        return bool(number and text and text.get_text(strip=True))
+
+    bare = {
+        f"{stem}: {img.get('src')}"
+        for stem in CHAPTERS
+        for img in parse(site / f"{stem}.html").select("article img")
+        if not captioned(img)
+    }
+    assert not bare
+
+
+# ------------------------------------------------------------------ the site in a browser
+
+
+def find_browser() -> str | None:
+    wanted = os.environ.get("CHROMIUM")
+    if wanted and not shutil.which(wanted):
+        pytest.fail(f"CHROMIUM={wanted} cannot be started; unset it or correct it", pytrace=False)
+    return next(filter(None, map(shutil.which, [wanted] if wanted else BROWSERS)), None)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served for as long as the tests run."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@dataclass
+class Visit:
+    """What one page did while a browser showed it; every list holds faults."""
+
+    status: int = 0
+    title: str = ""
+    outside: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    console: list[str] = field(default_factory=list)
+    broken_images: list[str] = field(default_factory=list)
+    math: list[str] = field(default_factory=list)
+    too_wide: list[str] = field(default_factory=list)
+    faint: dict[str, list[str]] = field(default_factory=dict)
+    background: dict[str, str] = field(default_factory=dict)
+
+
+SETTLE = """async () => {
+  document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>');
+  await document.fonts.ready;
+  if (window.MathJax) await MathJax.startup.promise;
+}"""
+
+BROKEN_IMAGES = """() => [...document.images]
+  .filter(image => !(image.complete && image.naturalWidth > 0)).map(image => image.src)"""
+
+MATH = r"""() => {
+  const faults = [...document.querySelectorAll('.math')]
+    .filter(math => !math.querySelector('mjx-container'))
+    .map(math => 'not rendered: ' + math.textContent);
+  const wrong = '[data-mml-node="merror"], [data-mml-node="mtext"][fill="red"]';
+  for (const node of document.querySelectorAll('mjx-container'))
+    if (node.querySelector(wrong)) faults.push('MathJax refuses: ' + node.textContent);
+  const article = document.querySelector('main').cloneNode(true);
+  article.querySelectorAll('pre, code, script, style, .math').forEach(node => node.remove());
+  const raw = article.textContent.match(/.{0,20}(\\\(|\\\[|\\begin|\$\$).{0,20}/g);
+  return faults.concat((raw || []).map(text => 'raw: ' + text));
+}"""
+
+TOO_WIDE = """() => {
+  const root = document.documentElement;
+  if (root.scrollWidth <= root.clientWidth + 1) return [];
+  const scrolls = node => node && node !== document.body &&
+    (getComputedStyle(node).overflowX !== 'visible' || scrolls(node.parentElement));
+  return [`page of ${root.scrollWidth} px in ${root.clientWidth} px`].concat(
+    [...document.querySelectorAll('main *')]
+      .filter(node => node.getBoundingClientRect().right > root.clientWidth + 1)
+      .filter(node => !scrolls(node.parentElement))
+      .map(node => node.outerHTML.slice(0, 90)).slice(0, 3));
+}"""
+
+BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
+
+FAINT = """least => {
+  const rgba = css => {
+    const [r, g, b, a = 1] = css.match(/[\\d.]+/g).map(Number);
+    return css.startsWith('color(') ? [r * 255, g * 255, b * 255, a] : [r, g, b, a];
+  };
+  const over = (top, below) =>
+    [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const behind = node => {
+    if (!node) return [255, 255, 255, 1];
+    const own = rgba(getComputedStyle(node).backgroundColor);
+    return own[3] === 1 ? own : over(own, behind(node.parentElement));
+  };
+  const opacity = node => node
+    ? Number(getComputedStyle(node).opacity) * opacity(node.parentElement) : 1;
+  const luminance = colour => colour.slice(0, 3)
+    .map(value => value / 255)
+    .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = node => {
+    const below = behind(node);
+    const [r, g, b, a] = rgba(getComputedStyle(node).color);
+    const [x, y] = [luminance(over([r, g, b, a * opacity(node)], below)), luminance(below)];
+    return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+  };
+  const hasText = node => [...node.childNodes].some(
+    child => child.nodeType === Node.TEXT_NODE && child.textContent.trim());
+  return [...document.querySelectorAll('main *')]
+    .filter(node => !node.closest('svg, mjx-container, script, style, .headerlink, button, form'))
+    .filter(node => hasText(node) && node.checkVisibility())
+    .map(node => [contrast(node), node])
+    .filter(([ratio]) => ratio < least)
+    .map(([ratio, node]) => ratio.toFixed(1) + ': ' + node.textContent.trim().slice(0, 40));
+}"""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("skipped: no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def visit(browser: Any, address: str, page_name: str) -> Visit:
+    """Open one page as a reader would, first wide, then on a phone, then in the dark."""
+    seen = Visit()
+    context = browser.new_context(viewport=DESKTOP)
+
+    def guard(route: Any) -> None:
+        if route.request.url.startswith(address):
+            route.continue_()
+        else:
+            seen.outside.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", guard)
+    page = context.new_page()
+    page.on("requestfailed", lambda request: seen.failed.append(request.url))
+    page.on("response", lambda r: seen.failed.append(f"{r.status} {r.url}") if not r.ok else None)
+    page.on("pageerror", lambda error: seen.console.append(str(error)))
+    page.on("console", lambda m: seen.console.append(m.text) if m.type == "error" else None)
+
+    seen.status = page.goto(f"{address}/{page_name}", wait_until="load").status
+    if seen.status != 200:
+        context.close()
+        return seen
+    page.evaluate(SETTLE)
+    seen.title = page.title()
+    seen.broken_images = page.evaluate(BROKEN_IMAGES)
+    seen.math = page.evaluate(MATH)
+    for theme in ("light", "dark"):
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
+        seen.background[theme] = page.evaluate(BACKGROUND)
+        seen.faint[theme] = page.evaluate(FAINT, MIN_CONTRAST)
+    page.set_viewport_size(PHONE)
+    seen.too_wide = page.evaluate(TOO_WIDE)
+    context.close()
+    return seen
+
+
+@pytest.fixture(scope="session")
+def visits(browser: Any, address: str) -> dict[str, Visit]:
+    """Every page, opened once; the tests below read what was seen."""
+    return {page: visit(browser, address, page) for page in PAGES}
+
+
+def seen_by(visits: dict[str, Visit], what: Callable[[Visit], list[str]]) -> Faults:
+    return {page: what(seen) for page, seen in visits.items() if what(seen)}
+
+
+def test_every_page_opens_with_a_title(visits: dict[str, Visit]) -> None:
+    assert {page: seen.status for page, seen in visits.items() if seen.status != 200} == {}
+    assert [page for page, seen in visits.items() if not seen.title.strip()] == []
+
+
+def test_no_request_leaves_the_machine(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.outside) == {}
+
+
+def test_no_request_fails(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.failed) == {}
+
+
+def test_no_page_logs_an_error(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.console) == {}
+
+
+def test_every_image_is_shown(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.broken_images) == {}
+
+
+def test_all_math_is_rendered(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.math) == {}
+
+
+def test_no_page_scrolls_sideways_on_a_phone(visits: dict[str, Visit]) -> None:
+    assert seen_by(visits, lambda seen: seen.too_wide) == {}
+
+
+def test_the_dark_theme_darkens_every_page(visits: dict[str, Visit]) -> None:
+    def same(seen: Visit) -> list[str]:
+        return [seen.background["light"]] if len(set(seen.background.values())) == 1 else []
+
+    assert seen_by(visits, same) == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_body_text_stands_out(visits: dict[str, Visit], theme: str) -> None:
+    assert seen_by(visits, lambda seen: seen.faint[theme]) == {}
+
+
+def test_the_theme_button_switches_and_the_choice_is_kept(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(f"{address}/index.html")
+    before = page.evaluate(BACKGROUND)
+    page.locator(".theme-switch-button:visible").first.click()
+    page.locator(".theme-change-button[data-mode=dark]:visible").first.click()
+    page.reload()
+    assert page.evaluate(BACKGROUND) != before
+    page.close()
+
+
+def test_search_finds_every_chapter_by_a_word_of_its_title(
+    browser: Any, address: str, site: Path
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    for stem in CHAPTERS:
+        title = parse(site / f"{stem}.html").select_one("article h1")
+        assert title is not None
+        word = max(re.findall(r"[A-Za-z]+", title.get_text()), key=len)
+        page.goto(f"{address}/search.html?q={word}")
+        hit = page.locator(f"#search-results a[href*='{stem}.html']").first
+        hit.wait_for(timeout=10_000)
+    page.close()
