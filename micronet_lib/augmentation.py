@@ -26,8 +26,13 @@ from micronet_lib import image_ops
 from micronet_lib.errors import InputError, unknown
 from micronet_lib.image_ops import BLEND, CROP_PADDING, GEOMETRY, OPERATIONS, SIZE, TONE
 
-PolicyKind = Literal["none", "fast_autoaugment", "random"]
+PolicyKind = Literal["none", "fast_autoaugment", "searched", "random"]
 MixKind = Literal["none", "cutmix", "mixup"]
+
+# Our own search's result is committed, wherever downloads may lie (`micronet search-policies`).
+SEARCHED_FILE = Path(__file__).resolve().parents[1] / "data" / "policies" / "searched.json"
+# The one name in a policy file that is no set: where its sets come from.
+PROVENANCE = "provenance"
 
 NO_OPERATION = len(OPERATIONS)
 NUM_STEPS = 2
@@ -53,11 +58,11 @@ class AugmentConfig:
     """What happens to training images.
 
     Attributes:
-        policy: none, one from a file, or a random one.
+        policy: none, the published file's, those that our own search found, or random ones.
         crop: pad by 4 pixels of level 128 and cut 32 x 32 out at random.
         flip: mirror half of the images.
-        policy_set: name of a set in the file, or `all` of them as one list, about as in the
-            released code, which takes each image once through each of its four sets.
+        policy_set: name of a set in the published file, or `all` of them as one list, about as in
+            the released code, which takes each image once through each of its four sets.
         mix: how images are mixed in pairs, see `micronet_lib.mixing`.
         mix_alpha: both parameters of the Beta distribution of the mixing weight.
         mix_prob: fraction of batches that are mixed.
@@ -103,8 +108,9 @@ def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
     """Read a policy file: JSON, name of a set -> list of sub-policies.
 
     Args:
-        path: the file, such as the published one that `data fetch policies` makes.
+        path: the file: the published one that `data fetch policies` makes, or `SEARCHED_FILE`.
         policy_set: a name in it, or `all`. Repeated sub-policies count as often as they occur.
+            `provenance` is no set.
 
     Raises:
         InputError: when the file is missing or malformed, or has no such set.
@@ -112,10 +118,13 @@ def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
     try:
         sets = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        remedy = "get it by `python -m micronet_lib data fetch policies`"
+        verb = "search-policies" if Path(path) == SEARCHED_FILE else "data fetch policies"
+        remedy = f"get it by `python -m micronet_lib {verb}`"
         raise InputError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): delete it and get it again") from error
+    if isinstance(sets, dict):
+        sets.pop(PROVENANCE, None)
     if not isinstance(sets, dict) or not all(isinstance(s, list) for s in sets.values()):
         raise InputError(f"{path} does not map names of sets to lists of sub-policies")
     if policy_set != "all" and policy_set not in sets:

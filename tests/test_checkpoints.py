@@ -11,7 +11,7 @@ from torch import nn
 from micronet_lib.architecture import MicroNet, get_architecture
 from micronet_lib.errors import InputError
 from micronet_lib.lab.checkpoints import identify, load_published, read_state, rename
-from micronet_lib.lab.experiments import checkpoint_path
+from micronet_lib.lab.runs import checkpoint_path
 
 PUBLISHED = checkpoint_path("micronet_v1_pr_60")
 

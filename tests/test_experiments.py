@@ -13,9 +13,11 @@ from micronet_lib.dead_channels import apply_savings
 from micronet_lib.errors import InputError
 from micronet_lib.lab import experiments, records
 from micronet_lib.lab.data import load_split
-from micronet_lib.lab.experiments import ensure, measure, missing_inputs, prepare, require
+from micronet_lib.lab.experiments import ensure, measure, prepare, require
 from micronet_lib.lab.machine import environment
-from micronet_lib.lab.recipes import PROFILES, SWEEPS, Profile, Recipe
+from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.runs import checkpoint_path, missing_files
+from micronet_lib.lab.settings import PROFILES, Profile, Recipe
 from micronet_lib.rules import RULE_SETS, rules_of
 from micronet_lib.scoring import SCORE_METRICS, score_network
 
@@ -297,7 +299,7 @@ def test_the_first_missing_file_is_named(tmp_path, recipe, profile, files, missi
         path = tmp_path / "data" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert missing_inputs(recipe, PROFILES[profile]) == missing
+    assert missing_files(recipe, PROFILES[profile]) == missing
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_what_can_run_is_not_refused(place):
 
 def test_a_sweep_of_which_one_point_can_run_is_not_refused(place):
     place("micronet_v2_pr_60")
-    folder = experiments.checkpoint_path("x").parents[1] / "cifar-100-python"
+    folder = checkpoint_path("x").parents[1] / "cifar-100-python"
     folder.mkdir()
     (folder / "test").touch()
     require(SWEEPS["published"], "full")

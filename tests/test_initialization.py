@@ -17,7 +17,7 @@ from micronet_lib.initialization import (
     initialize,
 )
 from micronet_lib.lab.checkpoints import load_published
-from micronet_lib.lab.experiments import checkpoint_path
+from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.srip import layer_kind, spectrum, srip_weights
 
 PUBLISHED = checkpoint_path("micronet_v1_pr_60")

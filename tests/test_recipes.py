@@ -12,15 +12,9 @@ from micronet_lib.dead_channels import SAVINGS
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import DATA_SETS
 from micronet_lib.lab.downloads import ASSETS
-from micronet_lib.lab.recipes import (
-    PROFILES,
-    SWEEPS,
-    Recipe,
-    get_profile,
-    get_sweep,
-    with_overrides,
-)
+from micronet_lib.lab.recipes import SWEEPS, get_sweep
 from micronet_lib.lab.records import recipe_id
+from micronet_lib.lab.settings import PROFILES, Recipe, get_profile, with_overrides
 from micronet_lib.rules import rules_of
 
 each_sweep = pytest.mark.parametrize("sweep", SWEEPS.values(), ids=lambda sweep: sweep.name)
@@ -89,7 +83,12 @@ def test_a_recipe_is_plain_json(sweep):
     for point in sweep.points():
         values = dataclasses.asdict(point.recipe)
         restored = json.loads(json.dumps(values, allow_nan=False))
-        assert Recipe(**{**restored, "savings": tuple(restored["savings"])}) == point.recipe
+        assert restored == json.loads(json.dumps(values))
+        flat = {key: value for key, value in restored.items() if not isinstance(value, dict)}
+        assert with_overrides(point.recipe, flat) == point.recipe
+        for name, settings in restored.items():
+            if isinstance(settings, dict):
+                assert type(getattr(point.recipe, name))(**settings) == getattr(point.recipe, name)
 
 
 def test_point_is_found_by_name():

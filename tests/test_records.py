@@ -12,9 +12,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import PROFILES, SWEEPS, Recipe, Sweep
+from micronet_lib.lab.recipes import SWEEPS, Sweep
+from micronet_lib.lab.schedule import TrainConfig
+from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.label_smoothing import SmoothingConfig
+from micronet_lib.srip import SripConfig
 from micronet_lib.lab.records import MEASURED, NOT_RUN, Record, recipe_id
 
 COMMITTED = sorted(MEASURED.rglob("*.json"))
@@ -67,10 +72,23 @@ def test_every_field_changes_the_id():
         "weight_bits": 8,
         "activation_bits": 8,
         "accumulator": "integer",
+        "width_mult": 0.5,
+        "train": TrainConfig(epochs=1),
+        "srip": SripConfig(),
+        "smoothing": SmoothingConfig("uniform"),
+        "augment": AugmentConfig(flip=False),
+        "inspect": ("spectrum",),
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Recipe)}
     ids = {recipe_id(Recipe(**{name: value})) for name, value in changes.items()}
     assert len(ids | {recipe_id(Recipe())}) == len(changes) + 1
+
+
+def test_a_nested_field_changes_the_id_and_its_default_does_not():
+    recipe = Recipe(train=TrainConfig(epochs=1))
+    assert recipe_id(Recipe(train=TrainConfig(epochs=1, lr=0.1))) == recipe_id(recipe)
+    assert recipe_id(Recipe(train=TrainConfig(epochs=1, lr=0.2))) != recipe_id(recipe)
+    assert recipe_id(Recipe(srip=SripConfig(coef=0.0))) == recipe_id(Recipe())
 
 
 def test_order_of_savings_changes_the_id():
@@ -434,9 +452,12 @@ def test_committed_record_lies_where_it_says(path):
 @each_committed
 def test_committed_record_was_made_from_the_recipe_of_today(path):
     found = records.read(path)
-    recipe = SWEEPS[found.sweep].point(found.point).recipe
+    recipe = PROFILES[found.profile].apply(SWEEPS[found.sweep].point(found.point).recipe)
     assert found.recipe_id == recipe_id(recipe), "measure the point again"
-    assert as_json(Recipe()) | found.recipe == as_json(recipe)
+    today, defaults = as_json(recipe), as_json(Recipe())
+    for name, value in today.items():
+        then = found.recipe.get(name, defaults[name])
+        assert (defaults[name] | then if isinstance(value, dict) else then) == value, name
 
 
 @each_committed

@@ -1,22 +1,30 @@
-"""Reading networks from disk: the authors' published files [kim2020] and nothing executable.
+"""Networks and training states on disk: our own files, and the authors' published ones [kim2020].
+
+Nothing in either can run code. Our own begin with a digest of the rest, so that half of a file is
+never taken for a whole one, and a training state has its predecessor beside it.
 
 A published file is a dictionary of tensors, bare or under a key such as `net4`. Its names are the
 authors' (`layers.3.conv2.weight`), each prunable tensor has a `.mask` twin, and nothing in it says
 which network it is: the shapes do.
 """
 
+import hashlib
+import io
 import re
 import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from micronet_lib.architecture import ARCHITECTURES, Architecture, MicroNet
 from micronet_lib.errors import InputError
+from micronet_lib.lab.files import write_atomically
+from micronet_lib.lab.progress import say
 
 _PARTS = {
     "conv1": "conv_expand",
@@ -168,3 +176,57 @@ def load_published(path: Path) -> MicroNet:
     model = MicroNet(architecture)
     model.load_state_dict(weights, strict=True)
     return model.eval()
+
+
+def save_own(path: Path, key: str, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain containers as one whole file.
+
+    Args:
+        path: where.
+        key: names the recipe and seed that it belongs to.
+        content: of tensors, numbers, strings, lists and dictionaries.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save({"key": key, "content": dict(content)}, buffer)
+    payload = buffer.getvalue()
+    digest = hashlib.sha256(payload).hexdigest().encode()
+    write_atomically(path, digest + b"\n" + payload, f"the checkpoint {path.name}")
+
+
+def load_own(path: Path, key: str) -> dict[str, Any] | None:
+    """Read what `save_own` wrote, on the CPU; None if it is absent, of another key or not whole."""
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        say(f"{path.name} is not whole and is not used")
+        return None
+    file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return file["content"] if file["key"] == key else None
+
+
+def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Keep a training state and the one before it. Arguments and errors as of `save_own`."""
+    newest = folder / "state.pt"
+    if newest.exists():
+        newest.replace(folder / "state.previous.pt")
+    save_own(newest, key, state)
+
+
+def load_state(folder: Path, key: str) -> dict[str, Any] | None:
+    """The newest training state of that key that is whole, or None."""
+    for name in ("state.pt", "state.previous.pt"):
+        state = load_own(folder / name, key)
+        if state is not None:
+            return state
+    return None
+
+
+def forget_states(folder: Path) -> None:
+    """Remove the training states of a run that is done."""
+    for path in folder.glob("state*.pt"):
+        path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR100
@@ -27,6 +28,8 @@ MEAN = (0.5071, 0.4865, 0.4409)
 STD = (0.2673, 0.2564, 0.2762)
 
 VALIDATION_SEED = 2019
+
+CIFAR100_CLASSES = Path(__file__).resolve().parents[2] / "data" / "cifar100_classes.csv"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,23 @@ class ImageSet:
         """The images at `indices`, int64 [M], in that order."""
         return ImageSet(self.images[indices], self.targets[indices], self.coarse_targets[indices])
 
+    def first(self, num: int) -> "ImageSet":
+        """`num` of the images, the first of each class in turn; all of them for 0.
+
+        Raises:
+            InputError: for more images than there are.
+        """
+        if num > len(self):
+            raise InputError(f"{num} images asked for, but there are {len(self)}")
+        order = self.targets.argsort(stable=True)
+        counts = torch.bincount(self.targets)
+        rank = (
+            torch.arange(len(self), device=order.device)
+            - (counts.cumsum(0) - counts)[self.targets[order]]
+        )
+        chosen = order[rank.argsort(stable=True)][: num or len(self)]
+        return self.subset(chosen.sort().values) if num else self
+
 
 class Labels(NamedTuple):
     """What the numbers in the targets mean.
@@ -69,6 +89,11 @@ class Labels(NamedTuple):
     class_names: tuple[str, ...]
     superclass_names: tuple[str, ...]
     superclass_of: Tensor
+
+    def table(self) -> pd.DataFrame:
+        """One row a class, in the order of the labels: class, superclass."""
+        superclasses = [self.superclass_names[index] for index in self.superclass_of.tolist()]
+        return pd.DataFrame({"class": self.class_names, "superclass": superclasses})
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +117,16 @@ class Dataset:
     class_names: tuple[str, ...]
     superclass_names: tuple[str, ...]
     superclass_of: Tensor
+
+    @property
+    def everything(self) -> ImageSet:
+        """Training and validation images together: the published training set, in another order."""
+        parts = (self.train, self.validation)
+        return ImageSet(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.targets for part in parts]),
+            torch.cat([part.coarse_targets for part in parts]),
+        )
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set on a device."""
@@ -125,6 +160,27 @@ def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
     test, _ = _read(name, "test")
     train, validation = (published.subset(part) for part in split_indices(published.targets))
     return Dataset(name, train, validation, test, *labels).to(device)
+
+
+def load_labels(name: str) -> Labels:
+    """What the labels of a data set mean. Needs no images: CIFAR-100's names come with the book.
+
+    Args:
+        name: one of `DATA_SETS`.
+
+    Raises:
+        InputError: for another name.
+    """
+    match name:
+        case "embedded":
+            superclass_of = torch.tensor(embedded.SUPERCLASS_OF)
+            return Labels(embedded.CLASS_NAMES, embedded.SUPERCLASS_NAMES, superclass_of)
+        case "cifar100":
+            rows = pd.read_csv(CIFAR100_CLASSES)
+            superclasses = sorted(rows["superclass"].unique())  # the published numbering
+            numbers = [superclasses.index(superclass) for superclass in rows["superclass"]]
+            return Labels(tuple(rows["class"]), tuple(superclasses), torch.tensor(numbers))
+    raise unknown("data set", name, DATA_SETS)
 
 
 def load_split(name: str, split: str) -> ImageSet:
@@ -192,10 +248,9 @@ def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]
 
 
 def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
-    superclass_of = torch.tensor(embedded.SUPERCLASS_OF)
+    labels = load_labels("embedded")
     images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))
-    labels = Labels(embedded.CLASS_NAMES, embedded.SUPERCLASS_NAMES, superclass_of)
-    return ImageSet(images, targets, superclass_of[targets]), labels
+    return ImageSet(images, targets, labels.superclass_of[targets]), labels
 
 
 # torchvision checks the digest of every file in both lists before it opens one.

@@ -1,9 +1,10 @@
 """Measuring: a recipe goes in, a record comes out, and nothing is measured twice."""
 
 import copy
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture import MicroNet, build
+from micronet_lib.architecture import MicroNet
 from micronet_lib.dead_channels import apply_savings
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.checkpoints import load_published
 from micronet_lib.lab.data import data_root, load_split
 from micronet_lib.lab.evaluation import evaluate, logits_of, rate
-from micronet_lib.lab.machine import environment
-from micronet_lib.lab.recipes import (
-    Profile,
-    Recipe,
-    Sweep,
-    get_profile,
-    with_overrides,
+from micronet_lib.lab.files import Busy, only_one
+from micronet_lib.lab.inspection import INSPECTIONS
+from micronet_lib.lab.machine import default_device, environment
+from micronet_lib.lab.progress import say
+from micronet_lib.lab.recipes import Sweep
+from micronet_lib.lab.runs import (
+    checkpoint_path,
+    fresh_network,
+    kept_network,
+    missing_files,
+    ratings,
+    train_recipe,
 )
+from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
 from micronet_lib.operations import record_operations
 from micronet_lib.rules import RULE_SETS, rules_of
 from micronet_lib.scoring import score_operations
-
-
-def checkpoint_path(name: str) -> Path:
-    """Where a published file lies: `kaist/<name>.t7` under the data folder."""
-    return data_root() / "kaist" / f"{name}.t7"
 
 
 def prepare(recipe: Recipe) -> MicroNet:
@@ -43,11 +45,10 @@ def prepare(recipe: Recipe) -> MicroNet:
     Raises:
         InputError: unknown model, or a checkpoint that is not there or not of that kind.
     """
-    torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
     model = (
         load_published(checkpoint_path(recipe.checkpoint))
         if recipe.checkpoint
-        else build(recipe.model)
+        else fresh_network(recipe, seed=0)  # one in forty draws a weight of exactly zero
     )
     return apply_savings(model, recipe.savings)
 
@@ -55,16 +56,28 @@ def prepare(recipe: Recipe) -> MicroNet:
 def measure(
     recipe: Recipe, sweep: str, point: str, profile: Profile, seed: int = 0, progress: bool = True
 ) -> records.Record:
-    """Run one recipe and return its record; writing it is the caller's business.
+    """Run one resolved recipe and return its record; writing it is the caller's business.
 
-    A published network is rated on the profile's test set. With free savings it is run in float64
+    A recipe that trains is trained, or goes on where an earlier process was cut, and rated. A
+    published network is rated on the profile's test set. With free savings it is run in float64
     as well, and the largest change of any logit is recorded.
 
     Raises:
         InputError: whatever keeps the recipe from running, in one line.
     """
     start = time.perf_counter()
-    model = prepare(recipe)
+    notes: list[str] = []
+    learned: dict[str, float] = {}
+    curve: dict[str, list[float]] = {}
+    device = torch.device("cpu")
+    if recipe.train.epochs:
+        folder = run_folder(sweep, point, profile.name, seed)
+        device = default_device()
+        trained, notes = train_recipe(recipe, profile, seed, folder, _key(recipe, seed), progress)
+        learned, curve = ratings(trained, recipe, profile), trained.curve
+        model = trained.model.cpu()
+    else:
+        model = prepare(recipe)
     operations = record_operations(model)
     blocks = model.architecture.blocks
     metrics: dict[str, float] = {"hidden_chs": sum(block.hidden_chs for block in blocks)}
@@ -75,8 +88,13 @@ def measure(
         metrics |= {f"{name}.{key}": value for key, value in result.metrics().items()}
         if name == "published" and recipe.checkpoint and not recipe.savings:
             layers = result.table().drop(columns=["score"]).to_dict("records")
-    dataset = "none"
-    if recipe.checkpoint and not recipe.weight_bits:
+    arrays: dict[str, Any] = {}
+    for name in recipe.inspect:
+        found, arrays[name] = INSPECTIONS[name](model)
+        metrics |= found
+    dataset = profile.dataset if learned else "none"
+    metrics |= learned
+    if recipe.checkpoint and not recipe.weight_bits and not recipe.inspect:
         dataset = profile.dataset
         if recipe.savings:
             metrics |= _compare(recipe, model, dataset, progress)
@@ -91,9 +109,21 @@ def measure(
         seed=seed,
         dataset=dataset,
         metrics=metrics,
-        env=environment(wall_s=time.perf_counter() - start),
+        env=environment(device, wall_s=time.perf_counter() - start),
         layers=layers,
+        curve=curve,
+        arrays=arrays,
+        notes=notes,
     )
+
+
+def run_folder(sweep: str, point: str, profile: str, seed: int) -> Path:
+    """Where a run keeps its lock, its training states and its network."""
+    return records.runs_root() / records.record_path(sweep, point, profile, seed).with_suffix("")
+
+
+def _key(recipe: Recipe, seed: int) -> str:
+    return f"{records.recipe_id(recipe)}-s{seed}"
 
 
 def _compare(recipe: Recipe, trimmed: MicroNet, dataset: str, progress: bool) -> dict[str, float]:
@@ -144,47 +174,93 @@ def ensure(
 ) -> pd.DataFrame:
     """Measure what is missing of a sweep on this machine, and return this run's table.
 
-    A record in the runs folder that was made from the same recipe and profile is not made again.
-    Where the sweep makes no sense on a profile (published networks on the embedded images), or its
-    files are not on this machine, points stay `not run`.
+    A record in the runs folder that was made from the same recipe, profile and seed is not made
+    again, be it of another sweep. Where the sweep makes no sense on a profile (published networks
+    on the embedded images), or its files are not on this machine, points stay `not run`; so does a
+    point that another process is at, with a line on stderr.
 
     Args:
         sweep: what to run.
         profile: a name of `PROFILES`.
         seed: of the runs.
         overrides: dotted keys that change every recipe, and so its id.
-        point: only this one.
+        point: only those whose names match, such as `3.0-*`.
         progress: bars on stderr.
 
     Raises:
         InputError: unknown profile, point or key; or a fault of a file that is there.
     """
     chosen = get_profile(profile)
-    runs = records.runs_root()
+    points = sweep.matching(point)
     done = []
-    for p in [sweep.point(point)] if point else sweep.points():
-        recipe = with_overrides(p.recipe, overrides or {})
-        path = runs / records.record_path(sweep.name, p.name, profile, seed)
-        found = records.read(path) if path.is_file() else None
-        if found and found.recipe_id == records.recipe_id(recipe):
+    for p in points:
+        recipe = with_overrides(chosen.apply(p.recipe), overrides or {})
+        try:
+            found = _ensure(sweep, p.name, recipe, chosen, seed, progress)
+        except Busy as busy:
+            say(str(busy))
+            continue
+        if found is not None:
             done.append(found)
-        elif profile in sweep.profiles and missing_inputs(recipe, chosen) is None:
-            done.append(measure(recipe, sweep.name, p.name, chosen, seed, progress))
-            records.write(done[-1], runs)
     rows = records.table(sweep, done, source="this run", profile=profile)
-    return rows[rows["point"] == point].reset_index(drop=True) if point else rows
+    return rows[rows["point"].isin([p.name for p in points])].reset_index(drop=True)
 
 
-def missing_inputs(recipe: Recipe, profile: Profile) -> str | None:
-    """The first file a recipe needs that is not on this machine, under the data folder; or None."""
-    if recipe.checkpoint:
-        needed = [Path("kaist") / f"{recipe.checkpoint}.t7"]
-        if profile.dataset == "cifar100" and not recipe.weight_bits:
-            needed.append(Path("cifar-100-python") / "test")
-        for path in needed:
-            if not (data_root() / path).exists():
-                return str(path)
-    return None
+def _ensure(
+    sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int, progress: bool
+) -> records.Record | None:
+    runs = records.runs_root()
+    identity = records.recipe_id(recipe)
+    path = runs / records.record_path(sweep.name, point, profile.name, seed)
+    found = records.read(path) if path.is_file() else None
+    if found and found.recipe_id == identity:
+        return found
+    if profile.name not in sweep.profiles or missing_files(recipe, profile) is not None:
+        return None
+    twin = records.find(runs, profile.name, identity, seed) if recipe.train.epochs else None
+    if twin is not None:
+        shutil.copytree(
+            run_folder(twin.sweep, twin.point, profile.name, seed),
+            run_folder(sweep.name, point, profile.name, seed),
+            dirs_exist_ok=True,
+        )
+        found = replace(twin, sweep=sweep.name, point=point)
+    elif recipe.train.epochs:
+        lock = run_folder(sweep.name, point, profile.name, seed) / "lock"
+        with only_one(lock, f"{sweep.name}/{point} seed {seed}"):
+            found = measure(recipe, sweep.name, point, profile, seed, progress)
+    else:
+        found = measure(recipe, sweep.name, point, profile, seed, progress)
+    records.write(found, runs)
+    return found
+
+
+def trained(
+    sweep: Sweep,
+    point: str,
+    profile: str,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> MicroNet:
+    """The network that a point ends in, in evaluation mode on the CPU; trained now if it has to be.
+
+    Raises:
+        InputError: as `ensure`; also when the point trains nothing or cannot be run here.
+    """
+    chosen = get_profile(profile)
+    recipe = with_overrides(chosen.apply(sweep.point(point).recipe), overrides or {})
+    folder = run_folder(sweep.name, point, profile, seed)
+    for _ in range(2):
+        model = kept_network(recipe, seed, folder, _key(recipe, seed))
+        if model is not None:
+            return model
+        # The record may be there without its network, which is not committed.
+        (records.runs_root() / records.record_path(sweep.name, point, profile, seed)).unlink(
+            missing_ok=True
+        )
+        ensure(sweep, profile, seed, overrides, point, progress)
+    raise InputError(f"{sweep.name}/{point} at {profile} leaves no trained network on this machine")
 
 
 def require(
@@ -204,12 +280,15 @@ def require(
             f"sweep {sweep.name!r} is not defined on profile {profile!r}; "
             f"choose from {', '.join(sweep.profiles)}"
         )
-    points = [sweep.point(point)] if point else sweep.points()
-    recipes = [with_overrides(p.recipe, overrides or {}) for p in points]
-    missing = [missing_inputs(recipe, chosen) for recipe in recipes]
+    recipes = [
+        with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.matching(point)
+    ]
+    missing = [missing_files(recipe, chosen) for recipe in recipes]
     first = missing[0]
     if first and all(missing):
-        group = "kaist" if first.startswith("kaist") else chosen.dataset
+        group = {"kaist": "kaist", "cifar-100-python": "cifar100"}.get(
+            first.split("/")[0], "policies"
+        )
         raise InputError(
             f"{sweep.name} needs {first} under the data folder; "
             f"`micronet data fetch {group}` gets it"

@@ -1,58 +1,25 @@
-"""Every hyper-parameter and every grid of the book, each declared once.
+"""Every recipe and every grid of the book, each declared once.
 
-A `Recipe` says what is measured, a `Profile` on which budget, a `Sweep` which recipes make one
-figure or table. `sweep.points()` is the only grid: measuring, tables, figures, the status page and
-the README read it.
+`PAPER` and `RELEASED` are what the paper says and what its authors' code does; a `Sweep` says which
+recipes make one figure or table. `sweep.points()` is the only grid: measuring, tables, figures, the
+status page and the README read it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
+from micronet_lib import label_smoothing
 from micronet_lib.architecture import EXPAND_RATIOS
-from micronet_lib.errors import InputError, unknown
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One network and what is done with it.
-
-    Attributes:
-        model: a name of `architecture.ARCHITECTURES`; ignored when a checkpoint says what it is.
-        checkpoint: a published file, `kaist/<checkpoint>.t7` under the data folder; empty for a
-            fresh network, which is counted but not rated.
-        savings: names of `dead_channels.SAVINGS`, applied in this order.
-        weight_bits: width the official rules charge for weights; 0 for the unquantised network.
-        activation_bits: the same for activations. Both are a price, not a quantised network.
-        accumulator: how the official rules charge additions inside a quantised dot product.
-    """
-
-    model: str = "micronet_v1"
-    checkpoint: str = ""
-    savings: tuple[str, ...] = ()
-    weight_bits: int = 0
-    activation_bits: int = 0
-    accumulator: str = "fp32"
-
-
-@dataclass(frozen=True)
-class Profile:
-    """A budget, never a method. `dataset` is a name of `lab.data.load_dataset`."""
-
-    name: str
-    dataset: str
-    purpose: str
-
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("smoke", "embedded", "two CPU cores, half a minute a chapter; the committed pages"),
-        Profile("quick", "cifar100", "a CPU and up to an hour a sweep; the direction of an effect"),
-        Profile("full", "cifar100", "the paper's schedule on one GPU; the reproduction"),
-    )
-}
+from micronet_lib.augmentation import AugmentConfig
+from micronet_lib.errors import unknown
+from micronet_lib.initialization import INITIALIZATIONS
+from micronet_lib.lab.schedule import TrainConfig
+from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.label_smoothing import SmoothingConfig
+from micronet_lib.srip import SripConfig
 
 
 @dataclass(frozen=True)
@@ -106,6 +73,93 @@ class Sweep:
         if name not in points:
             raise unknown(f"point of {self.name}", name, points)
         return points[name]
+
+    def matching(self, pattern: str | None) -> tuple[Point, ...]:
+        """The points whose names match a pattern such as `3.0-*`; all of them for None.
+
+        Raises:
+            InputError: when none does.
+        """
+        points = self.points()
+        chosen = tuple(p for p in points if pattern is None or fnmatchcase(p.name, pattern))
+        if not chosen:
+            raise unknown(f"point of {self.name}", pattern, [point.name for point in points])
+        return chosen
+
+
+_DENSE = TrainConfig(epochs=600, initialization="released")
+_PLAIN = Recipe(model="c_efficientnet_3.0", train=_DENSE)
+_PAPER_SRIP = SripConfig()
+_ORN = replace(_PLAIN, train=replace(_DENSE, initialization="semi_orthogonal"), srip=_PAPER_SRIP)
+_ALS = replace(_ORN, smoothing=label_smoothing.PAPER)
+_PAPER_POLICY = AugmentConfig(policy="fast_autoaugment", policy_set="fa_wresnet28x10_cifar100")
+_STAGES = {
+    "vanilla": replace(_PLAIN, train=replace(_DENSE, decay_all=True)),
+    "no_bias_decay": _PLAIN,
+    "orn": _ORN,
+    "als": _ALS,
+    "fast_autoaugment": replace(_ALS, augment=_PAPER_POLICY),
+    "cutmix": replace(_ALS, augment=replace(_PAPER_POLICY, mix="cutmix")),
+}
+"""The rows of [kim2020, Tables 2 to 4], each on top of the one before."""
+
+PAPER = _STAGES["cutmix"]
+"""The dense network as [kim2020] describes it."""
+
+RELEASED = Recipe(
+    model="micronet_v1_released",
+    train=TrainConfig(
+        epochs=2400,
+        cycles=4,
+        lr_levels=150,
+        decay_all=True,
+        initialization="released",
+        watch_test=True,
+    ),
+    srip=SripConfig(coef=0.7, definition="released"),
+    smoothing=label_smoothing.HARD_LABELS,
+    augment=AugmentConfig(policy="fast_autoaugment", policy_set="all", mix="cutmix"),
+)
+"""The dense network as the released code trains it by the README's command for version 1.
+
+150 epochs of four copies of the training set, four times over; `--batch_wd=False`, which the code
+reads as true; plain cross-entropy. Unlike the code it holds the validation images out.
+"""
+
+_TRAINED = ("top1", "top5", "loss", "validation_top1", "srip_penalty")
+_AUGMENTATIONS = {
+    "none": AugmentConfig(crop=False, flip=False),
+    "standard": AugmentConfig(),
+    "random": AugmentConfig(policy="random"),
+    "fast_autoaugment": _PAPER_POLICY,
+    "searched": AugmentConfig(policy="searched"),
+    "cutmix": AugmentConfig(mix="cutmix"),
+    "mixup": AugmentConfig(mix="mixup"),
+    "fast_autoaugment_cutmix": replace(_PAPER_POLICY, mix="cutmix"),
+}
+_SMOOTHINGS = {
+    "none": label_smoothing.HARD_LABELS,
+    "uniform": SmoothingConfig("uniform", smoothing=0.2),
+    "paper": label_smoothing.PAPER,
+    "released": label_smoothing.RELEASED_DENSE,
+    "slide": label_smoothing.SLIDE,
+}
+_SPECTRA = {
+    "v1_pr_60": Recipe(checkpoint="micronet_v1_pr_60"),
+    "v2_pr_60": Recipe(checkpoint="micronet_v2_pr_60"),
+}
+
+
+def _placement(placement: str) -> Recipe:
+    if placement == "none":
+        return replace(_ORN, srip=replace(_PAPER_SRIP, coef=0.0))
+    return replace(_ORN, srip=replace(_PAPER_SRIP, placement=placement))
+
+
+def _initialized(initialization: str) -> Recipe:
+    source = "micronet_v1_pr_60" if initialization == "trained_distribution" else ""
+    train = TrainConfig(initialization=initialization, initialize_from=source)
+    return Recipe(model="micronet_v1", train=train)
 
 
 _PUBLISHED = ("v1_pr_60", "v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60")
@@ -180,6 +234,62 @@ SWEEPS = {
             metrics=("official.param_storage", "official.math_ops", "official.score"),
             profiles=("full",),
         ),
+        Sweep(
+            name="stages",
+            title="The paper's stages, each on top of the one before, by expansion ratio",
+            chapter="04_augmentation",
+            axes={"expand_ratio": EXPAND_RATIOS, "stage": tuple(_STAGES)},
+            make=lambda expand_ratio, stage: replace(
+                _STAGES[stage], model=f"c_efficientnet_{expand_ratio:.1f}"
+            ),
+            metrics=_TRAINED,
+        ),
+        Sweep(
+            name="srip_placement",
+            title="SRIP on one kind of layer, on all, and on none",
+            chapter="02_srip",
+            axes={"placement": ("none", "fc", "depthwise", "pointwise", "all")},
+            make=_placement,
+            metrics=_TRAINED,
+        ),
+        Sweep(
+            name="spectra",
+            title="Singular values of the published networks and of fresh ones",
+            chapter="02_srip",
+            axes={"network": (*_SPECTRA, *INITIALIZATIONS)},
+            make=lambda network: replace(
+                _SPECTRA.get(network) or _initialized(network), inspect=("spectrum",)
+            ),
+            metrics=("srip_penalty_paper", "srip_penalty_released"),
+            profiles=("full",),
+        ),
+        Sweep(
+            name="label_smoothing",
+            title="Forms of label smoothing",
+            chapter="03_label_smoothing",
+            axes={"form": tuple(_SMOOTHINGS)},
+            make=lambda form: replace(_ORN, smoothing=_SMOOTHINGS[form]),
+            metrics=_TRAINED,
+        ),
+        Sweep(
+            name="class_similarity",
+            title="Which classes the published networks find alike",
+            chapter="03_label_smoothing",
+            axes={"checkpoint": ("v1_pr_60", "v2_pr_30", "v2_pr_60")},
+            make=lambda checkpoint: Recipe(
+                checkpoint=f"micronet_{checkpoint}", inspect=("class_similarity",)
+            ),
+            metrics=("similarity_mean", "similarity_min", "similarity_max"),
+            profiles=("full",),
+        ),
+        Sweep(
+            name="augmentation",
+            title="Ways of augmenting and mixing images",
+            chapter="04_augmentation",
+            axes={"augment": tuple(_AUGMENTATIONS)},
+            make=lambda augment: replace(_ALS, augment=_AUGMENTATIONS[augment]),
+            metrics=_TRAINED,
+        ),
     )
 }
 
@@ -193,44 +303,3 @@ def get_sweep(name: str) -> Sweep:
     if name not in SWEEPS:
         raise unknown("sweep", name, SWEEPS)
     return SWEEPS[name]
-
-
-def get_profile(name: str) -> Profile:
-    """The profile of that name.
-
-    Raises:
-        InputError: for a name that is not in `PROFILES`.
-    """
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
-
-
-def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """A copy of a (nested, frozen) configuration with dotted keys replaced.
-
-    Args:
-        config: for example a `Recipe`.
-        overrides: for example `{"checkpoint": "micronet_v2_pr_60"}`; values must have the type of
-            the field they replace (an integer will do for a float, a list for a tuple).
-
-    Raises:
-        InputError: unknown key, with the known ones listed, or a value of another type.
-    """
-    for key, value in overrides.items():
-        head, _, rest = key.partition(".")
-        known = {field.name: getattr(config, field.name) for field in fields(config)}
-        if head not in known:
-            raise unknown(f"key of {type(config).__name__}", head, known)
-        old = known[head]
-        if rest:
-            if not is_dataclass(old):
-                raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
-            value = with_overrides(old, {rest: value})
-        else:
-            value = tuple(value) if isinstance(value, list) else value
-            value = float(value) if type(old) is float and type(value) is int else value
-            if type(value) is not type(old):
-                raise InputError(f"override {key}={value!r}: expected {type(old).__name__}")
-        config = replace(config, **{head: value})
-    return config

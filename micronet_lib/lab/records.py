@@ -9,16 +9,18 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.recipes import PROFILES, SWEEPS, Recipe, Sweep
+from micronet_lib.lab.files import write_atomically
+from micronet_lib.lab.recipes import SWEEPS, Sweep
+from micronet_lib.lab.settings import PROFILES, Recipe
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,9 @@ class Record:
         metrics: finite numbers; fractions in [0, 1].
         env: device, torch, cuda, commit, date (UTC), wall_s.
         layers: rows of a per-layer table, where the run makes one.
+        curve: one number an epoch under each name, of a run that trains.
+        arrays: what `Recipe.inspect` asked for, by its name.
+        notes: what a reader of the numbers has to know besides.
     """
 
     sweep: str
@@ -53,6 +58,9 @@ class Record:
     metrics: dict[str, float]
     env: dict[str, Any]
     layers: list[dict[str, Any]] = field(default_factory=list)
+    curve: dict[str, list[float]] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
     @property
@@ -71,10 +79,22 @@ def recipe_id(recipe: Recipe) -> str:
 
     A field that a later version adds with a default leaves every older name as it was.
     """
-    defaults = asdict(Recipe())
-    changed = {name: value for name, value in asdict(recipe).items() if value != defaults[name]}
+    changed = _changed(asdict(recipe), asdict(Recipe()))
     canonical = json.dumps(changed, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def _changed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The settings that differ, level by level."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            value = _changed(value, defaults[name])
+            if value:
+                found[name] = value
+        elif value != defaults[name]:
+            found[name] = value
+    return found
 
 
 def write(record: Record, root: Path) -> Path:
@@ -85,26 +105,7 @@ def write(record: Record, root: Path) -> Path:
     """
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".", suffix=".tmp", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the record {record.path} under {root} ({error.strerror}): make room and "
-            "get the right to write there; MICRONET_RUNS names another folder for runs"
-        ) from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, text.encode(), f"the record {record.path} under {root}")
     return path
 
 
@@ -137,6 +138,15 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     return sorted(known, key=lambda record: (order[record.point], record.seed))
 
 
+def find(root: Path, profile: str, identity: str, seed: int) -> Record | None:
+    """A record of that recipe id and seed, whichever sweep it was measured for; or None."""
+    for path in sorted((root / profile).glob(f"*/*-s{seed}.json")):
+        found = read(path)
+        if found.recipe_id == identity:
+            return found
+    return None
+
+
 def promote(path: Path, root: Path = MEASURED) -> Path:
     """Copy a record of this machine to the committed ones.
 
@@ -148,7 +158,8 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
     sweep = SWEEPS.get(record.sweep)
     if sweep is None:
         raise InputError(f"{path}: there is no sweep {record.sweep!r} any more")
-    if record.recipe_id != recipe_id(sweep.point(record.point).recipe):
+    resolved = PROFILES[record.profile].apply(sweep.point(record.point).recipe)
+    if record.recipe_id != recipe_id(resolved):
         raise InputError(f"{path} was measured from another recipe; measure the point again")
     if not re.fullmatch(r"[0-9a-f]{7,40}", str(record.env.get("commit"))):
         raise InputError(f"{path} was measured from uncommitted code; commit it and measure again")
@@ -252,6 +263,36 @@ def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
         if record.point == point and record.layers:
             return pd.DataFrame(record.layers)
     raise InputError(f"no record of {sweep.name}/{point} at {profile} holds a per-layer table")
+
+
+def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
+    """What the committed record of a point keeps by `Recipe.inspect`, as numpy arrays.
+
+    Raises:
+        InputError: when the point has no record.
+    """
+    for record in read_sweep(sweep, profile, MEASURED):
+        if record.point == point:
+            return {name: _as_arrays(value) for name, value in record.arrays.items()}
+    raise InputError(f"{sweep.name}/{point} has no record at {profile}")
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_arrays(entry) for name, entry in value.items()}
+    return np.asarray(value)
+
+
+def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
+    """What every epoch of a sweep's training runs came to: point, seed, epoch, then the curves."""
+    rows = [
+        pd.DataFrame(record.curve).assign(
+            point=record.point, seed=record.seed, epoch=range(1, len(record.curve["lr"]) + 1)
+        )
+        for record in read_sweep(sweep, profile, root)
+        if record.curve
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 def provenance(rows: pd.DataFrame) -> str:

@@ -1,0 +1,124 @@
+"""One optimiser step: mix, forward, loss, backward, SRIP, SGD, masks; the same for every recipe."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from micronet_lib.architecture import MBConv, MicroNet
+from micronet_lib.lab.data import normalize
+from micronet_lib.lab.settings import Recipe
+from micronet_lib.label_smoothing import SmoothingTable, soft_cross_entropy
+from micronet_lib.mixing import MixDraw, mix
+from micronet_lib.srip_batches import Srip
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
+    """The optimiser's two groups: weights, and what "no bias decay" spares.
+
+    Args:
+        model: biases and batch norm have fewer than two dimensions there.
+        weight_decay: of the weights.
+        decay_all: of the others too.
+    """
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {
+            "params": [p for p in parameters if p.ndim <= 1],
+            "weight_decay": weight_decay if decay_all else 0.0,
+        },
+    ]
+
+
+class Step:
+    """What a training loop repeats. Inputs have fixed shapes and nothing waits for the device.
+
+    Args:
+        model: in training mode, on its device, `channels_last`.
+        recipe: its SRIP, smoothing and optimiser settings count here.
+        generator: draws the first start vectors of warm SRIP, on the model's device.
+        after: called after each optimiser step, such as what keeps pruned weights at zero.
+    """
+
+    def __init__(
+        self,
+        model: MicroNet,
+        recipe: Recipe,
+        generator: torch.Generator | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        train = recipe.train
+        self.model = model
+        self.after = after
+        self.device = next(model.parameters()).device
+        self.half = train.precision == "bf16"
+        if self.half and self.device.type == "cpu":
+            _keep_strided_depthwise_in_float32(model)
+        self.table = SmoothingTable(model.head.classifier.weight, recipe.smoothing).to(self.device)
+        self.srip = Srip(model, recipe.srip, generator) if recipe.srip.coef else None
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(model, train.weight_decay, train.decay_all),
+            lr=train.lr,
+            momentum=train.momentum,
+            nesterov=train.momentum > 0,
+            fused=True,
+        )
+        self.optimizer.zero_grad()
+        self.loss = torch.zeros((), device=self.device)
+        self.penalty = torch.zeros((), device=self.device)
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        draw: MixDraw | None,
+        lr: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take one step and add its loss and penalty to `loss` and `penalty`.
+
+        Args:
+            images: uint8 `[N, 3, 32, 32]`, augmented.
+            targets: `[N]`.
+            draw: how they are mixed in pairs; None for not at all.
+            lr: learning rate.
+            generator: of SRIP's start vectors, on the device.
+        """
+        targets_b = lam = None
+        blended = draw is not None and draw.box is None
+        inputs = normalize(images) if blended else images  # mixup needs floats, CutMix moves bytes
+        if draw is not None:
+            inputs, targets, targets_b, lam = mix(inputs, targets, draw)
+        if not blended:
+            inputs = normalize(inputs)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            logits = self.model(inputs)
+        loss = soft_cross_entropy(logits.float(), self.table(targets, targets_b, lam))
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        if self.srip is not None:
+            self.penalty += self.srip.value_and_grad(generator)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        if self.after is not None:
+            self.after()
+        self.loss += loss.detach()
+
+
+def _keep_strided_depthwise_in_float32(model: MicroNet) -> None:
+    """On a CPU the bfloat16 backward of these three layers takes many times as long as float32's."""
+    for module in model.modules():
+        if isinstance(module, MBConv) and module.config.stride > 1:
+            conv = module.conv_dw
+            conv.forward = _without_autocast(conv.forward)  # type: ignore[method-assign,assignment]
+
+
+def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def in_float32(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(x.float())
+
+    return in_float32
