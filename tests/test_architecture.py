@@ -26,8 +26,8 @@ from micronet_lib.dead_channels import remove_dead_gates
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.checkpoints import load_published
-from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.scoring import OPS_BASE, PARAM_BASE
 
 V1_WIDTHS = [16] * 2 + [32] * 2 + [48] * 3 + [72] * 5 + [80] + [88] * 2 + [106]

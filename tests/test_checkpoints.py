@@ -10,7 +10,17 @@ from torch import nn
 
 from micronet_lib.architecture import MicroNet, get_architecture
 from micronet_lib.errors import InputError
-from micronet_lib.lab.checkpoints import identify, load_published, read_state, rename
+from micronet_lib.lab.checkpoints import (
+    forget_states,
+    identify,
+    load_own,
+    load_published,
+    load_state,
+    read_state,
+    rename,
+    save_own,
+    save_state,
+)
 from micronet_lib.lab.runs import checkpoint_path
 
 PUBLISHED = checkpoint_path("micronet_v1_pr_60")
@@ -234,3 +244,63 @@ def test_reading_never_unpickles_freely(state, tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "Unpickler", forbidden)
     monkeypatch.setattr(pickle, "load", forbidden)
     assert read_state(path).keys() == state.keys()
+
+
+# ----------------------------------------------------------------------------------- our own files
+
+STATE = {"epoch": 3, "model": {"weight": torch.arange(4.0)}, "curve": {"loss": [1.5]}}
+
+
+def test_own_file_is_read_back_under_its_key_only(tmp_path):
+    save_own(tmp_path / "a.pt", "key", STATE)
+    found = load_own(tmp_path / "a.pt", "key")
+    assert found is not None
+    assert found["epoch"] == 3
+    assert torch.equal(found["model"]["weight"], STATE["model"]["weight"])
+    assert load_own(tmp_path / "a.pt", "other") is None
+    assert load_own(tmp_path / "b.pt", "key") is None
+
+
+@pytest.mark.parametrize("fault", ["cut", "a flipped bit", "empty"])
+def test_a_file_that_is_not_whole_is_recognised_and_its_predecessor_used(tmp_path, capsys, fault):
+    for epoch in (1, 2):
+        save_state(tmp_path, "key", STATE | {"epoch": epoch})
+    newest = tmp_path / "state.pt"
+    content = bytearray(newest.read_bytes())
+    match fault:
+        case "cut":
+            content = content[: len(content) // 2]
+        case "empty":
+            content = content[:0]
+        case _:
+            content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 1
+    assert "state.pt is not whole and is not used" in capsys.readouterr().err
+
+
+def test_the_newest_state_is_used_and_states_are_forgotten(tmp_path):
+    assert load_state(tmp_path, "key") is None
+    for epoch in (1, 2, 3):
+        save_state(tmp_path, "key", STATE | {"epoch": epoch})
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 3
+    forget_states(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_while_saving_leaves_a_state(tmp_path, monkeypatch):
+    save_state(tmp_path, "key", STATE)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"cannot write the checkpoint state.pt \(No space left"):
+        save_state(tmp_path, "key", STATE | {"epoch": 4})
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 3

@@ -14,6 +14,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab import experiments, records
 from micronet_lib.lab.data import load_split
 from micronet_lib.lab.experiments import ensure, measure, prepare, require
+from micronet_lib.lab.files import only_one
 from micronet_lib.lab.machine import environment
 from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.runs import checkpoint_path, missing_files
@@ -367,3 +368,84 @@ def test_a_profile_of_ones_own_will_do():
     own = Profile("own", "embedded", "a test")
     found = measure(SWEEP.point("1.0").recipe, "expand_ratio", "1.0", own)
     assert found.path == Path("own/expand_ratio/1.0-s0.json")
+
+
+# ---------------------------------------------------------------------------------- training sweeps
+
+STAGES, PLACEMENT = SWEEPS["stages"], SWEEPS["srip_placement"]
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> Profile:
+    """A profile `smoke` of a second a point."""
+    budget = {"epoch_share": 1 / 600, "num_images": 64, "num_validation": 100, "width_mult": 0.1}
+    profile = dataclasses.replace(PROFILES["smoke"], **budget)
+    monkeypatch.setitem(PROFILES, "smoke", profile)
+    return profile
+
+
+def test_record_of_a_trained_network(tiny, runs):
+    rows = ensure(PLACEMENT, "smoke", seed=3, point="pointwise", progress=False)
+    found = records.read(runs / "smoke" / "srip_placement" / "pointwise-s3.json")
+    assert found.recipe_id == records.recipe_id(tiny.apply(PLACEMENT.point("pointwise").recipe))
+    assert found.dataset == "embedded"
+    assert rows["top1"].item() == found.metrics["top1"] == found.metrics["correct"] / 1000
+    assert set(PLACEMENT.metrics) <= set(found.metrics)
+    assert len(found.curve["train_loss"]) == 1
+    assert found.metrics["published.score"] > 0
+    assert found.notes == []
+    curves = records.curves(PLACEMENT, "smoke", runs)
+    assert curves.loc[0, ["point", "seed", "epoch"]].tolist() == ["pointwise", 3, 1]
+
+
+def test_what_one_sweep_has_trained_another_does_not_train_again(tiny, monkeypatch):
+    ensure(PLACEMENT, "smoke", point="pointwise", progress=False)
+    monkeypatch.setattr(experiments, "measure", None)
+    rows = ensure(STAGES, "smoke", point="3.0-orn", progress=False)
+    assert rows["n"].tolist() == [1]
+    model = experiments.trained(STAGES, "3.0-orn", "smoke", progress=False)
+    twin = experiments.trained(PLACEMENT, "pointwise", "smoke", progress=False)
+    assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
+
+
+def test_a_record_without_its_network_is_trained_again(tiny, runs):
+    model = experiments.trained(PLACEMENT, "fc", "smoke", progress=False)
+    assert not model.training
+    (runs / "smoke" / "srip_placement" / "fc-s0" / "network.pt").unlink()
+    again = experiments.trained(PLACEMENT, "fc", "smoke", progress=False)
+    assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
+
+
+def test_a_point_that_trains_nothing_leaves_no_network(tiny):
+    with pytest.raises(InputError, match=r"expand_ratio/1.0 at smoke leaves no trained network"):
+        experiments.trained(SWEEP, "1.0", "smoke", progress=False)
+
+
+def test_overrides_come_after_the_profile(tiny):
+    rows = ensure(PLACEMENT, "smoke", point="none", overrides={"train.epochs": 2}, progress=False)
+    assert rows["n"].tolist() == [1]
+    (path,) = records.runs_root().glob("smoke/srip_placement/*.json")
+    assert records.read(path).recipe["train"]["epochs"] == 2
+
+
+def test_a_pattern_chooses_points(measured):
+    rows = ensure(STAGES, "smoke", point="3.0-*")
+    assert list(rows["point"]) == [f"3.0-{stage}" for stage in STAGES.axes["stage"]]
+    with pytest.raises(InputError, match=r"unknown point of stages '9\*'"):
+        ensure(STAGES, "smoke", point="9*")
+
+
+def test_a_point_that_another_process_is_at_is_left_to_it(tiny, measured, capsys):
+    lock = experiments.run_folder("srip_placement", "fc", "smoke", 0) / "lock"
+    with only_one(lock, "test"):
+        rows = ensure(PLACEMENT, "smoke").set_index("point")
+    assert rows["n"].to_dict() == {"none": 1, "fc": 0, "depthwise": 1, "pointwise": 1, "all": 1}
+    assert (
+        "srip_placement/fc seed 0 is being measured by another process" in capsys.readouterr().err
+    )
+
+
+def test_a_diverged_run_writes_no_record(tiny, runs):
+    with pytest.raises(InputError, match="no record is written"):
+        ensure(PLACEMENT, "smoke", point="all", overrides={"train.lr": 1e30}, progress=False)
+    assert not list(runs.rglob("*.json"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from micronet_lib.errors import InputError
 from micronet_lib.initialization import initialize
 from micronet_lib.lab.checkpoints import load_published
-from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.lab.records import paper
+from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.srip import (
     PLACEMENTS,
     SripConfig,

@@ -86,7 +86,7 @@ def measure(
     for name, rules in (RULE_SETS | {"official": official}).items():
         result = score_operations(operations, rules)
         metrics |= {f"{name}.{key}": value for key, value in result.metrics().items()}
-        if name == "published" and recipe.checkpoint and not recipe.savings:
+        if name == "published" and recipe.checkpoint and not (recipe.savings or recipe.inspect):
             layers = result.table().drop(columns=["score"]).to_dict("records")
     arrays: dict[str, Any] = {}
     for name in recipe.inspect:

@@ -28,6 +28,9 @@ PAPER = ROOT / "data" / "paper"
 MEASURED = ROOT / "data" / "measured"
 NOT_RUN = "not run"
 
+# A list of numbers, which goes on one line of a record: a matrix then has a line a row.
+_NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")
+
 
 def runs_root() -> Path:
     """Where this machine's records and checkpoints go: `$MICRONET_RUNS` or `runs/`."""
@@ -105,6 +108,7 @@ def write(record: Record, root: Path) -> Path:
     """
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
     write_atomically(path, text.encode(), f"the record {record.path} under {root}")
     return path
 
@@ -310,40 +314,3 @@ def provenance(rows: pd.DataFrame) -> str:
         " + ".join(run["commit"].unique()),
     ]
     return " · ".join(parts)
-
-
-def machines() -> pd.DataFrame:
-    """The committed records by machine and code: how many, how long they took, the newest."""
-    runs = [
-        {"record": str(run.path), **run.env}
-        for sweep in SWEEPS.values()
-        for profile in PROFILES
-        for run in read_sweep(sweep, profile, MEASURED)
-    ]
-    groups = pd.DataFrame(runs).groupby(["device", "torch", "python", "commit"], as_index=False)
-    return groups.agg(records=("record", "size"), seconds=("wall_s", "sum"), newest=("date", "max"))
-
-
-def status() -> pd.DataFrame:
-    """One row a sweep and profile: what was measured, on which machine, what was not run."""
-    rows = []
-    for sweep in SWEEPS.values():
-        for profile in sweep.profiles:
-            if PROFILES[profile].dataset == "embedded":
-                continue  # smoke runs live in each chapter and proves nothing about accuracy
-            result = measured(sweep, profile)
-            done = result[result["n"] > 0]
-            missing = list(result["point"][result["n"] == 0])
-            rows.append(
-                {
-                    "chapter": sweep.chapter,
-                    "sweep": sweep.name,
-                    "profile": profile,
-                    "points": len(result),
-                    "measured": len(done),
-                    "n": "/".join(str(n) for n in sorted(set(done["n"]))) or "0",
-                    "hardware": ", ".join(done["device"].unique()) or NOT_RUN,
-                    "missing": ", ".join(missing) if done.size else NOT_RUN,
-                }
-            )
-    return pd.DataFrame(rows)

@@ -95,7 +95,7 @@ class Step:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             logits = self.model(inputs)
-        loss = soft_cross_entropy(logits.float(), self.table(targets, targets_b, lam))
+        loss = soft_cross_entropy(logits, self.table(targets, targets_b, lam))
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         if self.srip is not None:
@@ -109,7 +109,7 @@ class Step:
 
 
 def _keep_strided_depthwise_in_float32(model: MicroNet) -> None:
-    """On a CPU the bfloat16 backward of these three layers takes many times as long as float32's."""
+    """On a CPU these layers' bfloat16 backward takes many times as long as float32's."""
     for module in model.modules():
         if isinstance(module, MBConv) and module.config.stride > 1:
             conv = module.conv_dw

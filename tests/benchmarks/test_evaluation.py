@@ -5,29 +5,13 @@ HardSwish in four operations, 100 images a batch.
 """
 
 import torch
-import torch.nn.functional as F
+from plain_step import plain
 from ratios import compare
 from torch import Tensor, nn
 
-from micronet_lib.architecture import HardSwish, MicroNet, build
+from micronet_lib.architecture import build
 from micronet_lib.lab.data import load_split, normalize
 from micronet_lib.lab.evaluation import fold_batch_norm, logits_of
-
-
-class PlainHardSwish(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * F.relu6(x + 3) / 6
-
-
-def plain(model: MicroNet) -> MicroNet:
-    """The same weights with HardSwish spelled out."""
-    twin = MicroNet(model.architecture)
-    twin.load_state_dict(model.state_dict())
-    for module in list(twin.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, HardSwish):
-                setattr(module, name, PlainHardSwish())
-    return twin.eval()
 
 
 @torch.no_grad()

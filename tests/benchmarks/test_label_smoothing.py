@@ -5,7 +5,7 @@ in every step the targets written image by image, twice, since mixed images get 
 """
 
 import torch
-import torch.nn.functional as F
+from plain_step import distribution_by_pairs, loss_by_images
 from ratios import compare
 from torch import Tensor
 
@@ -18,24 +18,6 @@ from micronet_lib.label_smoothing import (
 )
 
 NUM_CLASSES, NUM_FEATURES, BATCH = 100, 106, 128
-
-
-def distribution_by_pairs(weight: Tensor) -> Tensor:
-    u = torch.zeros(len(weight), len(weight))
-    for y in range(len(weight)):
-        for k in range(len(weight)):
-            u[y, k] = F.cosine_similarity(weight[k], weight[y], dim=0).abs().exp()
-        u[y, y] = 0
-        u[y] /= u[y].sum()
-    return u
-
-
-def loss_by_images(logits: Tensor, u: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    soft = torch.zeros_like(logits)
-    for i in range(len(targets)):
-        soft[i] = smoothing * u[targets[i]]
-    soft.scatter_(1, targets.unsqueeze(1), 1 - smoothing)
-    return (-soft * logits.log_softmax(1)).sum(1).mean()
 
 
 def test_similarity_table() -> None:

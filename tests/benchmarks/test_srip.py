@@ -4,11 +4,11 @@ The baseline is how such code is usually written: for each weight the Gram matri
 normalised products, one sum, and autograd through all of it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
+from plain_step import gram_loop
 from ratios import compare
 from small_networks import single_thread
 from torch import Tensor
@@ -24,18 +24,6 @@ TARGET = 5.0
 def one_thread() -> Iterator[None]:
     with single_thread():  # none of the ways gains from more
         yield
-
-
-def gram_loop(weights: Mapping[str, Tensor], coef: float, us: Mapping[str, Tensor]) -> Tensor:
-    """The released definition, layer by layer."""
-    total = torch.zeros(())
-    for name, weight in weights.items():
-        w = weight.flatten(1)
-        a = w.T @ w - torch.eye(w.shape[1])
-        v = F.normalize(a.T @ us[name], dim=0)
-        u = F.normalize(a @ v, dim=0)
-        total = total + (u @ (a @ v)) ** 2
-    return coef * total / len(weights)
 
 
 def test_srip() -> None:

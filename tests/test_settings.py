@@ -1,0 +1,35 @@
+"""A profile changes the budget of a recipe and nothing of its method."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from micronet_lib.lab.recipes import PAPER, RELEASED
+from micronet_lib.lab.schedule import TrainConfig
+from micronet_lib.lab.settings import PROFILES, Recipe
+
+BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum"}
+
+
+@pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=["paper", "released"])
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
+def test_a_profile_changes_budget_only(recipe, profile):
+    before, after = asdict(recipe), asdict(profile.apply(recipe))
+    assert {name for name in before if before[name] != after[name]} <= {"train", "width_mult"}
+    changed = {name for name, value in before["train"].items() if value != after["train"][name]}
+    assert changed <= BUDGET
+
+
+def test_full_is_the_recipe_itself():
+    assert PROFILES["full"].apply(PAPER) == PAPER
+
+
+def test_a_recipe_that_trains_nothing_is_left_alone():
+    assert PROFILES["smoke"].apply(Recipe()) == Recipe()
+
+
+def test_every_cycle_keeps_at_least_an_epoch():
+    short = replace(PROFILES["quick"], epoch_share=1e-6)
+    assert short.apply(RELEASED).train.epochs == RELEASED.train.cycles == 4
+    half = replace(PROFILES["quick"], epoch_share=0.5)
+    assert half.apply(Recipe(train=TrainConfig(epochs=9))).train.epochs == 4
