@@ -16,9 +16,11 @@ from micronet_lib.lab.data import load_split
 from micronet_lib.lab.experiments import ensure, measure, prepare, require
 from micronet_lib.lab.files import only_one
 from micronet_lib.lab.machine import environment
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.recipes import SWEEPS, Sweep
 from micronet_lib.lab.runs import checkpoint_path, missing_files
 from micronet_lib.lab.settings import PROFILES, Profile, Recipe
+from micronet_lib.pruning_density import current_masks
+from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.rules import RULE_SETS, rules_of
 from micronet_lib.scoring import SCORE_METRICS, score_network
 
@@ -449,3 +451,62 @@ def test_a_diverged_run_writes_no_record(tiny, runs):
     with pytest.raises(InputError, match="no record is written"):
         ensure(PLACEMENT, "smoke", point="all", overrides={"train.lr": 1e30}, progress=False)
     assert not list(runs.rglob("*.json"))
+
+
+# ----------------------------------------------------------------------------------------- pruning
+
+ROUNDS = ("dense", "first", "second")
+
+
+def pruning_sweep(config: PruneConfig) -> Sweep:
+    """The dense network, then one point a round."""
+
+    def make(stage: str) -> Recipe:
+        done = ROUNDS.index(stage)
+        sparsities = config.sparsities[:done]
+        prune = dataclasses.replace(config, sparsities=sparsities) if done else PruneConfig()
+        return dataclasses.replace(RELEASED_ROUNDS, prune=prune)
+
+    axes = {"stage": ROUNDS}
+    return Sweep("toy", "Two rounds", "05_pruning", axes, make, ("top1", "sparsity"))
+
+
+RELEASED_ROUNDS = STAGES.point("3.0-orn").recipe
+CONFIGS = {
+    "paper": PruneConfig((0.3, 0.6)),
+    "released": PruneConfig((0.3, 0.6), threshold_from="last_epoch", mask_updates=True),
+    "initial": PruneConfig((0.3, 0.6), rewind="initial"),
+    "early": PruneConfig((0.3, 0.6), rewind="early", early_epoch=1, scope="kind"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_rounds_of_pruning_follow_each_other(tiny, runs, config):
+    """Asked for the last round alone, all before it are measured, and their masks are nested."""
+    sweep = pruning_sweep(config)
+    rows = ensure(sweep, "smoke", point="second", progress=False)
+    assert rows["sparsity"].item() == pytest.approx(0.6, abs=2e-3)
+    found = sorted(path.name for path in runs.rglob("*.json"))
+    assert found == ["dense-s0.json", "first-s0.json", "second-s0.json"]
+    models = [experiments.trained(sweep, stage, "smoke", progress=False) for stage in ROUNDS]
+    masks = [current_masks(model) for model in models]
+    for name in masks[0]:
+        assert not (masks[2][name] & ~masks[1][name]).any(), f"{name} came back"
+    record = records.read(runs / "smoke" / "toy" / "second-s0.json")
+    assert record.metrics["published.score"] < 0.6 * score_network(models[0]).score
+
+
+def test_a_round_whose_predecessor_is_lost_is_made_again_from_it(tiny, runs):
+    sweep = pruning_sweep(CONFIGS["paper"])
+    expected = experiments.trained(sweep, "first", "smoke", progress=False).state_dict()
+    for path in (runs / "smoke" / "toy").glob("*/network.pt"):
+        path.unlink()
+    again = experiments.trained(sweep, "first", "smoke", progress=False).state_dict()
+    assert all(map(torch.equal, again.values(), expected.values()))
+
+
+def test_a_round_without_the_one_before_is_refused(tiny):
+    sweep = pruning_sweep(CONFIGS["paper"])
+    alone = dataclasses.replace(sweep, axes={"stage": ("second",)})
+    with pytest.raises(InputError, match="the round before is no point of this sweep"):
+        ensure(alone, "smoke", progress=False)

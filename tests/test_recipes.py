@@ -88,7 +88,8 @@ def test_a_recipe_is_plain_json(sweep):
         assert with_overrides(point.recipe, flat) == point.recipe
         for name, settings in restored.items():
             if isinstance(settings, dict):
-                assert type(getattr(point.recipe, name))(**settings) == getattr(point.recipe, name)
+                part = getattr(point.recipe, name)
+                assert with_overrides(part, settings) == part
 
 
 def test_point_is_found_by_name():

@@ -20,6 +20,7 @@ from micronet_lib.lab.records import MEASURED, NOT_RUN, Record, recipe_id
 from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.lab.settings import PROFILES, Recipe
 from micronet_lib.label_smoothing import SmoothingConfig
+from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.srip import SripConfig
 
 COMMITTED = sorted(MEASURED.rglob("*.json"))
@@ -77,6 +78,7 @@ def test_every_field_changes_the_id():
         "srip": SripConfig(),
         "smoothing": SmoothingConfig("uniform"),
         "augment": AugmentConfig(flip=False),
+        "prune": PruneConfig((0.5,)),
         "inspect": ("spectrum",),
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Recipe)}

@@ -108,13 +108,14 @@ def test_validation_images_are_held_out_or_not():
 
 def test_a_trained_network_is_kept_and_rated(tmp_path):
     recipe = TINY.apply(replace(PAPER, train=replace(PAPER.train, watch_test=True)))
-    trained, _ = train_recipe(recipe, TINY, 0, tmp_path, "key-s0", progress=False)
+    trained, _ = train_recipe(recipe, TINY, 0, tmp_path, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["network.pt"]
-    again = kept_network(recipe, 0, tmp_path, "key-s0")
+    again = kept_network(recipe, 0, tmp_path)
     assert again is not None
     ours = trained.model.state_dict()
     assert all(map(torch.equal, again.state_dict().values(), ours.values()))
-    assert kept_network(recipe, 0, tmp_path, "another-s0") is None
+    assert kept_network(recipe, 1, tmp_path) is None
+    assert kept_network(TINY.apply(RELEASED), 0, tmp_path) is None
     found = ratings(trained, recipe, TINY)
     assert found["top1"] == found["correct"] / 1000
     assert found["best_on_test_top1"] == max(trained.curve["test_top1"]) >= found["top1"]

@@ -17,6 +17,7 @@ from micronet_lib.lab.settings import Recipe
 from micronet_lib.lab.step import Step, parameter_groups
 from micronet_lib.label_smoothing import SmoothingConfig
 from micronet_lib.mixing import draw_mix
+from micronet_lib.pruning import HeldMasks, magnitude_masks, prunable_weights
 from micronet_lib.srip import SripConfig, srip_weights
 
 RECIPE = Recipe(
@@ -102,17 +103,17 @@ def test_no_bias_decay_spares_biases_and_batch_norm():
     assert parameter_groups(model, 1e-5, decay_all=True)[1]["weight_decay"] == 1e-5
 
 
-def test_what_comes_after_the_step_is_called_after_the_step():
+@pytest.mark.parametrize("mask_updates", [False, True])
+def test_pruned_weights_stay_at_zero(mask_updates):
     model = narrow()
-    weight = model.blocks[0].conv_expand.weight
-
-    def clear() -> None:
-        weight.data.zero_()
-
-    step = Step(model, RECIPE, after=clear)
+    masks = magnitude_masks(prunable_weights(model), 0.5)
+    step = Step(model, RECIPE, masks=HeldMasks(model, masks, mask_updates))
     images, targets = batch()
-    step(images, targets, None, 0.1)
-    assert weight.count_nonzero() == 0
+    for _ in range(2):
+        step(images, targets, None, 0.1)
+        for name, weight in prunable_weights(model).items():
+            assert weight[~masks[name]].count_nonzero() == 0
+            assert weight[masks[name]].count_nonzero() > 0
 
 
 def test_learning_rate_zero_moves_nothing():

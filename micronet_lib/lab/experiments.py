@@ -35,6 +35,7 @@ from micronet_lib.lab.runs import (
 )
 from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
 from micronet_lib.operations import record_operations
+from micronet_lib.pruning_density import density_table
 from micronet_lib.rules import RULE_SETS, rules_of
 from micronet_lib.scoring import score_operations
 
@@ -54,7 +55,13 @@ def prepare(recipe: Recipe) -> MicroNet:
 
 
 def measure(
-    recipe: Recipe, sweep: str, point: str, profile: Profile, seed: int = 0, progress: bool = True
+    recipe: Recipe,
+    sweep: str,
+    point: str,
+    profile: Profile,
+    seed: int = 0,
+    progress: bool = True,
+    parent: Path | None = None,
 ) -> records.Record:
     """Run one resolved recipe and return its record; writing it is the caller's business.
 
@@ -73,7 +80,7 @@ def measure(
     if recipe.train.epochs:
         folder = run_folder(sweep, point, profile.name, seed)
         device = default_device()
-        trained, notes = train_recipe(recipe, profile, seed, folder, _key(recipe, seed), progress)
+        trained, notes = train_recipe(recipe, profile, seed, folder, parent, progress)
         learned, curve = ratings(trained, recipe, profile), trained.curve
         model = trained.model.cpu()
     else:
@@ -81,6 +88,8 @@ def measure(
     operations = record_operations(model)
     blocks = model.architecture.blocks
     metrics: dict[str, float] = {"hidden_chs": sum(block.hidden_chs for block in blocks)}
+    if recipe.prune.sparsities:
+        metrics["sparsity"] = density_table(model)["sparsity"].iloc[-1].item()
     layers: list[dict[str, Any]] = []
     official = rules_of("official", recipe.weight_bits, recipe.activation_bits, recipe.accumulator)
     for name, rules in (RULE_SETS | {"official": official}).items():
@@ -120,10 +129,6 @@ def measure(
 def run_folder(sweep: str, point: str, profile: str, seed: int) -> Path:
     """Where a run keeps its lock, its training states and its network."""
     return records.runs_root() / records.record_path(sweep, point, profile, seed).with_suffix("")
-
-
-def _key(recipe: Recipe, seed: int) -> str:
-    return f"{records.recipe_id(recipe)}-s{seed}"
 
 
 def _compare(recipe: Recipe, trimmed: MicroNet, dataset: str, progress: bool) -> dict[str, float]:
@@ -192,11 +197,13 @@ def ensure(
     """
     chosen = get_profile(profile)
     points = sweep.matching(point)
+    recipes = {
+        p.name: with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.points()
+    }
     done = []
     for p in points:
-        recipe = with_overrides(chosen.apply(p.recipe), overrides or {})
         try:
-            found = _ensure(sweep, p.name, recipe, chosen, seed, progress)
+            found = _ensure(sweep, p.name, recipes, chosen, seed, progress)
         except Busy as busy:
             say(str(busy))
             continue
@@ -207,9 +214,15 @@ def ensure(
 
 
 def _ensure(
-    sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int, progress: bool
+    sweep: Sweep,
+    point: str,
+    recipes: Mapping[str, Recipe],
+    profile: Profile,
+    seed: int,
+    progress: bool,
 ) -> records.Record | None:
-    runs = records.runs_root()
+    """The record of one point, read, taken from another sweep or made; None if it cannot be."""
+    recipe, runs = recipes[point], records.runs_root()
     identity = records.recipe_id(recipe)
     path = runs / records.record_path(sweep.name, point, profile.name, seed)
     found = records.read(path) if path.is_file() else None
@@ -217,22 +230,54 @@ def _ensure(
         return found
     if profile.name not in sweep.profiles or missing_files(recipe, profile) is not None:
         return None
+    folder = run_folder(sweep.name, point, profile.name, seed)
     twin = records.find(runs, profile.name, identity, seed) if recipe.train.epochs else None
     if twin is not None:
-        shutil.copytree(
-            run_folder(twin.sweep, twin.point, profile.name, seed),
-            run_folder(sweep.name, point, profile.name, seed),
-            dirs_exist_ok=True,
-        )
+        theirs = run_folder(twin.sweep, twin.point, profile.name, seed)
+        if theirs.is_dir():
+            shutil.copytree(theirs, folder, dirs_exist_ok=True)
         found = replace(twin, sweep=sweep.name, point=point)
     elif recipe.train.epochs:
-        lock = run_folder(sweep.name, point, profile.name, seed) / "lock"
-        with only_one(lock, f"{sweep.name}/{point} seed {seed}"):
-            found = measure(recipe, sweep.name, point, profile, seed, progress)
+        parent = _parent_folder(sweep, point, recipes, profile, seed, progress)
+        given = {} if parent is None else {"parent": parent}
+        with only_one(folder / "lock", f"{sweep.name}/{point} seed {seed}"):
+            found = measure(recipe, sweep.name, point, profile, seed, progress, **given)
     else:
         found = measure(recipe, sweep.name, point, profile, seed, progress)
     records.write(found, runs)
     return found
+
+
+def _parent_folder(
+    sweep: Sweep,
+    point: str,
+    recipes: Mapping[str, Recipe],
+    profile: Profile,
+    seed: int,
+    progress: bool,
+) -> Path | None:
+    """Where the network lies that a point's last round of pruning begins with, measured if need be.
+
+    Raises:
+        InputError: no point of the sweep is the round before.
+    """
+    recipe = recipes[point]
+    if not recipe.prune.sparsities:
+        return None
+    for name, other in recipes.items():
+        if other == recipe.parent:
+            folder = run_folder(sweep.name, name, profile.name, seed)
+            if not (folder / "network.pt").is_file():
+                _forget(sweep, name, profile, seed)
+            _ensure(sweep, name, recipes, profile, seed, progress)
+            return folder
+    raise InputError(f"{sweep.name}/{point}: the round before is no point of this sweep")
+
+
+def _forget(sweep: Sweep, point: str, profile: Profile, seed: int) -> None:
+    """Remove a record whose network, which nobody commits, is not on this machine."""
+    path = records.record_path(sweep.name, point, profile.name, seed)
+    (records.runs_root() / path).unlink(missing_ok=True)
 
 
 def trained(
@@ -252,13 +297,10 @@ def trained(
     recipe = with_overrides(chosen.apply(sweep.point(point).recipe), overrides or {})
     folder = run_folder(sweep.name, point, profile, seed)
     for _ in range(2):
-        model = kept_network(recipe, seed, folder, _key(recipe, seed))
+        model = kept_network(recipe, seed, folder)
         if model is not None:
             return model
-        # The record may be there without its network, which is not committed.
-        (records.runs_root() / records.record_path(sweep.name, point, profile, seed)).unlink(
-            missing_ok=True
-        )
+        _forget(sweep, point, chosen, seed)
         ensure(sweep, profile, seed, overrides, point, progress)
     raise InputError(f"{sweep.name}/{point} at {profile} leaves no trained network on this machine")
 

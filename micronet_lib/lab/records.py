@@ -87,6 +87,11 @@ def recipe_id(recipe: Recipe) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
+def run_key(recipe: Recipe, seed: int) -> str:
+    """Recipe and seed of a run, so that no file of another run is taken for this one's."""
+    return f"{recipe_id(recipe)}-s{seed}"
+
+
 def _changed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """The settings that differ, level by level."""
     found = {}

@@ -8,13 +8,17 @@ from torch import Tensor
 
 from micronet_lib.architecture import MicroNet, get_architecture
 from micronet_lib.augmentation import SEARCHED_FILE, Policies, load_policies, uniform_policies
+from micronet_lib.errors import InputError
 from micronet_lib.initialization import WeightDistribution, distribution_of, initialize
 from micronet_lib.lab.checkpoints import forget_states, load_own, load_published, save_own
 from micronet_lib.lab.data import data_root, load_dataset
 from micronet_lib.lab.evaluation import evaluate
 from micronet_lib.lab.machine import default_device, keep_freed_memory
+from micronet_lib.lab.records import run_key
 from micronet_lib.lab.settings import Profile, Recipe
 from micronet_lib.lab.training import Run, Trained, TrainingData, train
+from micronet_lib.pruning import Masks
+from micronet_lib.pruning_schedules import PruneConfig, prune_round
 
 NUM_RANDOM_POLICIES = 500
 POLICY_SEED = 2019
@@ -97,38 +101,88 @@ def training_data(
 
 
 def train_recipe(
-    recipe: Recipe, profile: Profile, seed: int, folder: Path, key: str, progress: bool = True
+    recipe: Recipe,
+    profile: Profile,
+    seed: int,
+    folder: Path,
+    parent: Path | None = None,
+    progress: bool = True,
 ) -> tuple[Trained, list[str]]:
     """Train a resolved recipe, or go on with a run that was cut; keeps the network in the folder.
 
     Args:
-        recipe: resolved for the profile.
+        recipe: resolved for the profile. With rounds of pruning, only the last one is trained.
         profile: names the data set.
-        seed: of everything random.
+        seed: of everything random; every round of pruning draws anew.
         folder: for training states, and `network.pt` at the end.
-        key: names recipe and seed, so that no file of another run is taken for this one's.
+        parent: the folder of the run of `recipe.parent`, for a recipe with rounds of pruning.
         progress: a bar on stderr.
 
     Returns:
         The trained network, and what the record has to say besides.
 
     Raises:
-        InputError: a missing file, a folder that cannot be written, a loss that is no number.
+        InputError: a missing file or parent, a folder that cannot be written, a loss that is no
+            number.
     """
     device = default_device()
     keep_freed_memory()
     data, notes = training_data(recipe, profile, device)
-    run = Run(fresh_network(recipe, seed).to(device), recipe, data, seed)
+    model, masks = fresh_network(recipe, seed), None
+    if recipe.prune.sparsities:
+        masks = _begin_round(model, recipe, data, seed, parent)
+    drawn_from = seed + 1000 * len(recipe.prune.sparsities)
+    run = Run(model.to(device), recipe, data, drawn_from, masks)
+    key = run_key(recipe, seed)
     trained = train(run, folder, key, progress)
     weights = {"model": trained.model.state_dict(), "best": trained.best_state}
-    save_own(folder / "network.pt", key, weights)
+    save_own(folder / "network.pt", key, weights | {"masks": masks or {}})
     forget_states(folder)
     return trained, notes
 
 
-def kept_network(recipe: Recipe, seed: int, folder: Path, key: str) -> MicroNet | None:
+def _begin_round(
+    model: MicroNet, recipe: Recipe, data: TrainingData, seed: int, parent: Path | None
+) -> Masks:
+    """Give a fresh network the weights that the recipe's last round begins with, in place."""
+    before = load_own(parent / "network.pt", run_key(recipe.parent, seed)) if parent else None
+    if before is None:
+        raise InputError(
+            f"pruning to {recipe.prune.sparsities[-1]:.2%} goes on from a network that is not on "
+            "this machine: measure the round before first"
+        )
+    config = recipe.prune
+    model.load_state_dict(before["best" if config.threshold_from == "last_epoch" else "model"])
+    rewound = None
+    if config.rewind != "none":
+        epochs = 0 if config.rewind == "initial" else config.early_epoch
+        rewound = _weights_after(recipe, data, seed, epochs)
+    return prune_round(
+        model,
+        config,
+        len(config.sparsities) - 1,
+        before["masks"] or None,
+        before["model"],
+        rewound,
+    )
+
+
+def _weights_after(recipe: Recipe, data: TrainingData, seed: int, epochs: int) -> dict[str, Tensor]:
+    """The dense run's weights after some epochs, by running these again.
+
+    That is the same network to the last bit on a CPU, and one of the same seed on a GPU.
+    """
+    model = fresh_network(recipe, seed).to(data.train.images.device)
+    dense = replace(recipe, prune=PruneConfig())
+    run = Run(model, dense, data, seed)
+    while run.epoch < epochs:
+        run.run_epoch()
+    return {name: value.cpu() for name, value in run.model.state_dict().items()}
+
+
+def kept_network(recipe: Recipe, seed: int, folder: Path) -> MicroNet | None:
     """The network that an earlier run of the same recipe and seed ended in, or None."""
-    weights = load_own(folder / "network.pt", key)
+    weights = load_own(folder / "network.pt", run_key(recipe, seed))
     if weights is None:
         return None
     model = fresh_network(recipe, seed)

@@ -8,6 +8,7 @@ from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.errors import InputError, unknown
 from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.label_smoothing import SmoothingConfig
+from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.srip import SripConfig
 
 
@@ -28,6 +29,7 @@ class Recipe:
         srip: orthogonality regularisation; `coef` 0 for none.
         smoothing: of the labels.
         augment: of the training images.
+        prune: the rounds of pruning after the dense training, each trained as `train` says.
         inspect: names of `lab.inspection.INSPECTIONS`, kept in the record's `arrays`.
     """
 
@@ -42,7 +44,16 @@ class Recipe:
     srip: SripConfig = field(default_factory=lambda: SripConfig(coef=0.0))
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     inspect: tuple[str, ...] = ()
+
+    @property
+    def parent(self) -> "Recipe":
+        """The recipe of the network that this one's last round of pruning begins with."""
+        before = self.prune.sparsities[:-1]
+        return replace(
+            self, prune=replace(self.prune, sparsities=before) if before else PruneConfig()
+        )
 
 
 @dataclass(frozen=True)

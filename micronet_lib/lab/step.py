@@ -10,6 +10,7 @@ from micronet_lib.lab.data import normalize
 from micronet_lib.lab.settings import Recipe
 from micronet_lib.label_smoothing import SmoothingTable, soft_cross_entropy
 from micronet_lib.mixing import MixDraw, mix
+from micronet_lib.pruning import HeldMasks
 from micronet_lib.srip_batches import Srip
 
 
@@ -38,7 +39,7 @@ class Step:
         model: in training mode, on its device, `channels_last`.
         recipe: its SRIP, smoothing and optimiser settings count here.
         generator: draws the first start vectors of warm SRIP, on the model's device.
-        after: called after each optimiser step, such as what keeps pruned weights at zero.
+        masks: of a pruned network; they hold through every step.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class Step:
         model: MicroNet,
         recipe: Recipe,
         generator: torch.Generator | None = None,
-        after: Callable[[], None] | None = None,
+        masks: HeldMasks | None = None,
     ) -> None:
         train = recipe.train
         self.model = model
-        self.after = after
+        self.masks = masks
         self.device = next(model.parameters()).device
         self.half = train.precision == "bf16"
         if self.half and self.device.type == "cpu":
@@ -102,9 +103,11 @@ class Step:
             self.penalty += self.srip.value_and_grad(generator)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.masks is not None:
+            self.masks.before_step(self.optimizer)
         self.optimizer.step()
-        if self.after is not None:
-            self.after()
+        if self.masks is not None:
+            self.masks.after_step()
         self.loss += loss.detach()
 
 

@@ -31,6 +31,7 @@ from micronet_lib.lab.schedule import learning_rate
 from micronet_lib.lab.settings import Recipe
 from micronet_lib.lab.step import Step
 from micronet_lib.mixing import draw_mix
+from micronet_lib.pruning import HeldMasks
 
 CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
 SAVE_EVERY_S = 30.0
@@ -82,7 +83,7 @@ class Run:
         recipe: resolved for its profile.
         data: see `TrainingData`.
         seed: of everything random.
-        after_step: called after every optimiser step, such as what holds pruning masks.
+        masks: of a pruned network; None trains every weight.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -94,7 +95,7 @@ class Run:
         recipe: Recipe,
         data: TrainingData,
         seed: int,
-        after_step: Any = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
         train = recipe.train
@@ -110,7 +111,10 @@ class Run:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = train.bn_momentum
         warm = torch.Generator(self.device).manual_seed(seed)
-        self.step = Step(self.model, recipe, warm, after_step)
+        held = None
+        if masks is not None:
+            held = HeldMasks(self.model, masks, recipe.prune.mask_updates)
+        self.step = Step(self.model, recipe, warm, held)
         self.average: AveragedModel | None = None
         if train.ema_decay:
             average = get_ema_multi_avg_fn(train.ema_decay)

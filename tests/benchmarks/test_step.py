@@ -1,0 +1,98 @@
+"""A training step, alone and with everything around it: the plain way against the library's.
+
+The plain way: eager NCHW, HardSwish in four operations, SRIP through autograd layer by layer,
+targets image by image, images augmented one by one by Pillow. Both ways take the same recipe:
+SRIP, adaptive label smoothing, Fast AutoAugment, CutMix, no bias decay.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from plain_step import PlainStep
+from ratios import compare
+from small_networks import seeded, single_thread
+from test_augmentation import PillowPolicy
+from torch import Tensor
+from torchvision import transforms
+
+from micronet_lib.architecture import MicroNet, get_architecture
+from micronet_lib.augmentation import augment, draw, uniform_policies
+from micronet_lib.initialization import initialize
+from micronet_lib.lab.data import MEAN, STD, load_split, normalize
+from micronet_lib.lab.machine import keep_freed_memory
+from micronet_lib.lab.recipes import RELEASED
+from micronet_lib.lab.step import Step
+from micronet_lib.label_smoothing import RELEASED_DENSE
+from micronet_lib.mixing import draw_mix
+from micronet_lib.srip import srip_weights
+
+RECIPE = replace(RELEASED, smoothing=RELEASED_DENSE)
+BATCH = 128
+HAS_AMX = torch.cpu._is_amx_tile_supported()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
+
+
+def network() -> MicroNet:
+    model = MicroNet(get_architecture("c_efficientnet_3.0"))
+    initialize(model, "semi_orthogonal", seeded(0))
+    return model.train()
+
+
+def starts(model: MicroNet) -> dict[str, Tensor]:
+    return {name: torch.randn(w.shape[1]) for name, w in srip_weights(model, "pointwise").items()}
+
+
+def test_training_step_and_everything_around_it() -> None:
+    images = load_split("embedded", "train").subset(torch.arange(BATCH))
+    arrays = images.images.permute(0, 2, 3, 1).contiguous().numpy()
+    policies = uniform_policies(seeded(0), 500)
+    pillow = transforms.Compose(
+        [
+            PillowPolicy(policies),
+            transforms.RandomCrop(32, padding=4, fill=128),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+    random.seed(0)
+    mixed = draw_mix("cutmix", BATCH, seeded(0))
+    generator = seeded(1)
+    pixels = normalize(images.images)
+    theirs = PlainStep(network(), RECIPE)
+    keep_freed_memory()
+    ours = Step(network().to(memory_format=torch.channels_last), RECIPE)
+    half = replace(RECIPE, train=replace(RECIPE.train, precision="bf16"))
+    in_half = Step(network().to(memory_format=torch.channels_last), half)
+
+    def plain_everything() -> None:
+        augmented = torch.stack([pillow(Image.fromarray(array)) for array in arrays])
+        theirs(augmented, images.targets, mixed, starts(theirs.model))
+
+    def everything(step: Step) -> None:
+        augmented = augment(images.images, draw(policies, BATCH, generator))
+        step(augmented, images.targets, mixed, 0.1, generator)
+
+    ways = {
+        "plain step": lambda: theirs(pixels, images.targets, mixed, starts(theirs.model)),
+        "library step": lambda: ours(images.images, images.targets, mixed, 0.1, generator),
+    }
+    around = {"plain, Pillow and all": plain_everything, "library": lambda: everything(ours)}
+    if HAS_AMX:
+        ways["library step, bfloat16"] = lambda: in_half(
+            images.images, images.targets, mixed, 0.1, generator
+        )
+        around["library, bfloat16"] = lambda: everything(in_half)
+    compare(ways, BATCH, "images", rounds=5)
+    compare(around, BATCH, "images", rounds=5)
+    if not HAS_AMX:
+        print("  bfloat16: not run, this CPU has no AMX")

@@ -1,0 +1,144 @@
+"""Where the zeros are, against the published networks, and what the rules charge for masks."""
+
+import pytest
+import torch
+from published_format import pruned_network
+from small_networks import network
+from torch import nn
+
+from micronet_lib.architecture import build
+from micronet_lib.errors import InputError
+from micronet_lib.lab.checkpoints import load_published, read_state, rename
+from micronet_lib.lab.records import paper
+from micronet_lib.lab.runs import checkpoint_path
+from micronet_lib.pruning import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.pruning_density import KINDS, current_masks, density_table, mask_params
+from micronet_lib.scoring import score_network
+
+NETWORK_KINDS = KINDS[:7]
+SIZES = {
+    "micronet_v1": (864, 174_912, 23_976, 187_536, 18_416, 34_152, 10_600),
+    "micronet_v2": (864, 180_000, 22_320, 192_680, 22_048, 41_872, 11_400),
+}
+
+
+def published(name: str):
+    path = checkpoint_path(f"micronet_{name}")
+    if not path.is_file():
+        pytest.skip(f"no {path.name}: `micronet data fetch kaist` gets it")
+    return path
+
+
+# -------------------------------------------------------------------------- the published networks
+
+
+@pytest.mark.parametrize(
+    ("name", "zeros"),
+    [
+        ("v1_pr_60", (0.176, 0.693, 0.249, 0.627, 0.518, 0.446, 0.057, 0.6000)),
+        ("v2_pr_30", (0.067, 0.355, 0.119, 0.308, 0.268, 0.217, 0.026, 0.3000)),
+        ("v2_pr_60", (0.242, 0.670, 0.275, 0.631, 0.548, 0.509, 0.080, 0.6000)),
+    ],
+)
+def test_zeros_of_the_published_networks(name, zeros):
+    table = density_table(load_published(published(name)), "kind").set_index("kind")
+    assert list(table.index) == [*NETWORK_KINDS, "all"]
+    assert tuple(table["num_weights"][:-1]) == SIZES[f"micronet_{name[:2]}"]
+    assert list(table["sparsity"][:-1]) == pytest.approx(list(zeros[:-1]), abs=5e-4)
+    assert table["sparsity"]["all"] == pytest.approx(zeros[-1], abs=1e-6)
+    target = int(name[-2:]) / 100
+    assert table["num_zeros"]["all"] == round(target * table["num_weights"]["all"])
+    counted = paper("pruning").query("point == @name").set_index("metric")["value"]
+    assert table["num_zeros"].add_prefix("zeros_").to_dict() == counted.to_dict()
+
+
+@pytest.mark.parametrize("name", ["v1_pr_60", "v2_pr_30", "v2_pr_60"])
+def test_the_transcribed_counts_are_whole_and_add_up(name):
+    counted = paper("pruning").query("point == @name").set_index("metric")["value"]
+    assert list(counted.index) == [f"zeros_{kind}" for kind in (*NETWORK_KINDS, "all")]
+    assert counted[:-1].sum() == counted["zeros_all"]
+    sizes = SIZES[f"micronet_{name[:2]}"]
+    assert all(0 < zeros < size for zeros, size in zip(counted, sizes, strict=False))
+    assert counted["zeros_all"] == round(int(name[-2:]) / 100 * sum(sizes))
+
+
+@pytest.mark.parametrize("name", ["v1_pr_60", "v2_pr_30", "v2_pr_60"])
+def test_the_published_masks_are_the_zeros(name):
+    path = published(name)
+    masks = rename(read_state(path))[1]
+    found = current_masks(load_published(path))
+    assert masks.keys() == found.keys()
+    assert all(torch.equal(masks[key] != 0, mask) for key, mask in found.items())
+
+
+def test_the_published_masks_are_nested():
+    less, more = (current_masks(load_published(published(f"v2_pr_{p}"))) for p in (30, 60))
+    assert sum((less[name] & ~more[name]).sum().item() for name in less) > 140_000
+    assert not any((more[name] & ~less[name]).any() for name in less)
+
+
+# --------------------------------------------------------------------------------------- the table
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_fresh_network_has_no_zeros(name):
+    model = build(f"{name}_released")
+    table = density_table(model, "kind").set_index("kind")
+    assert tuple(table["num_weights"][:-1]) == SIZES[name]
+    assert (table["num_zeros"] == 0).all()
+    assert (table["density"] == 1).all()
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.6])
+def test_layers_and_kinds_count_the_same_zeros(sparsity):
+    model = network()
+    masks = magnitude_masks(prunable_weights(model), sparsity)
+    apply_masks(model, masks)
+    layers, kinds = density_table(model), density_table(model, "kind").set_index("kind")
+    assert list(layers["layer"]) == [*(name.removesuffix(".weight") for name in masks), "all"]
+    assert list(layers["num_zeros"][:-1]) == [int((~mask).sum()) for mask in masks.values()]
+    sums = layers.groupby("kind")[["num_weights", "num_zeros"]].sum()
+    assert sums.loc[kinds.index].equals(kinds[["num_weights", "num_zeros"]])
+    assert kinds["num_zeros"]["all"] == round(sparsity * 450_456)
+    for table in (layers, kinds):
+        assert (table["sparsity"] == table["num_zeros"] / table["num_weights"]).all()
+        assert (table["density"] == 1 - table["sparsity"]).all()
+    kept = current_masks(model)
+    assert all(torch.equal(kept[name], mask) for name, mask in masks.items())
+
+
+def test_zeros_by_hand_in_a_network_of_another_make():
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.Conv2d(2, 2, 1), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[[0.0, -0.0]], [[1.0, torch.nan]]]))
+        model[1].weight.fill_(3)
+        model[2].weight.copy_(torch.tensor([[0.0, 1e-40], [0.0, 0.0]]))
+    table = density_table(model, "kind")
+    assert table["kind"].tolist() == ["fc", "pointwise", "other", "all"]
+    assert table["num_zeros"].tolist() == [3, 0, 2, 5]
+    assert table["sparsity"].tolist() == [0.75, 0.0, 0.5, 5 / 12]
+    assert table["num_zeros"].dtype == table["num_weights"].dtype == "int64"
+
+
+def test_an_unknown_grouping_is_refused():
+    with pytest.raises(InputError, match="choose from layer, kind"):
+        density_table(network(), "stage")
+
+
+# ----------------------------------------------------------------------------- what the masks cost
+
+
+@pytest.mark.parametrize(
+    "name", ["micronet_v1", "micronet_v1_released", "micronet_v2_released", "c_efficientnet_1.5"]
+)
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_masks_cost_what_the_published_rules_charge(name, sparsity):
+    model = pruned_network(name, sparsity)
+    assert mask_params(model) == score_network(model, "published").mask_params
+    official = score_network(model, "official").mask_params
+    assert official == (mask_params(model) if sparsity else 0)
+
+
+def test_the_winners_masks():
+    assert mask_params(build("micronet_v1_released")) == 14_076.75
+    assert mask_params(build("micronet_v2_released")) == 14_724.5

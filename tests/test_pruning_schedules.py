@@ -1,0 +1,285 @@
+"""How much goes in which round, and what a round begins with."""
+
+import copy
+import json
+from dataclasses import asdict, replace
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from small_networks import seeded, single_thread
+from torch import Tensor, nn
+
+from micronet_lib.errors import InputError
+from micronet_lib.lab.records import paper
+from micronet_lib.pruning import HeldMasks, magnitude_masks, prunable_weights
+from micronet_lib.pruning_schedules import (
+    EXPONENTIAL,
+    LOTTERY,
+    ONE_SHOT,
+    PAPER,
+    README,
+    RELEASED,
+    REWOUND,
+    SCHEDULES,
+    PruneConfig,
+    exponential,
+    linear,
+    one_shot,
+    prune_round,
+)
+
+NAMED = (PAPER, RELEASED, README, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with single_thread():
+        yield
+
+
+# ---------------------------------------------------------------------------------- the schedules
+
+
+def printed(point: str, metric: str) -> float:
+    return paper("pruning").set_index(["point", "metric"])["value"][(point, metric)]
+
+
+def test_the_papers_four_rounds():
+    assert PAPER.sparsities == (0.15, 0.30, 0.45, 0.60)
+    step = printed("paper", "step_percent") / 100
+    assert len(PAPER.sparsities) == printed("paper", "rounds")
+    assert PAPER.sparsities[-1] == printed("paper", "sparsity_percent") / 100
+    assert PAPER.sparsities == pytest.approx([step * k for k in range(1, 5)])
+    columns = paper("pruning").query("point.str.startswith('prune_')")["point"].unique()
+    assert [f"prune_{round(100 * s)}" for s in (0, *PAPER.sparsities)] == list(columns)
+    assert replace(PAPER, threshold_from="last_epoch") == RELEASED
+
+
+def test_the_readmes_two_commands():
+    assert README.sparsities == (0.1125, 0.225, 0.3375, 0.45, 0.50, 0.55, 0.60, 0.65)
+    first, second = README.sparsities[:4], README.sparsities[4:]
+    assert first[-1] == printed("readme_first", "max_sparsity_percent") / 100
+    assert second[-1] == printed("readme_second", "max_sparsity_percent") / 100
+    low, high = (printed("code", f"{end}_sparsity_percent") for end in ("min", "max"))
+    assert first == linear(high / 100, int(printed("code", "rounds")), low / 100)
+
+
+def test_the_readmes_example():
+    rounds = [printed(f"readme_example_{k}", "sparsity_percent") / 100 for k in range(1, 5)]
+    assert linear(0.5, 4) == tuple(rounds)
+
+
+def test_exponential_takes_the_same_fraction_of_what_is_left():
+    assert exponential(0.6, 4) == pytest.approx((0.204729, 0.367544, 0.497027, 0.6), abs=5e-7)
+    left = [1 - sparsity for sparsity in (0, *exponential(0.6, 4))]
+    assert [b / a for a, b in pairwise(left)] == pytest.approx([0.4**0.25] * 4)
+    after = exponential(0.8, 3, start=0.5)  # 0.5, then twice as little in three steps of 0.4
+    assert [1 - s for s in after] == pytest.approx([0.5 * 0.4 ** (k / 3) for k in (1, 2, 3)])
+
+
+def test_one_shot_is_the_first_round_of_any_number():
+    assert one_shot(0.6) == (0.6,)
+    assert one_shot(0.6, 3) == (0.6, 0.6, 0.6)
+    assert ONE_SHOT.sparsities == (0.6,)
+
+
+@given(
+    st.sampled_from(sorted(SCHEDULES)),
+    st.floats(0, 0.999),
+    st.integers(1, 30),
+    st.floats(0, 1),
+)
+def test_every_schedule_rises_to_the_final_sparsity_exactly(name, final, rounds, share):
+    start = final * share
+    sparsities = SCHEDULES[name](final, rounds, start)
+    assert len(sparsities) == rounds
+    assert sparsities[-1] == final
+    assert all(a <= b for a, b in pairwise((start, *sparsities)))
+    assert PruneConfig(sparsities).sparsities == sparsities
+
+
+@pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_refuse_what_cannot_be_meant(make):
+    for final, rounds, start, says in (
+        (0.6, 0, 0.0, "0 rounds of pruning; give 1 or more"),
+        (60, 4, 0.0, "sparsity cannot go from 0.0 to 60; give fractions"),
+        (1.0, 4, 0.0, "start <= final < 1"),
+        (0.3, 4, 0.5, "sparsity cannot go from 0.5 to 0.3"),
+        (0.6, 4, -0.1, "sparsity cannot go from -0.1 to 0.6"),
+        (float("nan"), 4, 0.0, "sparsity cannot go from 0.0 to nan"),
+    ):
+        with pytest.raises(InputError, match=says):
+            make(final, rounds, start)
+
+
+# ------------------------------------------------------------------------------------ the settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sparsities": (15, 30)}, r"prune.sparsities has 15; give fractions in \[0, 1\)"),
+        ({"sparsities": (0.3, 1.0)}, "prune.sparsities has 1.0"),
+        ({"sparsities": (-0.1,)}, "prune.sparsities has -0.1"),
+        ({"sparsities": (float("nan"),)}, "prune.sparsities has nan"),
+        ({"sparsities": ("0.6",)}, "prune.sparsities has '0.6'"),
+        ({"sparsities": (0.3, 0.2)}, "prune.sparsities 0.3, 0.2 fall"),
+        ({"scope": "per_kind"}, "unknown pruning scope 'per_kind'; choose from global, kind, lay"),
+        ({"threshold_from": "best"}, "unknown pruning threshold_from 'best'; choose from same, la"),
+        ({"rewind": "late"}, "unknown pruning rewind 'late'; choose from none, initial, early"),
+        ({"rewind": "early", "early_epoch": 0}, "prune.early_epoch is 0; give 1 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_one_line(settings, says):
+    with pytest.raises(InputError, match=says) as caught:
+        PruneConfig(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_default_prunes_nothing_and_every_configuration_is_plain_data():
+    assert PruneConfig().sparsities == ()
+    for config in NAMED:
+        plain = json.loads(json.dumps(asdict(config)))
+        plain["sparsities"] = tuple(plain["sparsities"])
+        assert PruneConfig(**plain) == config
+    assert len(set(NAMED)) == len(NAMED)
+
+
+def test_zero_and_equal_rounds_are_allowed():
+    assert PruneConfig((0, 0.3, 0.3)).sparsities == (0, 0.3, 0.3)
+
+
+# ---------------------------------------------------------------------------------------- a round
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+def train(model: nn.Module, held: HeldMasks, seed: int, steps: int = 4) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=1e-3)
+    generator = seeded(seed)
+    for _ in range(steps):
+        images = torch.randn(16, 3, 2, 2, generator=generator)
+        targets = torch.randint(10, (16,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), targets).backward()
+        held.before_step(optimizer)
+        optimizer.step()
+        held.after_step()
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def flat(tensors) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+
+
+@pytest.mark.parametrize("config", [PAPER, EXPONENTIAL, README, ONE_SHOT])
+@pytest.mark.parametrize("scope", ["global", "kind"])
+def test_rounds_of_training_keep_what_is_pruned_at_zero(config, scope):
+    config, model = replace(config, scope=scope, threshold_from="same"), net()
+    held, before = HeldMasks(model), None
+    for index, sparsity in enumerate(config.sparsities):
+        train(model, held, seed=index)
+        masks = prune_round(model, config, index, before)
+        held.set(masks)
+        train(model, held, seed=100 + index)
+        zeros = [(~mask).sum().item() for mask in masks.values()]
+        if scope == "global":
+            assert sum(zeros) == round(sparsity * 344)
+        else:
+            assert zeros == [round(sparsity * 24), round(sparsity * 320)]
+        assert not flat(prunable_weights(model))[~flat(masks)].any()
+        if before is not None:
+            assert not (flat(masks) & ~flat(before)).any()
+        before = masks
+
+
+@pytest.mark.parametrize("rewind", ["initial", "early"])
+def test_rewinding_goes_back_to_the_weights_and_keeps_the_masks(rewind):
+    model = net()
+    held = HeldMasks(model)
+    if rewind == "early":
+        train(model, held, seed=5, steps=1)
+    rewound = state(model)
+    train(model, held, seed=0)
+    trained = prunable_weights(copy.deepcopy(model))
+    config, before = PruneConfig((0.3, 0.6), rewind=rewind), None
+    for index, sparsity in enumerate(config.sparsities):
+        masks = prune_round(model, config, index, before, rewound=rewound)
+        expected = magnitude_masks(trained, sparsity, before)  # of the trained, not the rewound
+        assert torch.equal(flat(masks), flat(expected))
+        for name, tensor in model.state_dict().items():
+            there = rewound[name] * masks[name] if name in masks else rewound[name]
+            assert torch.equal(tensor, there), name
+        held.set(masks)
+        train(model, held, seed=index)
+        assert not flat(prunable_weights(model))[~flat(masks)].any()
+        trained, before = prunable_weights(copy.deepcopy(model)), masks
+    assert not torch.equal(flat(magnitude_masks(prunable_weights(net()), 0.6)), flat(masks))
+
+
+def test_without_rewinding_the_trained_weights_go_on():
+    model = net()
+    train(model, HeldMasks(model), seed=0)
+    trained = state(model)
+    masks = prune_round(model, PAPER, 0)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, trained[name] * masks[name] if name in masks else trained[name])
+
+
+def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
+    model = net()
+    first = prune_round(model, RELEASED, 0)  # both sets are the loaded network
+    held = HeldMasks(model, first)
+    train(model, held, seed=0)
+    best = state(model)
+    train(model, held, seed=1)
+    last = state(model)
+
+    model.load_state_dict(best)
+    mixed = prune_round(model, RELEASED, 1, first, last_epoch=last)
+    of_last = magnitude_masks({name: last[name] for name in first}, 0.3, first)
+    of_best = magnitude_masks({name: best[name] for name in first}, 0.3, first)
+    assert torch.equal(flat(mixed), flat(of_last))
+    assert not torch.equal(flat(mixed), flat(of_best))
+    for name, tensor in model.state_dict().items():  # the best epoch's weights, masked
+        assert torch.equal(tensor, best[name] * mixed[name] if name in mixed else best[name])
+
+    model.load_state_dict(best)
+    assert torch.equal(flat(prune_round(model, PAPER, 1, first, last_epoch=last)), flat(of_best))
+
+
+def test_what_a_round_needs_is_asked_for_and_the_network_stays_as_it_was():
+    model = net()
+    masks = prune_round(model, PAPER, 0)
+    before = state(model)
+    other = {**before, "3.weight": torch.ones(1, 1)}
+    broken = {**before, "3.weight": before["3.weight"] * torch.nan}
+    for config, index, arguments, says in (
+        (PAPER, 4, {"before": masks}, "no pruning round 4; there are 4, from 0"),
+        (PAPER, -1, {}, "no pruning round -1"),
+        (PruneConfig(), 0, {}, "no pruning round 0; there are 0"),
+        (PAPER, 1, {}, "pruning round 1 needs the masks of the round before"),
+        (RELEASED, 1, {"before": masks}, "threshold_from 'last_epoch' needs those weights"),
+        (RELEASED, 1, {"before": masks, "last_epoch": other}, "of another network: see 3.weight"),
+        (RELEASED, 1, {"before": masks, "last_epoch": broken}, "3.weight holds NaN or infinite"),
+        (LOTTERY, 1, {"before": masks}, "rewind 'initial' needs those weights"),
+        (LOTTERY, 1, {"before": masks, "rewound": {}}, "of another network: see 0.weight"),
+        (LOTTERY, 1, {"before": masks, "rewound": other}, "of another network: see 3.weight"),
+        (PruneConfig((0.1, 0.1)), 1, {"before": masks}, "cannot prune less"),
+    ):
+        with pytest.raises(InputError, match=says):
+            prune_round(model, config, index, **arguments)
+        after = model.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), says
