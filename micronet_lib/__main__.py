@@ -99,11 +99,11 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     """Rate a checkpoint on a test set."""
-    from micronet_lib.lab.checkpoints import load_published
     from micronet_lib.lab.data import load_split
     from micronet_lib.lab.evaluation import evaluate as rate_network
+    from micronet_lib.lab.export import load_network
 
-    model = load_published(args.checkpoint)
+    model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
     result = {"model": model.architecture.name, "dataset": args.dataset, **found.metrics()}
     return result, _lines(result)
@@ -115,13 +115,13 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 
     from micronet_lib.architecture import build
     from micronet_lib.dead_channels import apply_savings
-    from micronet_lib.lab.checkpoints import load_published
+    from micronet_lib.lab.export import load_network
     from micronet_lib.rules import rules_of
     from micronet_lib.scoring import score_network
 
     rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
-    model = load_published(args.checkpoint) if args.checkpoint else build(args.model)
+    model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
     model = apply_savings(model, args.save or ())
     found = score_network(model, rules)
     result = {"model": model.architecture.name, "rules": found.rules, **found.metrics()}
@@ -136,16 +136,28 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure what is missing of a sweep on this machine."""
     from micronet_lib.lab.experiments import ensure, require
+    from micronet_lib.lab.plan import plan
     from micronet_lib.lab.recipes import get_sweep
     from micronet_lib.lab.records import provenance
 
     sweep = get_sweep(args.sweep)
     overrides = dict(_override(text) for text in args.override)
+    ahead = plan(sweep, args.profile, args.seed, overrides, args.point)
+    if args.plan:
+        told = json.loads(ahead.to_json(orient="records"))
+        return {"sweep": sweep.name, "profile": args.profile, "plan": told}, ahead.to_string(
+            index=False
+        )
     require(sweep, args.profile, args.point, overrides)
+    if ahead["images"].sum() and not args.json:
+        print(ahead.to_string(index=False), file=sys.stderr)
     table = ensure(sweep, args.profile, args.seed, overrides, args.point)
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
+    to_run = set(ahead["point"][ahead["state"] == "to run"])
+    if to_run & set(table["point"][table["n"] == 0]):  # diverged, or left to another process
+        result["exit_status"] = 1
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
 
 
@@ -157,6 +169,40 @@ def _override(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
+    """Search for augmentation policies, or go on with a search that was stopped."""
+    from micronet_lib.lab.policy_search import search_policies as search
+    from micronet_lib.lab.policy_trials import mean_controls
+
+    path, content = search(args.profile, args.seed, args.output)
+    controls = mean_controls(content["provenance"]["control"])
+    num = len(content["searched"])
+    result = {"file": str(path), "profile": args.profile, "seed": args.seed, "sub_policies": num}
+    lines = [f"{'policies':10}  {'loss':>8}  {'top-1':>7}"]
+    lines += [
+        f"{kind:10}  {row['loss']:8.4f}  {row['top1']:7.2%}" for kind, row in controls.items()
+    ]
+    text = "\n".join([*lines, f"{num} sub-policies in {path}"])
+    return {**result, "control": controls}, text
+
+
+def export(args: argparse.Namespace) -> tuple[Result, str]:
+    """Write the network of a trained point to a file, with recipe and score."""
+    from micronet_lib.lab.experiments import require, trained
+    from micronet_lib.lab.export import export_network
+    from micronet_lib.lab.recipes import get_sweep
+    from micronet_lib.lab.settings import get_profile
+
+    sweep = get_sweep(args.sweep)
+    require(sweep, args.profile, args.point)
+    model = trained(sweep, args.point, args.profile, args.seed)
+    recipe = get_profile(args.profile).apply(sweep.point(args.point).recipe)
+    told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
+    metadata = export_network(model, recipe, args.file, **told)
+    result = {"file": str(args.file), **told, "score": metadata["score"]["score"]}
+    return result, _lines(result)
 
 
 def promote(args: argparse.Namespace) -> tuple[Result, str]:
@@ -210,10 +256,23 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(verbs, "measure", measure)
     sub.add_argument("sweep")
-    sub.add_argument("--point")
+    sub.add_argument("--point", metavar="PATTERN", help="such as 3.0-orn or '3.0-*'")
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
+    sub.add_argument("--plan", action="store_true", help="say what would run, and stop")
+
+    sub = add(verbs, "search-policies", search_policies)
+    sub.add_argument("--profile", required=True)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--output", type=Path, metavar="FILE", help="where the policies go")
+
+    sub = add(verbs, "export", export)
+    sub.add_argument("sweep")
+    sub.add_argument("file", type=Path, metavar="FILE.safetensors")
+    sub.add_argument("--point", required=True)
+    sub.add_argument("--profile", required=True)
+    sub.add_argument("--seed", type=int, default=0)
 
     sub = add(verbs, "promote", promote)
     sub.add_argument("records", nargs="+", type=Path)

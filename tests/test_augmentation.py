@@ -412,9 +412,24 @@ def test_a_malformed_file(content, message, tmp_path):
         load_policies(path)
 
 
-def test_a_missing_file_says_how_to_get_it(tmp_path):
+def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch):
+    path = tmp_path / "policies.json"
     with pytest.raises(InputError, match=r"No such file .*data fetch policies"):
-        load_policies(tmp_path / "policies.json")
+        load_policies(path)
+    monkeypatch.setattr(augmentation, "SEARCHED_FILE", path)
+    with pytest.raises(InputError, match=r"No such file .*micronet_lib search-policies"):
+        load_policies(path)
+
+
+def test_provenance_is_no_set(tmp_path):
+    path = tmp_path / "policies.json"
+    path.write_text(json.dumps({"provenance": {"seed": 1}, "searched": [SUB_POLICY]}))
+    assert len(load_policies(path).ops) == 1
+    with pytest.raises(InputError, match="choose from all, searched"):
+        load_policies(path, "provenance")
+    path.write_text(json.dumps({"provenance": {"seed": 1}, "other": {"seed": 1}}))
+    with pytest.raises(InputError, match="does not map names"):
+        load_policies(path)
 
 
 # ---------------------------------------------------------------------------------------- config
@@ -429,7 +444,10 @@ def test_the_default_config_is_crop_and_flip():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "auto"}, "unknown policy 'auto'; choose from none, fast_autoaugment, random"),
+        (
+            {"policy": "auto"},
+            "unknown policy 'auto'; choose from none, fast_autoaugment, searched, random",
+        ),
         ({"mix": "cutout"}, "unknown mix 'cutout'; choose from none, cutmix, mixup"),
         ({"mix_alpha": 0.0}, "mix_alpha is 0.0: give a number above 0"),
         ({"mix_alpha": float("inf")}, "mix_alpha is inf"),

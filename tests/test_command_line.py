@@ -25,10 +25,11 @@ from published_format import pruned_network, published_state, save
 
 from micronet_lib import __main__ as command_line
 from micronet_lib.architecture import MicroNet, build
+from micronet_lib.augmentation import load_policies
 from micronet_lib.dead_channels import SAVINGS, apply_savings
 from micronet_lib.lab import downloads, records
-from micronet_lib.lab.experiments import checkpoint_path
 from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.runs import checkpoint_path
 from micronet_lib.rules import RULE_SETS, rules_of
 from micronet_lib.scoring import SCORE_METRICS, score_network
 
@@ -87,7 +88,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "promote"),
+    *("evaluate", "score", "measure", "search-policies", "export", "promote"),
 )
 
 
@@ -257,6 +258,50 @@ def test_measure_for_a_reader(runs):
     assert header.split() == ["point", "n", *SWEEPS["expand_ratio"].metrics]
     assert row.split()[:2] == ["1.5", "1"]
     assert footer.startswith("this run · smoke · ")
+
+
+# --------------------------------------------------------------------------- search-policies
+
+
+def test_search_policies_writes_a_policy_file(runs, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    path = tmp_path / "mine.json"
+    found = result("search-policies", "--profile", "smoke", "--seed", "5", "--output", path)
+    assert {key: found[key] for key in ("file", "profile", "seed")} == {
+        "file": str(path),
+        "profile": "smoke",
+        "seed": 5,
+    }
+    assert found["sub_policies"] == len(load_policies(path).ops)
+    assert {"none", "searched", "shuffled", "random"} <= set(found["control"])
+    assert all(set(row) == {"loss", "top1"} for row in found["control"].values())
+
+    # Again, as a person reads it: the search is there already and is not made anew.
+    ran = run("search-policies", "--profile", "smoke", "--seed", "5")
+    assert (ran.status, ran.err) == (0, "")
+    header, *rows, last = ran.out.splitlines()
+    assert header.split() == ["policies", "loss", "top-1"]
+    for row, (kind, values) in zip(rows, found["control"].items(), strict=True):
+        assert row.split() == [kind, f"{values['loss']:.4f}", f"{values['top1']:.2%}"]
+    searched = runs / "smoke" / "search_policies" / "s5" / "searched.json"
+    assert last == f"{found['sub_policies']} sub-policies in {searched}"
+    assert load_policies(searched).ops.equal(load_policies(path).ops)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--profile", "huge"], "unknown profile 'huge'"),
+        (["--profile", "smoke", "--seed", "-1"], "seed is -1: give 0 or more"),
+        (["--profile", "quick"], "data fetch cifar100"),
+        ([], "required: --profile"),
+    ],
+)
+def test_search_policies_refuses(runs, data, words, message):
+    ran = run("search-policies", *words)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert message in ran.err
 
 
 # ----------------------------------------------------------------------------------- promote

@@ -97,6 +97,33 @@ def test_cifar100_has_the_three_splits(cifar100_set):
 
 
 @needs_cifar100
+def test_committed_names_are_those_of_the_published_files(cifar100_set):
+    labels = data.load_labels("cifar100")
+    assert labels.class_names == cifar100_set.class_names
+    assert labels.superclass_names == cifar100_set.superclass_names
+    assert torch.equal(labels.superclass_of, cifar100_set.superclass_of)
+
+
+@pytest.mark.parametrize("name", data.DATA_SETS)
+def test_labels_need_no_images(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path))
+    labels = data.load_labels(name)
+    assert len(set(labels.class_names)) == 100
+    assert len(set(labels.superclass_names)) == 20
+    assert labels.superclass_of.bincount().tolist() == [5] * 20
+    table = labels.table()
+    assert tuple(table["class"]) == labels.class_names
+    assert [labels.superclass_names.index(name) for name in table["superclass"]] == (
+        labels.superclass_of.tolist()
+    )
+
+
+def test_labels_of_another_data_set_are_refused():
+    with pytest.raises(InputError, match="unknown data set 'mnist'"):
+        data.load_labels("mnist")
+
+
+@needs_cifar100
 def test_cifar100_images_are_torchvisions():
     theirs = CIFAR100(data.data_root(), train=False)
     ours = data.load_split("cifar100", "test")

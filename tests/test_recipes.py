@@ -64,7 +64,9 @@ def test_points_follow_the_axes(sweep):
 
 @each_sweep
 def test_points_differ_in_what_they_measure(sweep):
-    assert len({recipe_id(point.recipe) for point in sweep.points()}) == len(sweep.points())
+    """Round 0 of pruning is the dense network, whatever comes after it."""
+    ids = [recipe_id(point.recipe) for point in sweep.points() if not point.name.endswith("-0")]
+    assert len(set(ids)) == len(ids)
 
 
 @each_sweep

@@ -15,10 +15,11 @@ import pytest
 from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import SWEEPS, Sweep
+from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.records import MEASURED, NOT_RUN, Record, recipe_id
 from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.lab.sweeps import Sweep
 from micronet_lib.label_smoothing import SmoothingConfig
 from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.srip import SripConfig

@@ -7,6 +7,7 @@ import pytest
 from micronet_lib.lab.recipes import PAPER, RELEASED
 from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.pruning_schedules import PruneConfig
 
 BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum"}
 
@@ -18,6 +19,19 @@ def test_a_profile_changes_budget_only(recipe, profile):
     assert {name for name in before if before[name] != after[name]} <= {"train", "width_mult"}
     changed = {name for name, value in before["train"].items() if value != after["train"][name]}
     assert changed <= BUDGET
+
+
+def test_rewinding_goes_back_to_the_same_part_of_the_schedule():
+    recipe = replace(PAPER, prune=PruneConfig((0.5,), rewind="early", early_epoch=30))
+    half = replace(PROFILES["quick"], epoch_share=0.5)
+    assert half.apply(recipe).prune.early_epoch == 15
+    assert PROFILES["smoke"].apply(recipe).prune.early_epoch == 1
+
+
+def test_the_parent_of_a_round_is_the_round_before_and_of_the_first_the_dense_network():
+    recipe = replace(PAPER, prune=PruneConfig((0.3, 0.6), rewind="initial"))
+    assert recipe.parent == replace(PAPER, prune=PruneConfig((0.3,), rewind="initial"))
+    assert recipe.parent.parent == PAPER
 
 
 def test_full_is_the_recipe_itself():

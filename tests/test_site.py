@@ -6,6 +6,7 @@ page checks are skipped and say so.
 
 import functools
 import http.server
+import json
 import os
 import re
 import shutil
@@ -403,4 +404,167 @@ def test_search_finds_every_chapter_by_a_word_of_its_title(
         page.goto(f"{address}/search.html?q={word}")
         hit = page.locator(f"#search-results a[href*='{stem}.html']").first
         hit.wait_for(timeout=10_000)
+    page.close()
+
+
+# ------------------------------------------------------------ the matrix one can walk about in
+
+MATRIX_PAGE = "03_label_smoothing.html"
+PATIENCE = 120_000  # milliseconds, for a machine that measures at the same time
+# A drawn pixel near the bottom right corner, where the last class meets itself, and one beside it.
+COLOURS = """canvas => {
+  const pen = canvas.getContext('2d'), edge = canvas.width - 2;
+  return [[edge, edge], [edge, edge - Math.round(canvas.width / 2)]]
+    .map(([x, y]) => [...pen.getImageData(x, y, 1, 1).data].join());
+}"""
+
+
+@dataclass
+class Matrix:
+    """The matrix on its page, with the numbers it was made from."""
+
+    page: Any
+    data: dict[str, Any]
+
+    @property
+    def canvas(self) -> Any:
+        return self.page.locator(".class-similarity canvas")
+
+    @property
+    def readout(self) -> str:
+        return str(self.page.locator(".class-similarity .readout").text_content())
+
+    @property
+    def listed(self) -> list[tuple[str, float]]:
+        items = self.page.locator(".class-similarity .nearest li").all()
+        texts = [str(item.text_content()).replace("\u2212", "-") for item in items]
+        found = [re.fullmatch(r"(.+?)( ●)?(-?\d\.\d{3})", text) for text in texts]
+        return [(match[1], float(match[3])) for match in found if match]
+
+    def names(self) -> list[str]:
+        return [name.replace("_", " ") for name in self.data["classes"]]
+
+    def cosine(self, one: str, other: str) -> float:
+        j, i = sorted(map(self.names().index, (one, other)))
+        return 1.0 if i == j else self.data["thousandths"][i * (i - 1) // 2 + j] / 1000
+
+    def nearest(self, name: str, k: int = 10) -> list[tuple[str, float]]:
+        pairs = [(other, self.cosine(name, other)) for other in self.names() if other != name]
+        return sorted(pairs, key=lambda pair: -pair[1])[:k]
+
+    def point(self, right: float, down: float, act: str = "hover") -> tuple[str, str]:
+        """Point at a place given in fractions of the canvas; the two classes it then names."""
+        box = self.canvas.bounding_box()
+        place = {"x": right * box["width"], "y": down * box["height"]}
+        getattr(self.canvas, act)(position=place)
+        match = re.fullmatch(r"(.+) \(.+?\) and (.+) \(.+?\): (.\d\.\d+|\d\.\d+)", self.readout)
+        assert match, self.readout
+        value = float(match[3].replace("\u2212", "-"))
+        assert value == pytest.approx(self.cosine(match[1], match[2]), abs=1e-9)
+        return match[1], match[2]
+
+
+@pytest.fixture
+def matrix(browser: Any, address: str, site: Path) -> Iterator[Matrix]:
+    """The page as it opens; whatever a test does there must cause no fault."""
+    script = (site / MATRIX_PAGE).read_text(encoding="utf-8")
+    found = re.search(r"const data = (\{.*?\});\n", script)
+    assert found, "the page holds no matrix"
+    faults: list[str] = []
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda r: None if r.url.startswith(address) else faults.append(r.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+    page.goto(f"{address}/{MATRIX_PAGE}", wait_until="domcontentloaded")
+    yield Matrix(page, json.loads(found[1]))
+    page.close()
+    assert faults == []
+
+
+def test_the_matrix_names_the_pair_under_the_pointer(matrix: Matrix) -> None:
+    seen = {matrix.point(right, down) for right in (0.4, 0.7, 0.99) for down in (0.3, 0.6, 0.99)}
+    assert len(seen) == 9
+
+
+def test_the_matrix_has_three_orders(matrix: Matrix) -> None:
+    last = []
+    for order in matrix.data["orders"]:
+        matrix.page.select_option(".class-similarity .order", label=order["label"])
+        names = [matrix.names()[k] for k in order["classes"]]
+        assert matrix.point(0.999, 0.999) == (names[-1], names[-1])
+        last.append(names[-1])
+    labels = [order["label"] for order in matrix.data["orders"]]
+    assert labels == ["by superclass", "clustered", "alphabetical"]
+    assert len(set(last)) > 1
+
+
+def test_a_click_lists_the_nearest_classes_and_the_list_leads_on(matrix: Matrix) -> None:
+    row, _ = matrix.point(0.9, 0.5, act="click")
+    assert matrix.listed == matrix.nearest(row)
+    following = matrix.listed[1][0]
+    matrix.page.locator(".class-similarity .nearest button").nth(1).click()
+    assert matrix.listed == matrix.nearest(following)
+    title = matrix.page.locator(".class-similarity .title").text_content()
+    assert title.startswith(f"Nearest to {following} (")
+
+
+def test_the_matrix_obeys_list_box_and_keyboard(matrix: Matrix) -> None:
+    matrix.page.select_option(".class-similarity .class", label="whale")
+    assert matrix.listed == matrix.nearest("whale")
+    matrix.canvas.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"):
+        matrix.page.keyboard.press(key)
+    order = [matrix.names()[k] for k in matrix.data["orders"][0]["classes"]]
+    place = order.index("whale")  # from the diagonal one down and two to the right
+    below, across = order[place + 1], order[place + 2]
+    assert matrix.readout.startswith(f"{below} (")
+    assert f"and {across} (" in matrix.readout
+    assert matrix.listed == matrix.nearest(below)
+
+
+def test_the_matrix_zooms_and_moves(matrix: Matrix) -> None:
+    order = [matrix.names()[k] for k in matrix.data["orders"][0]["classes"]]
+    whole = matrix.point(0.999, 0.999)
+    matrix.page.click(".class-similarity [aria-label='Zoom in']")
+    matrix.page.click(".class-similarity [aria-label='Zoom in']")
+    near = matrix.point(0.999, 0.999)
+    assert order.index(near[0]) < order.index(whole[0]) - 20
+    matrix.canvas.scroll_into_view_if_needed()
+    box = matrix.canvas.bounding_box()
+    matrix.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])
+    matrix.page.mouse.down()
+    matrix.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    matrix.page.mouse.up()
+    assert order.index(matrix.point(0.999, 0.999)[0]) > order.index(near[0])
+    matrix.page.click(".class-similarity .zoom button:last-child")
+    assert matrix.point(0.999, 0.999) == whole
+
+
+def test_the_matrix_follows_the_theme(matrix: Matrix) -> None:
+    light = matrix.canvas.evaluate(COLOURS)
+    assert light[0] != light[1]
+    matrix.page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
+    dark = matrix.canvas.evaluate(COLOURS)
+    assert dark[0] != dark[1]
+    assert not set(light) & set(dark)
+
+
+def test_the_matrix_fits_a_phone(matrix: Matrix) -> None:
+    matrix.page.set_viewport_size(PHONE)
+    assert matrix.page.evaluate(TOO_WIDE) == []
+    box = matrix.page.locator(".class-similarity").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
+    assert matrix.canvas.bounding_box()["width"] > 0.75 * PHONE["width"]
+    row, _ = matrix.point(0.9, 0.8, act="click")
+    assert matrix.listed == matrix.nearest(row)
+
+
+def test_without_scripts_the_matrix_says_so(browser: Any, address: str) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{address}/{MATRIX_PAGE}")
+    assert page.locator(".class-similarity .without-script").is_visible()
+    assert not page.locator(".class-similarity .controls").is_visible()
     page.close()

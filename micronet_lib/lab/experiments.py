@@ -1,30 +1,26 @@
 """Measuring: a recipe goes in, a record comes out, and nothing is measured twice."""
 
-import copy
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from micronet_lib.architecture import MicroNet
 from micronet_lib.dead_channels import apply_savings
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.checkpoints import load_published
-from micronet_lib.lab.data import data_root, load_split
-from micronet_lib.lab.evaluation import evaluate, logits_of, rate
+from micronet_lib.lab.data import load_split
+from micronet_lib.lab.evaluation import evaluate
 from micronet_lib.lab.files import Busy, only_one
 from micronet_lib.lab.inspection import INSPECTIONS
 from micronet_lib.lab.machine import default_device, environment
 from micronet_lib.lab.progress import say
-from micronet_lib.lab.recipes import Sweep
 from micronet_lib.lab.runs import (
     checkpoint_path,
     fresh_network,
@@ -33,7 +29,10 @@ from micronet_lib.lab.runs import (
     ratings,
     train_recipe,
 )
+from micronet_lib.lab.savings import compare_logits
 from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
+from micronet_lib.lab.sweeps import Sweep
+from micronet_lib.lab.training import DivergedError
 from micronet_lib.operations import record_operations
 from micronet_lib.pruning_density import density_table
 from micronet_lib.rules import RULE_SETS, rules_of
@@ -106,7 +105,7 @@ def measure(
     if recipe.checkpoint and not recipe.weight_bits and not recipe.inspect:
         dataset = profile.dataset
         if recipe.savings:
-            metrics |= _compare(recipe, model, dataset, progress)
+            metrics |= compare_logits(recipe, model, dataset, progress)
         else:
             metrics |= evaluate(model, load_split(dataset, "test"), progress).metrics()
     return records.Record(
@@ -131,44 +130,6 @@ def run_folder(sweep: str, point: str, profile: str, seed: int) -> Path:
     return records.runs_root() / records.record_path(sweep, point, profile, seed).with_suffix("")
 
 
-def _compare(recipe: Recipe, trimmed: MicroNet, dataset: str, progress: bool) -> dict[str, float]:
-    """Rate the trimmed network and hold every logit of it against the published file's.
-
-    `max_logit_difference` is of savings made and run in float64, where rounding cannot hide a
-    fault; `max_logit_difference_stored` of savings made in float32, whose weights are rounded, and
-    run in float64; `bit_identical` is 1 when the float32 logits are the same to the last bit.
-    """
-    single, double = _published_logits(data_root(), recipe.checkpoint, dataset, progress)
-    test = load_split(dataset, "test")
-    logits = logits_of(trimmed, test.images, progress=progress)
-    found = rate(logits, test.targets, seconds=float("inf")).metrics()
-    exact = apply_savings(
-        load_published(checkpoint_path(recipe.checkpoint)).double(), recipe.savings
-    )
-    stored = copy.deepcopy(trimmed).double()
-    change = (double - logits_of(exact, test.images, progress=progress)).abs().max().item()
-    rounded = change
-    if not all(map(torch.equal, exact.state_dict().values(), stored.state_dict().values())):
-        rounded = (double - logits_of(stored, test.images, progress=progress)).abs().max().item()
-    return {
-        **{name: found[name] for name in ("correct", "num_examples", "top1", "top5", "loss")},
-        "max_logit_difference": change,
-        "max_logit_difference_stored": rounded,
-        "bit_identical": int(torch.equal(single, logits)),
-    }
-
-
-@lru_cache(maxsize=1)
-def _published_logits(
-    root: Path, checkpoint: str, dataset: str, progress: bool
-) -> tuple[Tensor, Tensor]:
-    """Logits of a published file in float32 and float64; every step of its savings needs them."""
-    model = load_published(root / "kaist" / f"{checkpoint}.t7")
-    images = load_split(dataset, "test").images
-    single = logits_of(model, images, progress=progress)
-    return single, logits_of(model.double(), images, progress=progress)
-
-
 def ensure(
     sweep: Sweep,
     profile: str,
@@ -181,8 +142,9 @@ def ensure(
 
     A record in the runs folder that was made from the same recipe, profile and seed is not made
     again, be it of another sweep. Where the sweep makes no sense on a profile (published networks
-    on the embedded images), or its files are not on this machine, points stay `not run`; so does a
-    point that another process is at, with a line on stderr.
+    on the embedded images), or its files are not on this machine, points stay `not run`. So does a
+    point that another process is at, and one whose loss becomes NaN or infinite, each with a line
+    on stderr.
 
     Args:
         sweep: what to run.
@@ -206,6 +168,9 @@ def ensure(
             found = _ensure(sweep, p.name, recipes, chosen, seed, progress)
         except Busy as busy:
             say(str(busy))
+            continue
+        except DivergedError as diverged:
+            say(f"{sweep.name}/{p.name} seed {seed}: {diverged}")
             continue
         if found is not None:
             done.append(found)

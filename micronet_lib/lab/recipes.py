@@ -5,11 +5,7 @@ recipes make one figure or table. `sweep.points()` is the only grid: measuring, 
 status page and the README read it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
-from itertools import product
-from typing import Any
+from dataclasses import replace
 
 from micronet_lib import label_smoothing
 from micronet_lib.architecture import EXPAND_RATIOS
@@ -17,75 +13,12 @@ from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.errors import unknown
 from micronet_lib.initialization import INITIALIZATIONS
 from micronet_lib.lab.schedule import TrainConfig
-from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.lab.settings import Recipe, with_overrides
+from micronet_lib.lab.sweeps import Sweep
 from micronet_lib.label_smoothing import SmoothingConfig
+from micronet_lib.pruning_schedules import PAPER as _PAPER_PRUNING
+from micronet_lib.pruning_schedules import SCHEDULES, PruneConfig, linear
 from micronet_lib.srip import SripConfig
-
-
-@dataclass(frozen=True)
-class Point:
-    """One recipe of a sweep under its name on disk."""
-
-    name: str
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A grid of recipes.
-
-    Attributes:
-        name: on the command line and as a folder of records.
-        title: what it asks, for headings.
-        chapter: the notebook that shows it, for example `06_scoring`.
-        axes: the values of each axis; a point's name joins its values with `-`.
-        make: turns one value an axis into a recipe.
-        metrics: what its tables show, in order.
-        profiles: the budgets on which the question makes sense.
-    """
-
-    name: str
-    title: str
-    chapter: str
-    axes: Mapping[str, tuple[Any, ...]]
-    make: Callable[..., Recipe]
-    metrics: tuple[str, ...]
-    profiles: tuple[str, ...] = tuple(PROFILES)
-
-    def points(self) -> tuple[Point, ...]:
-        """Every point, in the order of the axes."""
-        grid = product(*self.axes.values())
-        return tuple(
-            Point(
-                "-".join(str(v) for v in values),
-                self.make(**dict(zip(self.axes, values, strict=True))),
-            )
-            for values in grid
-        )
-
-    def point(self, name: str) -> Point:
-        """The point of that name.
-
-        Raises:
-            InputError: for a name that is not in the sweep.
-        """
-        points = {point.name: point for point in self.points()}
-        if name not in points:
-            raise unknown(f"point of {self.name}", name, points)
-        return points[name]
-
-    def matching(self, pattern: str | None) -> tuple[Point, ...]:
-        """The points whose names match a pattern such as `3.0-*`; all of them for None.
-
-        Raises:
-            InputError: when none does.
-        """
-        points = self.points()
-        chosen = tuple(p for p in points if pattern is None or fnmatchcase(p.name, pattern))
-        if not chosen:
-            raise unknown(f"point of {self.name}", pattern, [point.name for point in points])
-        return chosen
-
 
 _DENSE = TrainConfig(epochs=600, initialization="released")
 _PLAIN = Recipe(model="c_efficientnet_3.0", train=_DENSE)
@@ -154,6 +87,20 @@ def _placement(placement: str) -> Recipe:
     if placement == "none":
         return replace(_ORN, srip=replace(_PAPER_SRIP, coef=0.0))
     return replace(_ORN, srip=replace(_PAPER_SRIP, placement=placement))
+
+
+def _round(base: Recipe, config: PruneConfig, number: int) -> Recipe:
+    """A base after that many rounds of pruning; after none it is the base itself."""
+    if number == 0:
+        return base
+    return replace(base, prune=replace(config, sparsities=config.sparsities[:number]))
+
+
+def _rewound(rewind: str, srip: str, number: int) -> Recipe:
+    coef = _PAPER_SRIP.coef if srip == "srip" else 0.0
+    base = replace(PAPER, srip=replace(_PAPER_SRIP, coef=coef))
+    config = with_overrides(PruneConfig(linear(0.6, 2), early_epoch=30), {"rewind": rewind})
+    return _round(base, config, number)
 
 
 def _initialized(initialization: str) -> Recipe:
@@ -289,6 +236,38 @@ SWEEPS = {
             axes={"augment": tuple(_AUGMENTATIONS)},
             make=lambda augment: replace(_ALS, augment=_AUGMENTATIONS[augment]),
             metrics=_TRAINED,
+        ),
+        Sweep(
+            name="pipeline",
+            title="The whole entry: dense training, then four rounds of pruning",
+            chapter="05_pruning",
+            axes={"sparsity": ("dense", "0.15", "0.30", "0.45", "0.60")},
+            make=lambda sparsity: _round(
+                PAPER, _PAPER_PRUNING, 0 if sparsity == "dense" else round(float(sparsity) / 0.15)
+            ),
+            metrics=("sparsity", *_TRAINED[:3], "published.score", "official.score"),
+        ),
+        Sweep(
+            name="prune_schedule",
+            title="How much goes in which of four rounds",
+            chapter="05_pruning",
+            axes={"schedule": tuple(SCHEDULES), "round": (0, 1, 2, 3, 4)},
+            make=lambda schedule, round: _round(
+                PAPER, PruneConfig(SCHEDULES[schedule](0.6, 4)), round
+            ),
+            metrics=("sparsity", *_TRAINED[:3], "published.score"),
+        ),
+        Sweep(
+            name="rewind",
+            title="Going back to early weights, with SRIP and without, in two rounds",
+            chapter="05_pruning",
+            axes={
+                "rewind": ("none", "early", "initial"),
+                "srip": ("srip", "no_srip"),
+                "round": (0, 1, 2),
+            },
+            make=lambda rewind, srip, round: _rewound(rewind, srip, round),
+            metrics=("sparsity", *_TRAINED),
         ),
     )
 }

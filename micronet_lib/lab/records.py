@@ -19,8 +19,9 @@ import pandas as pd
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.files import write_atomically
-from micronet_lib.lab.recipes import SWEEPS, Sweep
+from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.settings import PROFILES, Recipe
+from micronet_lib.lab.sweeps import Sweep
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]

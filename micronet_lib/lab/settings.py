@@ -89,8 +89,10 @@ class Profile:
         if not train.epochs:
             return recipe
         epochs = train.cycles * max(1, round(train.epochs * self.epoch_share / train.cycles))
+        early_epoch = max(1, round(recipe.prune.early_epoch * self.epoch_share))
         return replace(
             recipe,
+            prune=replace(recipe.prune, early_epoch=early_epoch),
             width_mult=recipe.width_mult * self.width_mult,
             train=replace(
                 train,
@@ -111,8 +113,8 @@ PROFILES = {
             "embedded",
             "two CPU cores, half a minute a chapter; the committed pages",
             epoch_share=1 / 300,
-            num_images=640,
-            num_validation=200,
+            num_images=320,
+            num_validation=100,
             batch_size=32,
             width_mult=0.25,
             bn_momentum=0.2,

@@ -147,8 +147,9 @@ class Run:
         self.seconds += time.perf_counter() - start
         if not all(map(math.isfinite, losses.values())):
             raise DivergedError(
-                f"the loss became {losses['train_loss']} in epoch {self.epoch + 1} (SRIP penalty "
-                f"{losses['srip_penalty']}): no record is written; try a lower train.lr"
+                f"the loss became {losses['train_loss']} in epoch "
+                f"{self.epoch + 1} (SRIP penalty {losses['srip_penalty']}): no record is written; "
+                "try a lower train.lr"
             )
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)

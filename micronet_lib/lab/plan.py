@@ -1,0 +1,98 @@
+"""What measuring a sweep would take: points, images, minutes, disk; before anything runs."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from micronet_lib.lab import records
+from micronet_lib.lab.data import load_split
+from micronet_lib.lab.machine import default_device, environment
+from micronet_lib.lab.runs import fresh_network, missing_files
+from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
+from micronet_lib.lab.sweeps import Sweep
+
+FLOAT_BYTES = 4
+
+
+def plan(
+    sweep: Sweep,
+    profile: str,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    point: str | None = None,
+) -> pd.DataFrame:
+    """One row a point: whether it is to be run, how much it trains, and what that would take.
+
+    Columns: point; state (`measured`, `to run`, or what is missing); epochs; images trained, in
+    all epochs; minutes, at the median speed of what was trained on this device before, `NaN` as
+    long as nothing was; disk_mb of the network and the training states.
+
+    Raises:
+        InputError: unknown profile, point or key.
+    """
+    chosen = get_profile(profile)
+    speed = images_per_s(chosen)
+    rows = []
+    for each in sweep.matching(point):
+        recipe = with_overrides(chosen.apply(each.recipe), overrides or {})
+        images = num_images(recipe, chosen)
+        rows.append(
+            {
+                "point": each.name,
+                "state": _state(sweep, each.name, recipe, chosen, seed),
+                "epochs": recipe.train.epochs,
+                "images": images,
+                "minutes": images / speed / 60 if speed else float("nan"),
+                "disk_mb": _disk_mb(recipe) if recipe.train.epochs else 0.0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def num_images(recipe: Recipe, profile: Profile) -> int:
+    """Images that a run trains on, counted in every epoch; the last, smaller batch is dropped."""
+    train = recipe.train
+    if not train.epochs:
+        return 0
+    in_all = train.num_images or _train_images(profile.dataset, train.hold_out)
+    return train.epochs * (in_all // train.batch_size) * train.batch_size
+
+
+def _train_images(dataset: str, hold_out: bool) -> int:
+    if dataset == "embedded":
+        held, rest = len(load_split(dataset, "train")), len(load_split(dataset, "validation"))
+    else:
+        held, rest = 45_000, 5_000
+    return held if hold_out else held + rest
+
+
+def images_per_s(profile: Profile) -> float | None:
+    """The median training speed of this device's records at a profile, or None without one."""
+    device = environment(default_device())["device"]
+    speeds = [
+        record.metrics["train_images_per_s"]
+        for root in (records.runs_root(), records.MEASURED)
+        for path in (root / profile.name).glob("*/*.json")
+        if (record := records.read(path)).env["device"] == device
+        and "train_images_per_s" in record.metrics
+    ]
+    return median(speeds) if speeds else None
+
+
+def _state(sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int) -> str:
+    path = records.runs_root() / records.record_path(sweep.name, point, profile.name, seed)
+    if path.is_file() and records.read(path).recipe_id == records.recipe_id(recipe):
+        return "measured"
+    if profile.name not in sweep.profiles:
+        return f"not defined at {profile.name}"
+    missing = missing_files(recipe, profile)
+    return f"no file {missing}" if missing else "to run"
+
+
+def _disk_mb(recipe: Recipe) -> float:
+    """The largest that a run's folder gets: a network, and two states of weights and momentum."""
+    num = sum(p.numel() for p in fresh_network(recipe, 0).parameters())
+    copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
+    return copies * num * FLOAT_BYTES / 1e6

@@ -1,0 +1,291 @@
+"""Figures of chapter `04_augmentation`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, figure, footer
+
+__all__ = [
+    "augmentation_sweep",
+    "augmentation_table",
+    "box_weights",
+    "image_grid",
+    "policy_statistics",
+    "search_trials",
+    "stage_steps",
+    "stage_table",
+]
+
+_DARK = "#222222"
+_KINDS = {
+    "none": ("as they are", _DARK),
+    "searched": ("searched", BLUE),
+    "shuffled": ("searched, operations\nshuffled", PURPLE),
+    "published": ("published", GREEN),
+    "random": ("random", ORANGE),
+}
+# What each stage of [kim2020, Tables 2 to 4] is called there.
+_STAGES = {
+    "vanilla": "top1_vanilla_percent",
+    "no_bias_decay": "top1_no_bias_decay_percent",
+    "orn": "top1_orn_percent",
+    "als": "top1_als_percent",
+    "fast_autoaugment": "top1_fast_autoaugment_percent",
+    "cutmix": "top1_cutmix_percent",
+}
+
+
+def image_grid(
+    rows: Mapping[str, Sequence[Any]],
+    columns: Sequence[str],
+    source: str,
+    *,
+    boxes: Mapping[tuple[int, int], Sequence[int]] | None = None,
+    gap_after: Sequence[int] = (),
+) -> Figure:
+    """Images in rows and columns, every pixel a square.
+
+    Args:
+        rows: label -> a picture a column, each `[3, H, W]` in 0 to 255, or None for an empty place.
+        columns: a heading a column.
+        source: the footer.
+        boxes: (row, column) -> left, top, right, bottom of a frame to draw, the last two excluded.
+        gap_after: columns that are followed by a wider gap.
+    """
+    pictures = [[None if p is None else np.asarray(p) for p in row] for row in rows.values()]
+    height, width = next(p.shape[1:] for row in pictures for p in row if p is not None)
+    wide = np.cumsum([0] + [place in gap_after for place in range(len(columns) - 1)])
+    x = [place * (width + 2) + 6 * int(more) for place, more in enumerate(wide)]
+    y = [place * (height + 2) for place in range(len(rows))]
+    sheet = np.full((y[-1] + height, x[-1] + width, 3), 255, np.uint8)
+    longest = max(len(line) for label in rows for line in label.splitlines())
+    inches = WIDTH - 0.25 - 0.075 * longest  # what the row labels leave for the pictures
+    fig, (ax,) = figure(height=inches * sheet.shape[0] / sheet.shape[1] + 0.55)
+    for line, above in zip(pictures, y, strict=True):
+        for picture, start in zip(line, x, strict=True):
+            if picture is not None:
+                sheet[above : above + height, start : start + width] = picture.transpose(1, 2, 0)
+    ax.imshow(sheet, interpolation="nearest")
+    for (row, column), (left, top, right, bottom) in (boxes or {}).items():
+        corner = (x[column] + left - 0.5, y[row] + top - 0.5)
+        frame = Rectangle(corner, right - left, bottom - top, fill=False, ec="white", lw=2)
+        ax.add_patch(frame)
+        ax.add_patch(Rectangle(corner, right - left, bottom - top, fill=False, ec=_DARK, lw=0.8))
+    ax.set_yticks([top + height / 2 for top in y], list(rows), size=8.5)
+    ax.set_xticks([left + width / 2 for left in x], list(columns), size=8)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    return footer(fig, source)
+
+
+def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
+    """Which operations policies use, how often, and how strongly; grey lines are uniform draws.
+
+    Args:
+        statistics: rows kind (`published`, `searched`), operation, share (of all steps),
+            probability and level (means over those steps).
+        source: the footer.
+    """
+    fig, axes = figure(height=4.4, columns=3)
+    order = list(dict.fromkeys(statistics["operation"]))
+    kinds = list(dict.fromkeys(statistics["kind"]))
+    columns = {
+        "share": ("share of all steps (%)", 100, 100 / len(order)),
+        "probability": ("mean probability", 1, 0.5),
+        "level": ("mean level", 1, 0.5),
+    }
+    for ax, (column, (title, scale, uniform)) in zip(axes, columns.items(), strict=True):
+        ax.axvline(uniform, color=GREY, lw=1.2, ls="--")
+        for kind in kinds:
+            rows = statistics[statistics["kind"] == kind].set_index("operation").reindex(order)
+            label, colour = _KINDS[kind]
+            marker = "o" if kind == "published" else "D"
+            ax.plot(
+                scale * rows[column],
+                range(len(order)),
+                marker,
+                color=colour,
+                label=label,
+                clip_on=False,
+            )
+        ax.set_yticks(range(len(order)), order if ax is axes[0] else [])
+        ax.invert_yaxis()
+        ax.set_title(title, size=9.5)
+        ax.set_xlim(0, None if column == "share" else 1)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds))
+    return footer(fig, source)
+
+
+def box_weights(draws: pd.DataFrame, source: str) -> Figure:
+    """The mixing weight before and after the border cuts the box of CutMix.
+
+    Args:
+        draws: a row a draw: before (drawn from Beta), after (what the box leaves).
+        source: the footer.
+    """
+    fig, (scatter, histogram) = figure(height=3.2, columns=2)
+    few = draws.head(2000)
+    scatter.plot(few["before"], few["after"], ".", ms=3, color=BLUE, alpha=0.5)
+    scatter.plot([0, 1], [0, 1], color=_DARK, lw=1)
+    scatter.annotate(
+        "box not cut", (0.62, 0.6), rotation=38, size=8.5, ha="center", va="top", color=_DARK
+    )
+    scatter.set_xlabel("weight as drawn")
+    scatter.set_ylabel("weight that the box leaves")
+    bins = list(np.linspace(0, 1, 26))
+    for column, colour, label in (
+        ("before", GREY, "as drawn, Beta(1, 1)"),
+        ("after", BLUE, "that the box leaves"),
+    ):
+        histogram.hist(draws[column], bins, density=True, histtype="step", color=colour, lw=2)
+        histogram.axvline(draws[column].mean(), color=colour, ls="--", lw=1)
+        histogram.plot([], [], color=colour, lw=2, label=label)
+    histogram.set_xlabel("weight of the image's own target")
+    histogram.set_ylabel("density")
+    histogram.legend(loc="upper left")
+    return footer(fig, source)
+
+
+def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> Figure:
+    """What each trial of a search found, and what its result is worth on images nobody saw.
+
+    Args:
+        trials: fold, trial (number), loss, plain (loss without any policy), startup (number of
+            trials that are random).
+        controls: fold, policies, loss; policies of `none`, `searched`, `shuffled`, `random`,
+            `published`.
+        source: the footer.
+    """
+    fig, (left, right) = figure(height=3.6, columns=2, widths=(1.25, 1))
+    for (fold, rows), colour in zip(
+        trials.groupby("fold"), (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=False
+    ):
+        best = rows["loss"].cummin()
+        left.plot(rows["trial"], rows["loss"], ".", ms=4, color=colour, label=f"fold {fold}")
+        left.plot(rows["trial"], best, color=colour, lw=1.5)
+        left.axhline(rows["plain"].iloc[0], color=colour, lw=1, ls="--")
+    left.axvspan(-1, trials["startup"].iloc[0] - 0.5, color="#eeeeee", lw=0)
+    left.text(0, 0.99, "random", transform=left.get_xaxis_transform(), size=8, va="top")
+    left.set_xlabel("trial")
+    left.set_ylabel("mean cross-entropy on the fold")
+    fig.legend(loc="outside upper left", markerscale=2, ncols=5)
+    kinds = [kind for kind in _KINDS if kind in set(controls["policies"])]
+    for place, kind in enumerate(kinds):
+        losses = controls[controls["policies"] == kind]["loss"]
+        right.plot(losses, [place] * len(losses), "o", color=_KINDS[kind][1])
+    right.set_yticks(range(len(kinds)), [_KINDS[kind][0] for kind in kinds])
+    right.set_ylim(len(kinds) - 0.5, -0.5)
+    right.set_xlabel("on validation images")
+    return footer(fig, source)
+
+
+def augmentation_table(measured: pd.DataFrame, reference: str = "standard") -> pd.DataFrame:
+    """The sweep `augmentation`: accuracy, spread, and distance to crop and flip.
+
+    Args:
+        measured: of `records.measured`; without a record a point has `n` 0.
+        reference: the point that gains are counted from.
+
+    Returns:
+        Columns augment, n, top1, spread (fractions), gain and spread of the gain (points; that of
+        the difference of two runs), train_loss. `NaN` where a point was not run.
+    """
+    rows = measured.set_index("point")
+    table = pd.DataFrame({"n": rows["n"]})
+    for column, name in (("top1", "top1"), ("spread", "top1_std"), ("train_loss", "train_loss")):
+        table[column] = rows.get(name, np.nan)
+    table["gain"] = 100 * (table["top1"] - table["top1"][reference])
+    table["gain_spread"] = 100 * np.hypot(table["spread"], table["spread"][reference])
+    table.loc[reference, ["gain", "gain_spread"]] = np.nan
+    columns = ["n", "top1", "spread", "gain", "gain_spread", "train_loss"]
+    return table[columns].rename_axis("augment").reset_index()
+
+
+def augmentation_sweep(table: pd.DataFrame, source: str) -> Figure:
+    """Test accuracy by way of augmenting, mean and spread; apart, the loss on what was trained on.
+
+    Args:
+        table: of `augmentation_table`.
+        source: the provenance footer.
+    """
+    fig, (left, right) = figure(height=3.6, columns=2)
+    _points(left, table["augment"], 100 * table["top1"], 100 * table["spread"], BLUE)
+    left.set_xlabel("top-1 (%)")
+    _points(right, table["augment"], table["train_loss"], None, ORANGE)
+    right.set_yticklabels([])
+    right.set_xlabel("training loss, last epoch")
+    return footer(fig, source)
+
+
+def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0") -> pd.DataFrame:
+    """The stages at one expansion ratio, the paper's and ours, each with its step over the last.
+
+    Args:
+        measured: of `records.measured` of the sweep `stages`, points `<ratio>-<stage>`.
+        paper: transcribed numbers of all chapters, one under the other.
+        ratio: the expansion ratio.
+
+    Returns:
+        Columns stage, paper (percent), paper_step (points), n, top1, spread (percent), step,
+        step_spread (points; that of the difference of two runs). `NaN` where nothing is known.
+    """
+    rows = measured.set_index("point")
+    printed = paper[paper["point"].isin([ratio, f"ratio_{ratio}"])]
+    values = printed.drop_duplicates("metric").set_index("metric")["value"]
+    table = pd.DataFrame({"stage": list(_STAGES)})
+    table["paper"] = [values.get(metric, np.nan) for metric in _STAGES.values()]
+    points = [f"{ratio}-{stage}" for stage in _STAGES]
+    table["n"] = rows["n"].reindex(points).fillna(0).astype(int).to_numpy()
+    for column, name in (("top1", "top1"), ("spread", "top1_std")):
+        known = rows[name] if name in rows else pd.Series(np.nan, rows.index)
+        table[column] = 100 * known.reindex(points).to_numpy()
+    table.insert(2, "paper_step", table["paper"].diff())
+    table["step"] = table["top1"].diff()
+    table["step_spread"] = np.hypot(table["spread"], table["spread"].shift())
+    return table
+
+
+def stage_steps(table: pd.DataFrame, source: str) -> Figure:
+    """The stages one after the other: the paper's 600 epochs on one axis, ours on another.
+
+    Args:
+        table: of `stage_table`.
+        source: the provenance footer.
+    """
+    fig, (left, right) = figure(height=3.4, columns=2)
+    labels = [("+ " if place else "") + name for place, name in enumerate(table["stage"])]
+    _points(left, labels, table["paper"], None, GREY)
+    left.set_title("paper, Tables 2 to 4 (600 epochs)", size=9.5)
+    _points(right, labels, table["top1"], table["spread"], BLUE)
+    right.set_title("measured, few epochs", size=9.5)
+    right.set_yticklabels([])
+    for ax in (left, right):
+        ax.set_xlabel("top-1 (%)")
+    return footer(fig, source)
+
+
+def _points(
+    ax: Axes, labels: Sequence[str], values: pd.Series, spread: pd.Series | None, colour: str
+) -> None:
+    """A dot a row with its spread, from top to bottom; `not run` where there is no value."""
+    for place, value in enumerate(values):
+        if np.isnan(value):
+            ax.text(
+                0.5, place, "not run", transform=ax.get_yaxis_transform(), color=GREY, size=8,
+                ha="center", va="center", backgroundcolor="white",
+            )  # fmt: skip
+            continue
+        bar = None if spread is None or np.isnan(spread.iloc[place]) else spread.iloc[place]
+        ax.errorbar(value, place, xerr=bar, fmt="o", capsize=3, color=colour)
+    ax.set_yticks(range(len(values)), list(labels))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    if values.isna().all():
+        ax.set_xticks([])

@@ -1,0 +1,140 @@
+"""Figures and tables of chapter `03_label_smoothing`; its matrices are in `plots.similarity`."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer
+
+__all__ = ["als_gain", "smoothing_forms", "smoothing_sweep", "smoothing_table"]
+
+_COLOURS = {
+    "none": GREY,
+    "uniform": GREEN,
+    "paper": BLUE,
+    "released": ORANGE,
+    "released, pruning": YELLOW,
+    "slide": PURPLE,
+}
+
+
+def smoothing_forms(
+    targets: pd.DataFrame, entropy: pd.DataFrame, published: pd.DataFrame, source: str
+) -> Figure:
+    """One class' target under each form, and how even u is by temperature.
+
+    Args:
+        targets: a row an other class, most similar first, a column a form: the target's entries.
+            A form that is not positive everywhere does not belong here.
+        entropy: columns temperature, cosine and absolute: mean entropy of u in nats.
+        published: columns form, temperature, entropy: the settings that someone used.
+        source: the provenance footer.
+    """
+    fig, (left, right) = figure(height=3.7, columns=2)
+    ranks = np.arange(1, len(targets) + 1)
+    for form in targets:
+        left.plot(ranks, targets[form], ".-", ms=3, lw=1, color=_COLOURS[str(form)], label=form)
+    left.set_yscale("log")
+    left.set_xlabel("other classes, most similar first")
+    left.set_ylabel("entry of the target")
+    left.legend()
+    for column, label, style in (("cosine", "cos", "-"), ("absolute", "|cos|", "--")):
+        right.plot(entropy["temperature"], entropy[column], style, color="#222222", label=label)
+    even = np.log(len(targets))
+    right.axhline(even, color=GREEN, lw=1)
+    right.annotate(
+        "uniform",
+        (entropy["temperature"].min(), even),
+        (0, -11),
+        textcoords="offset points",
+        size=8,
+    )
+    for row in published.to_dict("records"):
+        right.plot(row["temperature"], row["entropy"], "o", color=_COLOURS[row["form"]])
+        right.annotate(
+            row["form"], (row["temperature"], row["entropy"]), (6, -11), textcoords="offset points",
+            size=8,
+        )  # fmt: skip
+    right.set_xscale("log")
+    right.set_xlabel("temperature T")
+    right.set_ylabel("entropy of u (nats)")
+    right.legend(loc="lower right")
+    return footer(fig, source)
+
+
+def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
+    """What adaptive label smoothing adds in the paper's Table 3, in points of top-1.
+
+    Args:
+        paper: the chapter's transcribed numbers: point, metric, value.
+
+    Returns:
+        Columns i (expansion ratio), orn and als (top-1 in percent), gain.
+    """
+    rows = paper[paper["point"].str.startswith("ratio_")]
+    wide = rows.pivot_table(index="point", columns="metric", values="value", sort=False)
+    orn, als = wide["top1_orn_percent"], wide["top1_als_percent"]
+    ratios = wide.index.str.removeprefix("ratio_")
+    columns = {"i": ratios, "orn": orn, "als": als, "gain": als - orn}
+    return pd.DataFrame({name: list(values) for name, values in columns.items()})
+
+
+def smoothing_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """The measured forms beside hard labels.
+
+    Args:
+        measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std, loss,
+            validation_top1; points without a record have n 0 and NaN.
+
+    Returns:
+        Columns form, n, validation, top1, spread (standard deviation over the n runs), gain (over
+        the point `none`, in points of top-1) and loss.
+    """
+    table = measured.set_index("point")
+    hard = table["top1"].get("none", np.nan)
+    columns = {
+        "form": table.index,
+        "n": table["n"],
+        "validation": table["validation_top1"],
+        "top1": table["top1"],
+        "spread": table["top1_std"],
+        "gain": 100 * (table["top1"] - hard),
+        "loss": table["loss"],
+    }
+    return pd.DataFrame({name: list(values) for name, values in columns.items()})
+
+
+def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> Figure:
+    """The measured forms, and apart from them what the paper prints; two scales, no comparison.
+
+    Args:
+        measured: of `smoothing_table`.
+        gain: of `als_gain`.
+        source: the provenance footer of the measured part.
+    """
+    fig, (left, right) = figure(height=3.5, columns=2)
+    for place, row in enumerate(measured.to_dict("records")):
+        if row["n"]:
+            spread = 100 * row["spread"] if row["n"] > 1 else 0
+            left.errorbar(
+                place, 100 * row["top1"], spread, fmt="o", capsize=4, color=_COLOURS[row["form"]]
+            )
+        else:
+            left.text(
+                place, 0.5, "not run", transform=left.get_xaxis_transform(), rotation=90,
+                va="center", ha="center", color=GREY, size=8,
+            )  # fmt: skip
+    if not measured["n"].any():
+        left.set_yticks([])
+    left.set_xticks(range(len(measured)), measured["form"])
+    left.set_xlim(-0.6, len(measured) - 0.4)
+    left.set_ylabel("top-1 (%)")
+    left.set_title("measured, few epochs", size=9.5)
+    left.grid(axis="x", visible=False)
+    bars = right.bar(gain["i"], gain["gain"], color=BLUE, width=0.7)
+    right.bar_label(bars, fmt="%+.2f", fontsize=8)
+    right.set_xlabel("expansion ratio i")
+    right.set_ylabel("points of top-1")
+    right.set_title("paper, Table 3: + ALS over + ORN", size=9.5)
+    right.grid(axis="x", visible=False)
+    return footer(fig, source)

@@ -1,0 +1,238 @@
+"""Figures and tables of chapter `05_pruning`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, footer
+
+__all__ = [
+    "density_by_kind",
+    "mask_rounds",
+    "printed_curve",
+    "pruned_files",
+    "pruning_curve",
+    "rounds_table",
+    "sparsity_rounds",
+    "zeros_by_kind",
+]
+
+_GONE = "#e0e0e0"
+_COLOURS = {"linear": BLUE, "exponential": ORANGE, "one_shot": GREEN, "README": PURPLE}
+
+
+def mask_rounds(masks: Mapping[str, np.ndarray], layer: str, source: str) -> Figure:
+    """One layer's mask after every round: what stays, what this round took, what was gone.
+
+    Args:
+        masks: for every round, under the title of its panel, a boolean matrix
+            `[out_chs, fan_in]`, true where a weight is kept.
+        layer: its name.
+        source: the provenance footer.
+    """
+    fig, axes = figure(height=2.7, columns=len(masks))
+    before = np.ones_like(next(iter(masks.values())), dtype=bool)
+    for ax, (title, mask) in zip(axes, masks.items(), strict=True):
+        state = np.where(mask, 2, np.where(before, 1, 0))
+        ax.imshow(state, cmap=ListedColormap([_GONE, ORANGE, BLUE]), vmin=0, vmax=2, aspect="auto")
+        ax.set_title(title, size=9.5)
+        ax.set_xlabel("fan-in", size=8.5)
+        ax.grid(visible=False)
+        ax.tick_params(labelsize=8)
+        before = mask
+    axes[0].set_ylabel(f"{layer}\noutput channel", size=8.5)
+    for ax in axes[1:]:
+        ax.set_yticklabels([])
+    names = {BLUE: "kept", ORANGE: "pruned in this round", _GONE: "pruned before"}
+    handles = [Patch(color=colour, label=name) for colour, name in names.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8.5)
+    return footer(fig, source)
+
+
+def zeros_by_kind(
+    paper: pd.DataFrame, sizes: pd.DataFrame, points: Sequence[str] = ("v1_pr_60",)
+) -> pd.DataFrame:
+    """The zeros counted in published files, as a share of each kind's weights.
+
+    Args:
+        paper: the chapter's transcribed numbers: point, metric, value.
+        sizes: `pruning_density.density_table(model, "kind")` of that architecture, zeros or not.
+        points: files of this architecture.
+
+    Returns:
+        Columns network, kind, num_weights, num_zeros, sparsity; the last row of each is `all`.
+    """
+    found = []
+    for point in points:
+        counted = paper[paper["point"] == point].set_index("metric")["value"]
+        zeros = counted.reindex("zeros_" + sizes["kind"]).to_numpy()
+        rows = sizes[["kind", "num_weights"]].assign(network=point, num_zeros=zeros)
+        found.append(rows.assign(sparsity=rows["num_zeros"] / rows["num_weights"]))
+    columns = ["network", "kind", "num_weights", "num_zeros", "sparsity"]
+    return pd.concat(found, ignore_index=True)[columns]
+
+
+def density_by_kind(zeros: pd.DataFrame, source: str) -> Figure:
+    """How much of each kind of layer is left, network by network.
+
+    Args:
+        zeros: columns network, kind, sparsity, as of `zeros_by_kind`; a kind `all` is a line.
+        source: where the networks come from.
+    """
+    fig, (ax,) = figure(height=3.3)
+    kinds = [kind for kind in zeros["kind"].unique() if kind != "all"]
+    networks = list(zeros["network"].unique())
+    width = 0.8 / len(networks)
+    for place, (network, colour) in enumerate(zip(networks, _NETWORKS, strict=False)):
+        rows = zeros[zeros["network"] == network].set_index("kind")["sparsity"]
+        at = np.arange(len(kinds)) + (place - (len(networks) - 1) / 2) * width
+        bars = ax.bar(at, 100 * rows.reindex(kinds), width, color=colour, label=network)
+        ax.bar_label(bars, fmt="%.0f", fontsize=7.5)
+        if "all" in rows:
+            ax.axhline(100 * rows["all"], color=colour, lw=1, ls="--")
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.set_ylabel("pruned (%)")
+    ax.set_ylim(0, max(100 * zeros["sparsity"].max() * 1.2, 1))
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=len(networks), loc="upper right", fontsize=8.5)
+    return footer(fig, source)
+
+
+_NETWORKS = (BLUE, GREEN, ORANGE, PURPLE)
+
+
+def sparsity_rounds(schedules: Mapping[str, Sequence[float]], source: str) -> Figure:
+    """What is gone after each round, and which share of what was left each round takes.
+
+    Args:
+        schedules: the sparsity after each round, by the schedule's name.
+        source: where they come from.
+    """
+    fig, (left, right) = figure(height=3.2, columns=2)
+    for name, sparsities in schedules.items():
+        gone = np.array([0.0, *sparsities])
+        taken = np.diff(gone) / (1 - gone[:-1])
+        style: dict[str, Any] = {
+            "color": _COLOURS[name],
+            "label": name,
+            "marker": "o",
+            "ms": 4,
+            "lw": 1.3,
+        }
+        left.plot(range(len(gone)), 100 * gone, **style)
+        right.plot(range(1, len(gone)), 100 * taken, **style)
+    left.set_ylabel("pruned in all (%)")
+    right.set_ylabel("pruned of what was left (%)")
+    for ax in (left, right):
+        ax.set_xlabel("round")
+        ax.set_ylim(bottom=0)
+        ax.set_xticks(range(max(map(len, schedules.values())) + 1))
+    left.legend(fontsize=8.5)
+    return footer(fig, source)
+
+
+def printed_curve(paper: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 5: columns sparsity (a fraction), top1_percent, score, drop, saved.
+
+    `drop` is in points of top-1 below the dense network, `saved` the fraction of its score.
+
+    Args:
+        paper: the chapter's transcribed numbers: point, metric, value.
+    """
+    rows = paper[paper["point"].str.startswith("prune_")]
+    wide = rows.pivot_table(index="point", columns="metric", values="value", sort=False)
+    wide["sparsity"] = wide.index.str.removeprefix("prune_").astype(float) / 100
+    table = wide[["sparsity", "top1_percent", "score"]].reset_index(drop=True)
+    table["drop"] = table["top1_percent"].iloc[0] - table["top1_percent"]
+    table["saved"] = 1 - table["score"] / table["score"].iloc[0]
+    return table.rename_axis(columns=None)
+
+
+def pruned_files(published: pd.DataFrame) -> pd.DataFrame:
+    """What was measured of the published files: columns file, n, sparsity, top1, score.
+
+    Args:
+        published: a table of the sweep `published`; its points end in the percentage pruned.
+    """
+    share = published["point"].str.rpartition("_")[2].astype(float) / 100
+    columns = {"point": "file", "published.score": "score"}
+    table = published.assign(sparsity=share).rename(columns=columns)
+    return table[["file", "n", "sparsity", "top1", "score"]]
+
+
+def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """A sweep of rounds of pruning as a page shows it.
+
+    Args:
+        measured: a table of `pipeline`, `prune_schedule` or `rewind`; points without a record have
+            n 0 and NaN. A dense network that was measured has sparsity 0.
+
+    Returns:
+        Columns point, n, sparsity, top1, spread (standard deviation over the n runs), loss, and,
+        where the sweep asks for it, srip (the penalty) and score.
+    """
+    sparsity = measured["sparsity"].mask(measured["n"].gt(0) & measured["sparsity"].isna(), 0.0)
+    names = {"srip_penalty": "srip", "published.score": "score"}
+    table = measured.assign(sparsity=sparsity, spread=measured["top1_std"])
+    shown = [name for name in names if name in measured]
+    columns = ["point", "n", "sparsity", "top1", "spread", "loss", *shown]
+    return table[columns].rename(columns=names)
+
+
+def pruning_curve(
+    printed: pd.DataFrame,
+    files: pd.DataFrame,
+    full: pd.DataFrame,
+    quick: pd.DataFrame,
+    source: str,
+) -> Figure:
+    """Accuracy against sparsity and score; short runs by themselves, on a scale of their own.
+
+    Args:
+        printed: of `printed_curve`.
+        files: of `pruned_files`.
+        full: of `rounds_table`, the sweep `pipeline` on the paper's schedule.
+        quick: the same of short runs, which are not to be compared with the paper.
+        source: the provenance footer of what was measured.
+    """
+    fig, (left, middle, right) = figure(height=3.5, columns=3)
+    found = files[files["n"] > 0]
+    for ax, column, factor in ((left, "sparsity", 100), (middle, "score", 1)):
+        style: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1, "color": GREY, "mfc": "white"}
+        ax.plot(factor * printed[column], printed["top1_percent"], label="paper, Table 5", **style)
+        for version, colour in (("v1", BLUE), ("v2", GREEN)):
+            rows = found[found["file"].str.startswith(version)]
+            label = f"{version} files, measured"
+            ax.plot(factor * rows[column], 100 * rows["top1"], "D", ms=6, color=colour, label=label)
+        ax.axhline(80, color="#222222", lw=0.8, ls="--")
+        _measured(ax, factor * full[column], full, "ours, full")
+    left.set_ylabel("top-1 (%)")
+    left.set_title("by sparsity", size=9.5)
+    middle.set_title("by score", size=9.5)
+    middle.set_xlabel("score")
+    handles, labels = left.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    _measured(right, 100 * quick["sparsity"], quick, "ours, quick")
+    right.set_title("ours, quick: few epochs", size=9.5)
+    if not quick["n"].any():
+        right.set_xticks([])
+        right.set_yticks([])
+        right.text(0.5, 0.5, "not run", transform=right.transAxes, ha="center", size=9)
+    for ax in (left, right):
+        ax.set_xlabel("pruned (%)")
+    return footer(fig, source)
+
+
+def _measured(ax: Axes, at: pd.Series, rows: pd.DataFrame, label: str) -> None:
+    """Mean and spread of the runs there are."""
+    run = rows["n"] > 0
+    if run.any():
+        spread = 100 * rows["spread"][run].fillna(0)
+        top1 = 100 * rows["top1"][run]
+        ax.errorbar(at[run], top1, spread, fmt="s-", ms=5, capsize=3, color=ORANGE, label=label)

@@ -1,0 +1,162 @@
+"""Figures of chapter `02_srip`: what the penalty is, does, and gains; `spectra` has the rest."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from micronet_lib.plots.spectra import KINDS, POINTWISE, ratio_axis
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer
+
+__all__ = [
+    "placement_table",
+    "srip_descent",
+    "srip_floor",
+    "srip_placement",
+    "srip_starts",
+]
+
+
+def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """The exact norm and the one-step estimate over the shape of the matrix.
+
+    Args:
+        norms: definition (`paper`, `released`), ratio (fan_in / out_chs), exact, mean and std (of
+            the estimate over its start vectors), one row a definition and ratio.
+        layers: a network's matrices: kind, out_chs, fan_in, marked along the lower edge.
+    """
+    fig, axes = figure(height=3.5, columns=2)
+    titles = {"paper": "paper: W W' - I", "released": "released: W' W - I"}
+    for ax, (definition, title) in zip(axes, titles.items(), strict=True):
+        rows = norms[norms["definition"] == definition].sort_values("ratio")
+        ax.plot(rows["ratio"], rows["exact"], color=BLUE, lw=2, label="exact norm")
+        ax.plot(rows["ratio"], rows["mean"], color=ORANGE, label="one step: mean, spread")
+        low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
+        ax.fill_between(rows["ratio"], low, high, color=ORANGE, alpha=0.25, lw=0)
+        for kind, colour in KINDS.values():
+            if kind in POINTWISE:
+                own = layers[layers["kind"] == kind]
+                ratio, y = own["fan_in"] / own["out_chs"], np.full(len(own), -0.06)
+                ax.scatter(ratio, y, marker="|", color=colour, s=60, label=kind)
+        ax.set_title(title, size=9.5)
+        ax.set_ylim(-0.12, 1.15)
+        ratio_axis(ax)
+    axes[0].set_ylabel("distance from orthogonal")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return fig
+
+
+def srip_descent(paths: pd.DataFrame, rests: Mapping[str, Sequence[float]]) -> Figure:
+    """What the penalty does by itself: every singular value of a matrix, step by step.
+
+    Args:
+        paths: start (`fresh`, `warm`), shape (a name of `rests`), step, index, value.
+        rests: for each shape, left to right, where the values are predicted to come to rest.
+    """
+    starts = list(dict.fromkeys(paths["start"]))
+    fig, axes = figure(height=4.6, columns=len(rests), rows=len(starts))
+    panels = [(start, shape) for start in starts for shape in rests]
+    for ax, (start, shape) in zip(axes, panels, strict=True):
+        own = paths[(paths["start"] == start) & (paths["shape"] == shape)]
+        lines = own.pivot_table(index="step", columns="index", values="value")
+        for column in lines:
+            tall = lines[column].iloc[0] > 1
+            ax.plot(lines.index, lines[column], color=BLUE if tall else GREEN, lw=1)
+        for rest in rests[shape]:
+            ax.axhline(rest, color=ORANGE, ls="--", lw=1, zorder=3)
+        ax.set_title(f"{shape}, {start} start", size=9.5)
+        ax.set_ylim(0.45, 1.5)
+        ax.set_ylabel("singular value")
+        ax.set_xlabel("steps")
+        ax.label_outer()
+    return fig
+
+
+def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure:
+    """A fresh start vector at each step beside one that is kept: estimate and gradient.
+
+    Args:
+        draws: one row a fresh draw: value, cosine (of its gradient with the exact norm's) and
+            running (that of the mean of all gradients so far).
+        warm: one row a step: value, cosine.
+        exact: the mean of the exact norms.
+    """
+    fig, (left, right) = figure(height=3.4, columns=2)
+    steps, kept = np.arange(1, len(draws) + 1), np.arange(1, len(warm) + 1)
+    left.axhline(exact, color="#222222", lw=1, label="exact")
+    left.plot(steps, draws["value"], ".", color=SKY, label="fresh, each draw")
+    left.axhline(draws["value"].mean(), color=BLUE, ls="--", label="fresh, mean")
+    left.plot(kept, warm["value"], color=ORANGE, lw=2, label="warm")
+    left.set_title("penalty", size=9.5)
+    right.axhline(1, color="#222222", lw=1)
+    right.plot(steps, draws["cosine"], ".", color=SKY)
+    right.plot(steps, draws["running"], color=BLUE, ls="--")
+    right.plot(kept, warm["cosine"], color=ORANGE, lw=2)
+    right.set_title("cosine of the gradient with the exact one's", size=9.5)
+    right.set_ylim(0, 1.05)
+    for ax in (left, right):
+        ax.set_xlabel("step, or draws averaged")
+    fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return fig
+
+
+def placement_table(measured: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Gain over no SRIP by placement, measured beside the paper's; `NaN` where it was not run.
+
+    Args:
+        measured: the table of `srip_placement`: point, n, top1, top1_std; `none` is the reference.
+        paper: transcribed numbers with `gain_percent` by point.
+
+    Returns:
+        Columns placement, paper (points), n, top1 and top1_std (percent), gain and gain_std
+        (points). The spread of the gain is that of the difference of two single runs. The
+        reference gains 0 by definition.
+    """
+    rows = measured.set_index("point")
+    gains = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
+    top1 = 100 * rows.get("top1", pd.Series(np.nan, rows.index))
+    spread = 100 * rows.get("top1_std", pd.Series(np.nan, rows.index))
+    table = pd.DataFrame({"paper": gains.reindex(rows.index), "n": rows["n"]})
+    table["top1"], table["top1_std"] = top1, spread
+    table["gain"] = top1 - top1["none"]
+    table["gain_std"] = np.sqrt(spread**2 + spread["none"] ** 2)
+    table.loc["none", "gain_std"] *= 0  # a run differs from itself by nothing
+    return table.rename_axis("placement").reset_index()
+
+
+def srip_placement(gains: pd.DataFrame, source: str) -> Figure:
+    """Gain by placement: the paper's 600 epochs on one axis, ours on another.
+
+    Args:
+        gains: of `placement_table`.
+        source: the provenance footer.
+    """
+    fig, (left, right) = figure(height=3.0, columns=2)
+    gains = gains[gains["placement"] != "none"]
+    place = np.arange(len(gains))
+    left.bar(place, gains["paper"], 0.6, color=GREY)
+    left.set_title("paper, Table 6 (600 epochs)", size=9.5)
+    right.bar(place, gains["gain"], 0.6, color=BLUE)
+    run = gains["gain"].notna().to_numpy()
+    right.errorbar(
+        place[run],
+        gains["gain"][run],
+        gains["gain_std"][run],
+        fmt="none",
+        ecolor="#222222",
+        capsize=3,
+    )
+    for x in place[~run]:
+        right.text(x, 0, "not run", ha="center", va="bottom", size=8)
+    right.set_title("measured, short runs: mean, spread", size=9.5)
+    for ax in (left, right):
+        ax.axhline(0, color="#222222", lw=0.8)
+        ax.set_xticks(place, gains["placement"])
+        ax.set_xlim(-0.5, len(gains) - 0.5)
+        ax.tick_params(axis="x", labelsize=8.5)
+        ax.grid(axis="x", visible=False)
+    left.set_ylabel("gain in top-1 (points)")
+    if not run.any():
+        right.set_yticks([])
+    return footer(fig, source)

@@ -1,0 +1,247 @@
+"""Pictures and numbers of the similarity matrix, and the figures of `03_label_smoothing`."""
+
+import json
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.data import load_labels
+from micronet_lib.lab.recipes import SWEEPS
+
+SWEEP = SWEEPS["label_smoothing"]
+PAPER = records.paper("label_smoothing")
+CLASSES = load_labels("cifar100").table()
+SUPERCLASS = pd.factorize(CLASSES["superclass"])[0]
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def texts(fig: Figure) -> str:
+    fig.canvas.draw()
+    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
+
+
+def cosines(rows: np.ndarray) -> np.ndarray:
+    directions = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return directions @ directions.T
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    return cosines(np.random.default_rng(0).normal(size=(100, 106)))
+
+
+@pytest.fixture(scope="module")
+def blocks() -> np.ndarray:
+    """Rows of one superclass lie about a direction of their own, [100, 100]."""
+    rng = np.random.default_rng(0)
+    return cosines(rng.normal(size=(20, 106))[SUPERCLASS] + 0.7 * rng.normal(size=(100, 106)))
+
+
+# ------------------------------------------------------------------------------ the superclasses
+
+
+def test_superclasses_are_found_where_they_are(blocks):
+    found = plots.superclass_agreement(blocks, CLASSES["superclass"])
+    assert found["ARI"] == pytest.approx(1)
+    assert found["nearest"] == 1
+    assert found["within"] > 0.5 > 0.1 > abs(found["across"])
+
+
+def test_superclasses_are_not_found_where_they_are_not(noise, blocks):
+    found = plots.superclass_agreement(noise, CLASSES["superclass"])
+    assert abs(found["ARI"]) < 0.1
+    assert found["nearest"] < 0.15
+    # The structure is there, but the names are of other classes.
+    shuffled = np.random.default_rng(1).permutation(100)
+    found = plots.superclass_agreement(blocks[np.ix_(shuffled, shuffled)], CLASSES["superclass"])
+    assert abs(found["ARI"]) < 0.1
+
+
+def test_agreement_by_hand():
+    """Two superclasses of three; the sixth class lies with the wrong one."""
+    angles = np.array([0, 5, 10, 90, 95, 14]) * np.pi / 180
+    similarity = cosines(np.stack([np.cos(angles), np.sin(angles)], 1))
+    found = plots.superclass_agreement(similarity, pd.Series(list("aaabbb")))
+    # Clusters {0, 1, 2, 5} and {3, 4}. Of 15 pairs, 4 are together in both partitions; the
+    # clusters hold 7 pairs, the superclasses 6.
+    expected = 7 * 6 / 15
+    assert found["ARI"] == pytest.approx((4 - expected) / ((7 + 6) / 2 - expected))
+    assert found["nearest"] == pytest.approx(4 / 6)  # 10 and 14 degrees are each other's
+    pairs = np.cos(angles[:, None] - angles)
+    within = [pairs[i, j] for i, j in ((0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5))]
+    assert found["within"] == pytest.approx(np.mean(within))
+    assert found["across"] == pytest.approx(pairs[:3, 3:].mean())
+
+
+# ---------------------------------------------------------------------------------- the matrices
+
+
+def test_matrix_is_drawn_superclass_by_superclass(blocks, noise):
+    fig = plots.similarity_matrix({"here": blocks, "there": noise}, CLASSES, "measured somewhere")
+    order = np.lexsort([CLASSES["class"], CLASSES["superclass"]])
+    for ax, matrix in zip(fig.axes, (blocks, noise), strict=False):
+        assert np.array_equal(ax.images[0].get_array(), matrix[np.ix_(order, order)])
+    low, high = fig.axes[0].images[0].get_clim()
+    off = np.abs([blocks, noise])[:, ~np.eye(100, dtype=bool)]
+    assert (low, high) == pytest.approx((-off.max(), off.max()))
+    shown = texts(fig)
+    for name in ("here", "there", "trees", "large man-made outdoor things", "measured somewhere"):
+        assert name in shown
+
+
+def test_clustermap_keeps_superclasses_together(blocks):
+    fig = plots.similarity_clustermap(blocks, CLASSES, "measured somewhere")
+    ax = max(fig.axes, key=lambda ax: len(ax.get_yticklabels()))
+    named = [label.get_text().replace(" ", "_") for label in ax.get_yticklabels()]
+    assert sorted(named) == sorted(CLASSES["class"])
+    superclass = CLASSES.set_index("class")["superclass"]
+    runs = [name for name, before in zip(named, ["", *named[:-1]], strict=True)
+            if not before or superclass[name] != superclass[before]]  # fmt: skip
+    assert len(runs) == 20
+    assert "measured somewhere" in texts(fig)
+
+
+def test_nearest_table_names_classes_and_cosines(blocks):
+    nearest = np.argsort(-blocks, axis=1)[:, 1:4]
+    table = plots.nearest_table(nearest, blocks, CLASSES, ["maple_tree"])
+    assert list(table["class"]) == ["maple tree"]
+    maple = list(CLASSES["class"]).index("maple_tree")
+    for listed, other in zip(table["nearest"][0].split(", "), nearest[maple], strict=True):
+        name, value = listed.rsplit(" ", 1)
+        assert name.replace(" ", "_") == CLASSES["class"][other]
+        assert float(value) == pytest.approx(blocks[maple, other], abs=0.005)
+
+
+# ---------------------------------------------------------------------------------- the explorer
+
+
+def explorer_data(html: str) -> dict:
+    found = re.search(r"const data = (\{.*?\});\n", html)
+    assert found
+    return json.loads(found.group(1))
+
+
+def test_explorer_holds_every_pair(blocks):
+    html = plots.similarity_explorer(blocks, CLASSES, "maple_tree", "similarity-test").data
+    data = explorer_data(html)
+    assert data["classes"] == list(CLASSES["class"])
+    named = [data["superclasses"][k] for k in data["superclass_of"]]
+    assert named == list(CLASSES["superclass"])
+    assert data["classes"][data["start"]] == "maple_tree"
+    values = iter(data["thousandths"])
+    for i in range(100):
+        for j in range(i):
+            assert next(values) / 1000 == pytest.approx(blocks[i, j], abs=0.0005001)
+    assert next(values, None) is None
+
+
+def test_explorer_orders(blocks):
+    html = plots.similarity_explorer(blocks, CLASSES, "apple", "similarity-test").data
+    orders = {order["label"]: order for order in explorer_data(html)["orders"]}
+    assert list(orders) == ["by superclass", "clustered", "alphabetical"]
+    for order in orders.values():
+        assert sorted(order["classes"]) == list(range(100))
+        assert sum(size for _, size in order["groups"]) == 100
+    names = CLASSES["class"].to_numpy()
+    assert list(names[orders["alphabetical"]["classes"]]) == sorted(names)
+    by_superclass = CLASSES["superclass"].to_numpy()[orders["by superclass"]["classes"]]
+    assert list(by_superclass) == sorted(by_superclass)
+    assert orders["by superclass"]["groups"] == [[s, 5] for s in dict.fromkeys(by_superclass)]
+    clustered = CLASSES["superclass"].to_numpy()[orders["clustered"]["classes"]].reshape(20, 5)
+    assert all(len(set(group)) == 1 for group in clustered)
+    assert [size for _, size in orders["clustered"]["groups"]] == [5] * 20
+
+
+def test_explorer_is_the_same_twice_and_loads_nothing(blocks):
+    one, other = (
+        plots.similarity_explorer(blocks, CLASSES, "apple", "similarity-test").data
+        for _ in range(2)
+    )
+    assert one == other
+    assert 'id="similarity-test"' in one
+    assert not re.search(r"__[A-Z]+__", one)
+    assert not re.search(r"https?://|src=|@import|url\(|fetch\(|import\(", one)
+    assert len(one) < 60_000
+
+
+# ------------------------------------------------------------------------------- forms and sweep
+
+
+def test_forms_show_what_the_tables_say():
+    targets = pd.DataFrame({"uniform": [0.1] * 3, "paper": [0.2, 0.05, 0.01]})
+    entropy = pd.DataFrame({"temperature": [0.1, 1], "cosine": [0.4, 1], "absolute": [0.5, 1.05]})
+    used = pd.DataFrame([{"form": "paper", "temperature": 0.2, "entropy": 0.7}])
+    fig = plots.smoothing_forms(targets, entropy, used, "measured somewhere")
+    left, right = fig.axes
+    assert [list(line.get_ydata()) for line in left.lines] == [[0.1] * 3, [0.2, 0.05, 0.01]]
+    curves = [list(line.get_ydata()) for line in right.lines]
+    assert [0.4, 1] in curves
+    assert [0.5, 1.05] in curves
+    assert [pytest.approx(np.log(3))] * 2 in curves
+    assert all(word in texts(fig) for word in ("uniform", "paper", "|cos|", "measured somewhere"))
+
+
+def test_gain_is_the_difference_of_two_printed_rows():
+    gain = plots.als_gain(PAPER)
+    assert list(gain["i"]) == ["1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0"]
+    assert list(gain["gain"].round(2)) == [1.03, 0.02, 0.16, 0.09, 0.41, 0.31, 0.44]
+
+
+def made_up(top1: dict[str, list[float]]) -> pd.DataFrame:
+    """A measured table of the sweep with these accuracies."""
+    made = []
+    for point, values in top1.items():
+        for seed, value in enumerate(values):
+            metrics = {"top1": value, "loss": 3.0, "validation_top1": value}
+            env = {"device": "d", "torch": "t", "commit": "c"}
+            made.append(records.Record(SWEEP.name, point, "0", {}, "quick", seed, "", metrics, env))
+    return records.table(SWEEP, made, profile="quick")
+
+
+def test_sweep_table_has_mean_spread_and_gain():
+    table = plots.smoothing_table(made_up({"none": [0.2, 0.22], "paper": [0.24, 0.26, 0.25]}))
+    rows = table.set_index("form")
+    assert rows.loc["paper", "n"] == 3
+    assert rows.loc["paper", "top1"] == pytest.approx(0.25)
+    assert rows.loc["paper", "spread"] == pytest.approx(0.01)
+    assert rows.loc["paper", "gain"] == pytest.approx(4)
+    assert rows.loc["none", "gain"] == 0
+    assert rows.loc["slide", ["top1", "spread", "gain"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("top1", "missing"),
+    [
+        ({}, 5),
+        ({"paper": [0.3]}, 4),
+        ({point.name: [0.2, 0.3] for point in SWEEP.points()}, 0),
+    ],
+    ids=["nothing", "one", "everything"],
+)
+def test_sweep_is_drawn_with_whatever_was_measured(top1, missing):
+    measured = plots.smoothing_table(made_up(top1))
+    fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "measured somewhere")
+    shown = texts(fig)
+    assert shown.count("not run") == missing
+    assert all(point.name in shown for point in SWEEP.points())
+    assert "+1.03" in shown
+    drawn = [bar for bar in fig.axes[0].containers if type(bar).__name__ == "ErrorbarContainer"]
+    heights = [bar.lines[0].get_ydata()[0] for bar in drawn]
+    assert heights == pytest.approx([100 * np.mean(values) for values in top1.values()])
+
+
+def test_sweep_of_committed_records_is_drawn():
+    measured = plots.smoothing_table(records.measured(SWEEP, "quick"))
+    fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "")
+    assert texts(fig).count("not run") == (measured["n"] == 0).sum()

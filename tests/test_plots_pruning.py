@@ -1,0 +1,182 @@
+"""The figures of chapter `05_pruning` show what their tables say, and say what was not run."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from micronet_lib import plots
+from micronet_lib.architecture import build
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.plots.style import BLUE, ORANGE
+from micronet_lib.pruning_density import density_table
+from micronet_lib.pruning_schedules import README, SCHEDULES
+
+PAPER = records.paper("pruning")
+PUBLISHED = records.measured(SWEEPS["published"])
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def texts(fig: Figure) -> str:
+    fig.canvas.draw()
+    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
+
+
+def made_up(sweep: str, top1: dict[str, list[float]], profile: str = "quick") -> pd.DataFrame:
+    """A measured table of the sweep with these accuracies; sparsity as the point's name says."""
+    made = []
+    for point, values in top1.items():
+        for seed, value in enumerate(values):
+            metrics = {"top1": value, "loss": 3.0, "srip_penalty": 0.5, "published.score": 0.01}
+            if point != "dense":
+                metrics["sparsity"] = float(point) if sweep == "pipeline" else 0.6
+            env = {"device": "d", "torch": "t", "commit": "c"}
+            made.append(records.Record(sweep, point, "0", {}, profile, seed, "", metrics, env))
+    return records.table(SWEEPS[sweep], made, profile=profile)
+
+
+# --------------------------------------------------------------------------------- masks, density
+
+
+def test_mask_panels_tell_kept_from_new_and_old_zeros():
+    first = np.array([[True, False], [True, True]])
+    second = np.array([[True, False], [False, True]])
+    fig = plots.mask_rounds({"30%": first, "60%": second}, "blocks.8", "somewhere")
+    one, two = (ax.images[0] for ax in fig.axes)
+    colours = [image.cmap(image.norm(image.get_array())) for image in (one, two)]
+    assert tuple(colours[0][0, 1]) == to_rgba(ORANGE)  # pruned now
+    assert tuple(colours[0][1, 0]) == to_rgba(BLUE)  # kept
+    assert tuple(colours[1][1, 0]) == to_rgba(ORANGE)
+    assert tuple(colours[1][0, 1]) not in (to_rgba(ORANGE), to_rgba(BLUE))  # pruned before
+    shown = texts(fig)
+    assert all(word in shown for word in ("30%", "60%", "blocks.8", "kept", "somewhere"))
+
+
+def test_zeros_by_kind_of_published_files():
+    sizes = density_table(build("micronet_v1_released"), "kind")
+    table = plots.zeros_by_kind(PAPER, sizes).set_index("kind")
+    assert table.loc["all", "sparsity"] == pytest.approx(0.6, abs=1e-5)
+    assert table.loc["fc", "sparsity"] == pytest.approx(599 / 10_600)
+    assert table.loc["expand", "sparsity"] == pytest.approx(0.693, abs=5e-4)
+    assert table["num_zeros"].drop("all").sum() == table.loc["all", "num_zeros"]
+    sizes = density_table(build("micronet_v2_released"), "kind")
+    both = plots.zeros_by_kind(PAPER, sizes, ["v2_pr_30", "v2_pr_60"])
+    whole = both[both["kind"] == "all"].set_index("network")["sparsity"]
+    assert whole.to_dict() == pytest.approx({"v2_pr_30": 0.3, "v2_pr_60": 0.6}, abs=1e-5)
+
+
+def test_density_bars_are_the_tables():
+    zeros = pd.DataFrame(
+        {
+            "network": ["a"] * 3 + ["b"] * 2,
+            "kind": ["expand", "fc", "all", "fc", "expand"],
+            "sparsity": [0.7, 0.1, 0.6, 0.2, 0.5],
+        }
+    )
+    fig = plots.density_by_kind(zeros, "counted somewhere")
+    ax = fig.axes[0]
+    bars = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
+    assert bars == {"a": pytest.approx([70, 10]), "b": pytest.approx([50, 20])}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["expand", "fc"]
+    assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([60])  # b has no `all`
+    assert "counted somewhere" in texts(fig)
+
+
+# -------------------------------------------------------------------------------------- schedules
+
+
+def test_schedules_show_what_a_round_takes_of_the_rest():
+    schedules = {name: make(0.6, 4) for name, make in SCHEDULES.items()}
+    fig = plots.sparsity_rounds(schedules | {"README": README.sparsities}, "data")
+    left, right = fig.axes
+    gone = {line.get_label(): list(line.get_ydata()) for line in left.lines}
+    taken = {line.get_label(): list(line.get_ydata()) for line in right.lines}
+    assert gone["linear"] == pytest.approx([0, 15, 30, 45, 60])
+    assert taken["linear"] == pytest.approx([15, 1500 / 85, 1500 / 70, 1500 / 55])
+    assert taken["exponential"] == pytest.approx([100 * (1 - 0.4**0.25)] * 4, abs=1e-6)
+    assert taken["one_shot"] == pytest.approx([60, 0, 0, 0])
+    assert gone["README"][-1] == pytest.approx(65)
+    assert len(taken["README"]) == 8
+    assert "data" in texts(fig)
+
+
+# --------------------------------------------------------------------------- accuracy and its price
+
+
+def test_printed_curve_is_table_5():
+    table = plots.printed_curve(PAPER)
+    assert list(table["sparsity"]) == [0, 0.15, 0.3, 0.45, 0.6]
+    assert list(table["top1_percent"]) == [80.92, 80.72, 80.82, 80.75, 80.07]
+    assert list(table["drop"].round(2)) == [0, 0.20, 0.10, 0.17, 0.85]
+    assert table["saved"].iloc[-1] == pytest.approx(1 - 54 / 120)
+
+
+def test_files_have_the_sparsity_in_their_names():
+    table = plots.pruned_files(PUBLISHED).set_index("file")
+    assert table["sparsity"].to_dict() == {
+        "v1_pr_60": 0.6, "v2_pr_15": 0.15, "v2_pr_30": 0.3, "v2_pr_45": 0.45, "v2_pr_60": 0.6,
+    }  # fmt: skip
+    assert table.loc["v1_pr_60", "top1"] == pytest.approx(0.8007)
+    assert table.loc["v1_pr_60", "score"] == pytest.approx(0.0054454, abs=1e-7)
+
+
+def test_rounds_table_has_mean_spread_and_no_sparsity_for_what_was_not_run():
+    table = plots.rounds_table(made_up("pipeline", {"dense": [0.2], "0.15": [0.24, 0.26, 0.25]}))
+    rows = table.set_index("point")
+    assert rows.loc["dense", "sparsity"] == 0
+    assert rows.loc["0.15", ["sparsity", "top1", "spread"]].tolist() == pytest.approx(
+        [0.15, 0.25, 0.01]
+    )
+    assert rows.loc["0.60", ["sparsity", "top1", "spread", "score"]].isna().all()
+    assert plots.rounds_table(made_up("pipeline", {}))["sparsity"].isna().all()
+
+
+def test_rounds_tables_of_the_other_sweeps():
+    table = plots.rounds_table(made_up("rewind", {"initial-srip-2": [0.2]})).set_index("point")
+    assert table.loc["initial-srip-2", "srip"] == 0.5
+    table = plots.rounds_table(made_up("prune_schedule", {"linear-4": [0.2]}))
+    assert len(table) == 15
+    assert "score" in table
+
+
+EVERYTHING = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}
+
+
+@pytest.mark.parametrize("top1", [{}, {"0.30": [0.3]}, EVERYTHING], ids=["none", "one", "all"])
+def test_curve_is_drawn_with_whatever_was_measured(top1):
+    rows = plots.rounds_table(made_up("pipeline", top1))
+    printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
+    nothing = plots.rounds_table(made_up("pipeline", {}))
+    fig = plots.pruning_curve(printed, files, nothing, rows, "measured somewhere")
+    left, middle, right = fig.axes
+    shown = texts(fig)
+    assert shown.count("not run") == (not top1)
+    assert "measured somewhere" in shown
+    heights = [c.lines[0].get_ydata() for c in right.containers]
+    expected = [[100 * np.mean(values) for values in top1.values()]] if top1 else []
+    assert [list(h) for h in heights] == [pytest.approx(e) for e in expected]
+    assert not left.containers  # short runs never stand beside the paper's
+    assert not middle.containers
+
+
+def test_full_runs_stand_beside_the_paper_by_sparsity_and_score():
+    full = plots.rounds_table(made_up("pipeline", {"dense": [0.8], "0.60": [0.79]}, "full"))
+    nothing = plots.rounds_table(made_up("pipeline", {}))
+    printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
+    fig = plots.pruning_curve(printed, files, full, nothing, "")
+    left, middle, _ = fig.axes
+    points = left.containers[0].lines[0]
+    assert list(points.get_xdata()) == pytest.approx([0, 60])
+    assert list(points.get_ydata()) == pytest.approx([80, 79])
+    assert list(middle.containers[0].lines[0].get_xdata()) == pytest.approx([0.01, 0.01])
+    diamonds = {line.get_label(): line for line in left.lines}
+    assert list(diamonds["v1 files, measured"].get_ydata()) == pytest.approx([80.07])
+    assert list(diamonds["v2 files, measured"].get_xdata()) == pytest.approx([30, 60])

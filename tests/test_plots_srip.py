@@ -1,0 +1,256 @@
+"""The figures of chapter `02_srip` show what their tables say, and say what was not run."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from small_networks import network
+
+from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.srip import PLACEMENTS, layer_kind, spectrum, srip_weights
+
+LEGENDS = {"conv": "stem", "se": "squeeze-excite", "fc": "classifier"}
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def texts(fig: Figure) -> str:
+    fig.canvas.draw()
+    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
+
+
+def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:
+    model = network("micronet_v1_released")
+    weights = {name: w.detach() for name, w in srip_weights(model, "all").items()}
+    shapes = {name: tuple(w.flatten(1).shape) for name, w in weights.items()}
+    found = {name.removesuffix(".weight"): spectrum(w) for name, w in weights.items()}
+    return plots.singular_values(label, found if run else {}, shapes)
+
+
+VALUES = of_network()
+NOT_RUN = of_network("v9", run=False)
+
+
+# ------------------------------------------------------------------------------------- the tables
+
+
+def test_singular_values_are_all_there_with_their_kind_and_side():
+    model = network("micronet_v1_released")
+    layers = VALUES.drop_duplicates("layer").set_index("layer")
+    assert len(layers) == 86
+    assert layers["pointwise"].sum() == len(srip_weights(model, "pointwise"))
+    for name, module in model.named_modules():
+        kind = layer_kind(name, module)
+        if kind is not None:
+            row, weight = layers.loc[name], module.weight.detach().flatten(1)
+            assert row["kind"] == LEGENDS.get(kind, kind)
+            assert row["pointwise"] == (kind in PLACEMENTS["pointwise"])
+            assert (row["out_chs"], row["fan_in"]) == weight.shape
+            assert row["side"] == ("wide" if weight.shape[1] > weight.shape[0] else "tall")
+            own = VALUES.loc[VALUES["layer"] == name, "value"]
+            assert own.tolist() == pytest.approx(torch.linalg.svdvals(weight).tolist(), rel=1e-4)
+
+
+def test_names_may_end_in_weight():
+    table = plots.singular_values("x", {"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
+    assert table["layer"].tolist() == ["stem.conv"] * 2
+    assert table["side"].tolist() == ["wide"] * 2
+
+
+def test_the_order_is_the_networks_whatever_a_record_sorted():
+    shapes = {f"blocks.{i}.conv_expand": (2, 1) for i in range(12)}
+    table = plots.singular_values("x", {name: [1.0] for name in sorted(shapes)}, shapes)
+    assert table["layer"].tolist() == list(shapes)
+
+
+def test_summary_by_hand_and_of_nothing():
+    layers = {f"blocks.{i}.conv_expand": [1.2, 1.05, 0.95, 0.5] for i in range(2)}
+    layers["blocks.0.conv_dw"] = [3.0, 1.0]
+    table = plots.singular_values("x", layers, dict.fromkeys(layers, (8, 4)))
+    found = plots.srip_summary(pd.concat([table, NOT_RUN]), ["x", "v9"])
+    pointwise, others, *missing = found.to_dict("records")
+    assert pointwise == {
+        **{"network": "x", "layers": "pointwise", "matrices": 2},
+        **{"smallest": 0.5, "median": 1.0, "largest": 1.2, "near 1": 0.5},
+    }
+    assert others == {
+        **{"network": "x", "layers": "others", "matrices": 1},
+        **{"smallest": 1.0, "median": 2.0, "largest": 3.0, "near 1": 0.5},
+    }
+    assert [row["network"] for row in missing] == ["v9", "v9"]
+    for row in missing:
+        assert row["matrices"] == 0
+        assert np.isnan([row["smallest"], row["median"], row["near 1"]]).all()
+    assert plots.show_table(found).to_html().count("not run") == 8
+
+
+def test_sides_by_hand_and_of_nothing():
+    layers = {"blocks.0.conv_project": [1.3, 1.0, 0.65, 0.5], "head.classifier": [9.0]}
+    shapes = {"blocks.0.conv_project": (4, 12), "head.classifier": (1, 2)}
+    table = plots.singular_values("x", layers, shapes).assign(lower=0.57, upper=1.29)
+    (row,) = plots.srip_sides(table).to_dict("records")
+    assert row == {
+        **{"kind": "project", "side": "wide", "values": 4},
+        **{"near 1": 0.25, "near a predicted place": 0.75},
+    }
+    (row,) = plots.srip_sides(NOT_RUN.assign(lower=[], upper=[])).to_dict("records")
+    assert row["values"] == 0
+    assert np.isnan(row["near 1"])
+    assert np.isnan(row["near a predicted place"])
+
+
+def measured(**top1: tuple[float, float]) -> pd.DataFrame:
+    """A table of `srip_placement` with top1 mean and spread of the given points."""
+    rows = [
+        {
+            "point": point,
+            "n": 3 if point in top1 else 0,
+            "top1": top1.get(point, (np.nan,))[0],
+            "top1_std": top1.get(point, (0, np.nan))[1],
+        }
+        for point in ("none", "fc", "depthwise", "pointwise", "all")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_gains_are_over_none_with_the_spread_of_a_difference():
+    runs = measured(none=(0.200, 0.003), pointwise=(0.215, 0.004), fc=(0.19, 0.0))
+    table = plots.placement_table(runs, records.paper("srip")).set_index("placement")
+    assert list(table.index) == list(runs["point"])
+    assert table.loc["pointwise", "gain"] == pytest.approx(1.5)
+    assert table.loc["pointwise", "gain_std"] == pytest.approx(0.5)
+    assert table.loc["fc", "gain"] == pytest.approx(-1.0)  # a negative effect stays
+    assert table.loc["none", ["gain", "gain_std"]].tolist() == [0, 0]
+    assert np.isnan(table.loc["none", "paper"])
+    assert table.loc[["depthwise", "all"], ["top1", "gain", "gain_std"]].isna().all(axis=None)
+    assert table["paper"].drop("none").to_dict() == {
+        **{"fc": 3.56, "depthwise": 1.33, "pointwise": 6.05, "all": 3.35}
+    }
+
+
+def test_no_gain_without_the_reference_or_without_any_record():
+    paper = records.paper("srip")
+    for runs in (measured(pointwise=(0.2, 0.01)), measured(), measured()[["point", "n"]]):
+        table = plots.placement_table(runs, paper)
+        assert table["gain"].isna().all()
+        assert table["gain_std"].isna().all()
+        assert table["paper"].notna().sum() == 4
+
+
+# ------------------------------------------------------------------------------------ the figures
+
+
+def test_floor_draws_both_definitions_and_marks_the_matrices():
+    ratios = [0.25, 1.0, 4.0]
+    lines = [
+        (definition, ratio, 1.0 + rank, 0.5 + rank, 0.1)
+        for definition in ("released", "paper")
+        for rank, ratio in enumerate(ratios)
+    ]
+    norms = pd.DataFrame(lines, columns=["definition", "ratio", "exact", "mean", "std"])
+    norms.loc[norms["definition"] == "paper", "exact"] = 7.0
+    fig = plots.srip_floor(norms, VALUES.drop_duplicates("layer"))
+    paper, released = fig.axes
+    assert "paper" in paper.get_title()
+    assert list(paper.lines[0].get_ydata()) == [7, 7, 7]
+    assert list(released.lines[0].get_ydata()) == [1, 2, 3]
+    marks = sum(len(each.get_offsets()) for each in paper.collections[1:])
+    assert marks == 68  # the pointwise matrices and no other
+
+
+def test_descent_has_a_line_a_value_and_a_dashed_one_a_prediction():
+    steps, indices = range(3), range(4)
+    rows = [
+        (start, shape, step, index, 1 + 0.1 * (index - 1.5) + 0.01 * step)
+        for start in ("fresh", "warm")
+        for shape in ("tall", "wide")
+        for step in steps
+        for index in indices
+    ]
+    paths = pd.DataFrame(rows, columns=["start", "shape", "step", "index", "value"])
+    fig = plots.srip_descent(paths, {"tall": (1.0,), "wide": (0.6, 1.3)})
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles == [
+        f"{shape}, {start} start" for start in ("fresh", "warm") for shape in ("tall", "wide")
+    ]
+    assert [len(ax.lines) for ax in fig.axes] == [5, 6, 5, 6]
+    assert fig.axes[1].lines[2].get_ydata().tolist() == pytest.approx([1.05, 1.06, 1.07])
+    dashed = [line.get_ydata()[0] for line in fig.axes[1].lines if line.get_linestyle() == "--"]
+    assert dashed == [0.6, 1.3]
+
+
+CURVE = pd.DataFrame({"ratio": [0.5, 1.0, 4.0], "lower": [1, 1, 0.56], "upper": [1, 1, 1.3]})
+
+
+def test_resting_places_tell_dead_gates_from_the_rest():
+    dead = [f"blocks.{index}.se" for index in (2, 7, 12)]
+    fig = plots.srip_resting_places(VALUES, CURVE, dead, "measured somewhere")
+    alive, silent = fig.axes[0].collections
+    assert len(silent.get_offsets()) == 2 * (8 + 18 + 20)
+    assert len(alive.get_offsets()) + len(silent.get_offsets()) == VALUES["pointwise"].sum()
+    assert "measured somewhere" in texts(fig)
+    assert "not run" not in texts(fig)
+
+
+def test_resting_places_without_a_record_show_the_prediction_alone():
+    fig = plots.srip_resting_places(NOT_RUN, CURVE, ["blocks.2.se"], "not run")
+    assert "published network: not run" in texts(fig)
+    assert len(fig.axes[0].lines) == 2
+
+
+def test_starts_draw_every_draw_and_step():
+    draws = pd.DataFrame({"value": [0.5, 0.7], "cosine": [0.2, 0.3], "running": [0.2, 0.4]})
+    warm = pd.DataFrame({"value": [0.6, 0.8, 0.9], "cosine": [0.3, 0.8, 1.0]})
+    left, right = plots.srip_starts(draws, warm, 0.9).axes
+    shown = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in left.lines}
+    assert shown["fresh, each draw"] == [0.5, 0.7]
+    assert shown["fresh, mean"] == pytest.approx([0.6, 0.6])
+    assert shown["exact"] == [0.9, 0.9]
+    assert shown["warm"] == [0.6, 0.8, 0.9]
+    assert right.lines[-1].get_ydata().tolist() == [0.3, 0.8, 1.0]
+
+
+def test_spectra_draw_every_matrix_and_say_which_network_was_not_run():
+    fig = plots.srip_spectra(pd.concat([VALUES, NOT_RUN]), ["v1", "v9"], "footer text")
+    first, second = fig.axes
+    bars = [segment for each in first.collections for segment in each.get_segments()]
+    assert len(bars) == 86
+    assert max(bar[1][1] for bar in bars) == pytest.approx(VALUES["value"].max())
+    assert not second.collections
+    assert "not run" in texts(fig)
+    assert "footer text" in texts(fig)
+    low, high = first.get_ylim()
+    assert high > VALUES["value"].max()
+    assert low >= 0.02
+
+
+def test_spectra_of_nothing_at_all():
+    assert texts(plots.srip_spectra(NOT_RUN, ["v8", "v9"])).count("not run") == 2
+
+
+def test_placement_shows_what_was_measured_and_what_was_not():
+    runs = measured(none=(0.200, 0.003), pointwise=(0.215, 0.004), fc=(0.19, 0.0))
+    table = plots.placement_table(runs, records.paper("srip"))
+    fig = plots.srip_placement(table, "measured somewhere")
+    left, right = fig.axes
+    assert [bar.get_height() for bar in left.patches] == [3.56, 1.33, 6.05, 3.35]
+    heights = [bar.get_height() for bar in right.patches]
+    assert [heights[0], heights[2]] == pytest.approx([-1.0, 1.5])
+    assert texts(fig).count("not run") == 2
+    assert "measured somewhere" in texts(fig)
+
+
+def test_placement_of_what_is_committed():
+    table = plots.placement_table(
+        records.measured(SWEEPS["srip_placement"], "quick"), records.paper("srip")
+    )
+    missing = int((table["gain"].isna() & (table["placement"] != "none")).sum())
+    assert texts(plots.srip_placement(table, "")).count("not run") == missing
