@@ -129,8 +129,8 @@ def test_unknown_model(place):
             "choose from 1.0, 1.5, 2.0",
         ),
         (
-            "measure expand_ratio --profile smoke --override train.epochs=2",
-            "unknown key of Recipe 'train'",
+            "measure expand_ratio --profile smoke --override training.epochs=2",
+            "unknown key of Recipe 'training'",
             "choose from model, checkpoint, savings",
         ),
         (
