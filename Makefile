@@ -6,6 +6,7 @@ STAMP    := $(VENV)/.setup
 CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.ipynb))
 SITE     := book/_build/html
 PROFILE  ?= full
+WORKERS  ?= 2
 
 # A reader's own matplotlibrc, IPython start-up files or backend must not change a figure.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
@@ -74,7 +75,7 @@ book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then bu
 	@$(PY) -c "import pathlib; print(pathlib.Path('$(SITE)/index.html').resolve().as_uri())"
 
 test: $(STAMP) ## unit tests, every notebook against its committed outputs, the site in a browser
-	$(PY) -m pytest tests $(CHAPTERS) $(NBVAL) $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests $(CHAPTERS) $(NBVAL) -n $(WORKERS) --dist loadscope $(ARGS)
 
 lint: $(STAMP) ## style, types, spelling
 	$(PY) -m ruff check .

@@ -1,10 +1,9 @@
 """Every figure draws the committed records, and shows what its table says."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from figures import texts
 
 from micronet_lib import plots
 from micronet_lib.lab import records
@@ -12,17 +11,6 @@ from micronet_lib.lab.recipes import SWEEPS
 
 PUBLISHED = records.measured(SWEEPS["published"])
 SAVINGS = records.measured(SWEEPS["free_savings"])
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def texts(fig: Figure) -> str:
-    fig.canvas.draw()
-    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
 
 
 def test_history_goes_up_with_the_counting_and_down_with_the_savings():

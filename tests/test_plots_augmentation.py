@@ -2,11 +2,10 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from figures import labels as texts
 from test_image_ops import POLICY_FILE
 
 from micronet_lib import plots
@@ -17,17 +16,6 @@ from micronet_lib.lab.recipes import SWEEPS
 PRINTED = pd.concat(
     [records.paper(stem) for stem in ("architecture", "srip", "label_smoothing", "augmentation")]
 )
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def texts(fig: Figure) -> list[str]:
-    fig.canvas.draw()
-    return [text.get_text() for text in fig.findobj(plt.Text)]
 
 
 def measured(sweep: str, top1: dict[str, float], n: int = 3) -> pd.DataFrame:

@@ -3,11 +3,10 @@
 import json
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
+from figures import texts
 
 from micronet_lib import plots
 from micronet_lib.lab import records
@@ -18,17 +17,6 @@ SWEEP = SWEEPS["label_smoothing"]
 PAPER = records.paper("label_smoothing")
 CLASSES = load_labels("cifar100").table()
 SUPERCLASS = pd.factorize(CLASSES["superclass"])[0]
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def texts(fig: Figure) -> str:
-    fig.canvas.draw()
-    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
 
 
 def cosines(rows: np.ndarray) -> np.ndarray:

@@ -1,11 +1,10 @@
 """The figures of chapter `05_pruning` show what their tables say, and say what was not run."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figures import texts
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 
 from micronet_lib import plots
 from micronet_lib.architecture import build
@@ -17,17 +16,6 @@ from micronet_lib.pruning_schedules import README, SCHEDULES
 
 PAPER = records.paper("pruning")
 PUBLISHED = records.measured(SWEEPS["published"])
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def texts(fig: Figure) -> str:
-    fig.canvas.draw()
-    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
 
 
 def made_up(sweep: str, top1: dict[str, list[float]], profile: str = "quick") -> pd.DataFrame:

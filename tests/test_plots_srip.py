@@ -1,11 +1,10 @@
 """The figures of chapter `02_srip` show what their tables say, and say what was not run."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
+from figures import texts
 from small_networks import network
 
 from micronet_lib import plots
@@ -14,17 +13,6 @@ from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.srip import PLACEMENTS, layer_kind, spectrum, srip_weights
 
 LEGENDS = {"conv": "stem", "se": "squeeze-excite", "fc": "classifier"}
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
-def texts(fig: Figure) -> str:
-    fig.canvas.draw()
-    return " ".join(text.get_text() for text in fig.findobj(plt.Text))
 
 
 def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:

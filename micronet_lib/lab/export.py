@@ -45,7 +45,7 @@ def export_network(model: MicroNet, recipe: Recipe, path: Path, **told: Any) -> 
     }
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     texts = {name: json.dumps(value) for name, value in metadata.items()}
-    content = _safetensors("torch").save(state, metadata=texts)
+    content = _safetensors().torch.save(state, metadata=texts)
     write_atomically(path, content, f"the network {path.name}")
     return metadata
 
@@ -56,7 +56,7 @@ def load_exported(path: Path) -> tuple[MicroNet, dict[str, Any]]:
     Raises:
         InputError: no such file, damaged, of another make, or no safetensors installed.
     """
-    safetensors = _safetensors("")
+    safetensors = _safetensors()
     if not path.is_file():
         raise InputError(f"no network at {path}; `micronet export` writes one")
     try:
@@ -88,10 +88,10 @@ def _network_only(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: recipe[name] for name in ("model", "width_mult")}
 
 
-def _safetensors(part: str) -> Any:
+def _safetensors() -> Any:
     try:
         import safetensors
         import safetensors.torch
     except ModuleNotFoundError as error:
         raise InputError("reading and writing networks needs the package safetensors") from error
-    return safetensors.torch if part else safetensors
+    return safetensors
