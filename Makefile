@@ -7,6 +7,7 @@ CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.ipynb))
 SITE     := book/_build/html
 PROFILE  ?= full
 WORKERS  ?= 2
+ROUNDS   ?= 1
 
 # A reader's own matplotlibrc, IPython start-up files or backend must not change a figure.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
@@ -25,7 +26,7 @@ EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
 
-.PHONY: help setup book test lint bench lab run sync execute clean known-chapter
+.PHONY: help setup book test lint bench faults lab run sync execute clean known-chapter
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -53,7 +54,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  fi; \
 	fi
 	@echo "setup: installing into $(VENV) (PyTorch is large: minutes the first time)"
-	@export PIP_DISABLE_PIP_VERSION_CHECK=1; set -- -q -c constraints.txt -e '.[book,test]'; \
+	@export PIP_DISABLE_PIP_VERSION_CHECK=1; set -- -q -c constraints.txt -e '.[book,test,cluster]'; \
 	if $(PY) -m pip install -q -c constraints.txt uv >/dev/null 2>&1; then \
 	  $(PY) -m uv pip install --compile-bytecode --python $(PY) "$$@" || $(PY) -m pip install "$$@"; \
 	else \
@@ -85,6 +86,10 @@ lint: $(STAMP) ## style, types, spelling
 
 bench: $(STAMP) ## time the library's hot paths
 	$(PY) -m pytest -o addopts=-ra tests/benchmarks $(ARGS)
+
+faults: $(STAMP) ## kill, fill, damage and interrupt the pipeline; what it survives (ROUNDS=5 for more)
+	@folder=$$(mktemp -d) && TQDM_DISABLE=1 OMP_NUM_THREADS=1 \
+	  $(PY) tests/faults.py "$$folder" --rounds $(ROUNDS); status=$$?; rm -rf "$$folder"; exit $$status
 
 lab: $(STAMP) ## open the book in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/book $(ARGS)

@@ -134,9 +134,9 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
-    """Measure what is missing of a sweep on this machine."""
-    from micronet_lib.lab.experiments import ensure, require
-    from micronet_lib.lab.plan import plan
+    """Measure what is missing of a sweep, on this machine or on a cluster."""
+    from micronet_lib.lab import engines
+    from micronet_lib.lab.plan import plan, require
     from micronet_lib.lab.recipes import get_sweep
     from micronet_lib.lab.records import provenance
 
@@ -151,7 +151,8 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     require(sweep, args.profile, args.point, overrides)
     if ahead["images"].sum() and not args.json:
         print(ahead.to_string(index=False), file=sys.stderr)
-    table = ensure(sweep, args.profile, args.seed, overrides, args.point)
+    where = {"engine": args.engine, "gpus_per_point": args.gpus_per_point}
+    table = engines.run(sweep, args.profile, args.seed, overrides, args.point, **where)
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
@@ -190,8 +191,9 @@ def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
 
 def export(args: argparse.Namespace) -> tuple[Result, str]:
     """Write the network of a trained point to a file, with recipe and score."""
-    from micronet_lib.lab.experiments import require, trained
+    from micronet_lib.lab.experiments import trained
     from micronet_lib.lab.export import export_network
+    from micronet_lib.lab.plan import require
     from micronet_lib.lab.recipes import get_sweep
     from micronet_lib.lab.settings import get_profile
 
@@ -261,6 +263,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
     sub.add_argument("--plan", action="store_true", help="say what would run, and stop")
+    sub.add_argument("--engine", default="local", help="local, or ray: on a cluster of machines")
+    sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="of a GPU; ray only")
 
     sub = add(verbs, "search-policies", search_policies)
     sub.add_argument("--profile", required=True)

@@ -23,7 +23,7 @@ class PlainHardSwish(nn.Module):
 
 def plain(model: MicroNet) -> MicroNet:
     """The same weights with HardSwish spelled out."""
-    twin = MicroNet(model.architecture).to(next(model.parameters()).dtype)
+    twin = MicroNet(model.architecture).to(next(model.parameters()))
     twin.load_state_dict(model.state_dict())
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
@@ -33,7 +33,7 @@ def plain(model: MicroNet) -> MicroNet:
 
 
 def distribution_by_pairs(weight: Tensor) -> Tensor:
-    u = torch.zeros(len(weight), len(weight), dtype=weight.dtype)
+    u = weight.new_zeros(len(weight), len(weight))
     for y in range(len(weight)):
         for k in range(len(weight)):
             u[y, k] = F.cosine_similarity(weight[k], weight[y], dim=0).abs().exp()
@@ -52,10 +52,10 @@ def loss_by_images(logits: Tensor, u: Tensor, targets: Tensor, smoothing: float)
 
 def gram_loop(weights: Mapping[str, Tensor], coef: float, us: Mapping[str, Tensor]) -> Tensor:
     """The released definition, layer by layer."""
-    total = torch.zeros((), dtype=next(iter(weights.values())).dtype)
+    total = next(iter(weights.values())).new_zeros(())
     for name, weight in weights.items():
         w = weight.flatten(1)
-        a = w.T @ w - torch.eye(w.shape[1], dtype=w.dtype)
+        a = w.T @ w - torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
         v = F.normalize(a.T @ us[name], dim=0)
         u = F.normalize(a @ v, dim=0)
         total = total + (u @ (a @ v)) ** 2

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INSTALLED_EXTRAS = ("book", "test")
+INSTALLED_EXTRAS = ("book", "test", "cluster")
 DIRECT = [
     Requirement(line)
     for line in [

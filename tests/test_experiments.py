@@ -11,9 +11,10 @@ from published_format import pruned_network, published_state, save
 from micronet_lib.architecture import MicroNet, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab import experiments, records
-from micronet_lib.lab.experiments import ensure, measure, prepare, require
+from micronet_lib.lab.experiments import ensure, measure, prepare
 from micronet_lib.lab.files import only_one
 from micronet_lib.lab.machine import environment
+from micronet_lib.lab.plan import require
 from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.runs import checkpoint_path, missing_files
 from micronet_lib.lab.settings import PROFILES, Profile, Recipe
@@ -378,6 +379,32 @@ def test_a_record_without_its_network_is_trained_again(tiny, runs):
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
 
 
+def test_a_network_whose_record_is_damaged_is_rated_again_and_not_trained(
+    tiny, runs, monkeypatch, capsys
+):
+    ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    path = runs / "smoke" / "srip_placement" / "fc-s0.json"
+    before = records.read(path)
+    path.write_bytes(path.read_bytes()[:100])
+    monkeypatch.setattr("micronet_lib.lab.runs.train", None)
+    ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    after = records.read(path)
+    assert (after.metrics, after.curve, after.notes) == (
+        *(before.metrics, before.curve, before.notes),
+    )
+    told = capsys.readouterr().err
+    assert f"{path} is damaged or of another schema: the point is measured again" in told
+
+
+def test_a_record_without_its_network_is_no_twin(tiny, runs):
+    ensure(PLACEMENT, "smoke", point="pointwise", progress=False)
+    network = runs / "smoke" / "srip_placement" / "pointwise-s0" / "network.pt"
+    network.write_bytes(network.read_bytes()[:-1])
+    ensure(STAGES, "smoke", point="3.0-orn", progress=False)
+    assert (runs / "smoke" / "stages" / "3.0-orn-s0" / "network.pt").is_file()
+    assert experiments.trained(STAGES, "3.0-orn", "smoke", progress=False)
+
+
 def test_a_point_that_trains_nothing_leaves_no_network(tiny):
     with pytest.raises(InputError, match=r"expand_ratio/1.0 at smoke leaves no trained network"):
         experiments.trained(SWEEP, "1.0", "smoke", progress=False)
@@ -483,6 +510,17 @@ def test_a_round_whose_predecessor_is_lost_is_made_again_from_it(tiny, runs):
         path.unlink()
     again = experiments.trained(sweep, "first", "smoke", progress=False).state_dict()
     assert all(map(torch.equal, again.values(), expected.values()))
+
+
+def test_a_round_whose_predecessor_is_damaged_is_made_again_from_it(tiny, runs, capsys):
+    sweep = pruning_sweep(CONFIGS["paper"])
+    ensure(sweep, "smoke", point="dense", progress=False)
+    network = runs / "smoke" / "toy" / "dense-s0" / "network.pt"
+    expected = network.read_bytes()
+    network.write_bytes(expected[:-1])
+    ensure(sweep, "smoke", point="first", progress=False)
+    assert "network.pt is not whole and is not used" in capsys.readouterr().err
+    assert network.stat().st_size == pytest.approx(len(expected), abs=64)  # of the seconds in it
 
 
 def test_a_round_without_the_one_before_is_refused(tiny):

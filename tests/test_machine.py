@@ -49,6 +49,20 @@ def test_without_git_the_commit_is_unknown(monkeypatch):
     assert machine.environment()["commit"] == "unknown"
 
 
+def test_outside_of_its_repository_the_code_is_told_its_commit(tmp_path, monkeypatch, checkout):
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    commit = machine.environment()["commit"]
+    monkeypatch.setenv("MICRONET_COMMIT", "abc1234")
+    assert machine.environment()["commit"] == commit  # git knows better
+    copy = checkout / "copy"  # in a repository, but not of it
+    (copy / "micronet_lib").mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", copy)
+    assert machine.environment()["commit"] == "abc1234"
+    monkeypatch.delenv("MICRONET_COMMIT")
+    assert machine.environment()["commit"] == "unknown"
+
+
 def test_stamp_names_profile_seed_and_machine():
     stamp = machine.stamp("smoke", 3)
     assert stamp.startswith("this run: profile smoke · seed 3 · torch ")

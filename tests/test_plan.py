@@ -42,6 +42,14 @@ def test_after_a_first_point_the_rest_is_estimated_at_its_speed():
     assert plan(SWEEP, "smoke", 1, {"train.epochs": 3}, "none")["images"].item() == 3 * 64
 
 
+def test_a_damaged_record_is_to_run_and_has_no_speed():
+    experiments.ensure(SWEEP, "smoke", point="none", progress=False)
+    (path,) = records.runs_root().rglob("*.json")
+    path.write_text("{")
+    assert plan(SWEEP, "smoke", point="none")["state"].item() == "to run"
+    assert images_per_s(PROFILES["smoke"]) is None
+
+
 def test_what_is_missing_is_said():
     rows = plan(SWEEPS["stages"], "full", point="3.0-vanilla")
     assert rows["state"].item() == "no file cifar-100-python/test"

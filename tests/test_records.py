@@ -214,6 +214,16 @@ def test_damaged_record_is_refused(tmp_path, damage):
         records.read_sweep(SWEEP, "quick", tmp_path)
 
 
+def test_a_damaged_record_of_this_machine_is_as_good_as_none(tmp_path):
+    path = records.write(record(), tmp_path)
+    identity = record().recipe_id
+    assert records.kept(path) == records.find(tmp_path, "quick", identity, 0) == record()
+    path.write_bytes(b"\xff")
+    assert records.kept(path) is None
+    assert records.kept(tmp_path / "nothing.json") is None
+    assert records.find(tmp_path, "quick", identity, 0) is None
+
+
 def test_missing_record_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a readable record"):
         records.read(tmp_path / "nothing.json")

@@ -9,7 +9,7 @@ from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.lab.settings import PROFILES, Recipe
 from micronet_lib.pruning_schedules import PruneConfig
 
-BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum"}
+BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum", "precision"}
 
 
 @pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=["paper", "released"])
@@ -34,8 +34,9 @@ def test_the_parent_of_a_round_is_the_round_before_and_of_the_first_the_dense_ne
     assert recipe.parent.parent == PAPER
 
 
-def test_full_is_the_recipe_itself():
-    assert PROFILES["full"].apply(PAPER) == PAPER
+def test_full_is_the_recipe_itself_in_bfloat16():
+    in_bfloat16 = replace(PAPER, train=replace(PAPER.train, precision="bf16"))
+    assert PROFILES["full"].apply(PAPER) == in_bfloat16 != PAPER
 
 
 def test_a_recipe_that_trains_nothing_is_left_alone():

@@ -178,13 +178,16 @@ def load_published(path: Path) -> MicroNet:
     return model.eval()
 
 
-def save_own(path: Path, key: str, content: Mapping[str, Any]) -> None:
+def save_own(
+    path: Path, key: str, content: Mapping[str, Any], previous: Path | None = None
+) -> None:
     """Write tensors and plain containers as one whole file.
 
     Args:
         path: where.
         key: names the recipe and seed that it belongs to.
         content: of tensors, numbers, strings, lists and dictionaries.
+        previous: where the file goes that `path` was until now.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -193,7 +196,7 @@ def save_own(path: Path, key: str, content: Mapping[str, Any]) -> None:
     torch.save({"key": key, "content": dict(content)}, buffer)
     payload = buffer.getvalue()
     digest = hashlib.sha256(payload).hexdigest().encode()
-    write_atomically(path, digest + b"\n" + payload, f"the checkpoint {path.name}")
+    write_atomically(path, digest + b"\n" + payload, f"the checkpoint {path.name}", previous)
 
 
 def load_own(path: Path, key: str) -> dict[str, Any] | None:
@@ -211,10 +214,7 @@ def load_own(path: Path, key: str) -> dict[str, Any] | None:
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
     """Keep a training state and the one before it. Arguments and errors as of `save_own`."""
-    newest = folder / "state.pt"
-    if newest.exists():
-        newest.replace(folder / "state.previous.pt")
-    save_own(newest, key, state)
+    save_own(folder / "state.pt", key, state, previous=folder / "state.previous.pt")
 
 
 def load_state(folder: Path, key: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ A split is read when it is asked for: rating a network on CIFAR-100 opens its te
 import os
 import pickle
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -247,6 +248,7 @@ def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]
     raise unknown("data set", name, DATA_SETS)
 
 
+@cache  # drawn once a process: nobody writes into an image set
 def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
     labels = load_labels("embedded")
     images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))

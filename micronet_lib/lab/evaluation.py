@@ -20,6 +20,7 @@ from micronet_lib.lab.data import ImageSet, normalize
 from micronet_lib.lab.progress import bar
 
 BATCH_SIZE = 25
+GPU_BATCH_SIZE = 1000
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ def fold_batch_norm(model: MicroNet) -> MicroNet:
 
 @torch.inference_mode()
 def logits_of(
-    model: nn.Module, images: Tensor, batch_size: int = BATCH_SIZE, progress: bool = False
+    model: nn.Module, images: Tensor, batch_size: int = 0, progress: bool = False
 ) -> Tensor:
     """Logits `[N, num_classes]` (in the model's precision) of uint8 images `[N, 3, 32, 32]`.
+
+    `batch_size` 0 takes what is fast on the model's device.
 
     Raises:
         InputError: when a logit is NaN or infinite.
@@ -70,6 +73,7 @@ def logits_of(
     # oneDNN has no float64, and the plain kernels behind it are slower on channels_last.
     fast = parameter.dtype != torch.float64
     memory_format = torch.channels_last if fast else torch.contiguous_format
+    batch_size = batch_size or (GPU_BATCH_SIZE if parameter.is_cuda else BATCH_SIZE)
     outputs = []
     for batch in bar(images.split(batch_size), "evaluate", "batch", progress):
         inputs = normalize(batch.to(parameter.device)).to(parameter.dtype)

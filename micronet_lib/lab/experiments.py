@@ -1,8 +1,7 @@
 """Measuring: a recipe goes in, a record comes out, and nothing is measured twice."""
 
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from micronet_lib.lab import records
 from micronet_lib.lab.checkpoints import load_published
 from micronet_lib.lab.data import load_split
 from micronet_lib.lab.evaluation import evaluate
-from micronet_lib.lab.files import Busy, only_one
+from micronet_lib.lab.files import Busy, only_one, write_atomically
 from micronet_lib.lab.inspection import INSPECTIONS
 from micronet_lib.lab.machine import default_device, environment
 from micronet_lib.lab.progress import say
@@ -158,27 +157,45 @@ def ensure(
         InputError: unknown profile, point or key; or a fault of a file that is there.
     """
     chosen = get_profile(profile)
-    points = sweep.matching(point)
-    recipes = {
-        p.name: with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.points()
-    }
+    points = [p.name for p in sweep.matching(point)]
+    recipes = resolve(sweep, chosen, overrides)
     done = []
-    for p in points:
+    for name in points:
         try:
-            found = _ensure(sweep, p.name, recipes, chosen, seed, progress)
+            found = ensure_point(sweep, name, recipes, chosen, seed, progress)
         except Busy as busy:
             say(str(busy))
             continue
         except DivergedError as diverged:
-            say(f"{sweep.name}/{p.name} seed {seed}: {diverged}")
+            say(f"{sweep.name}/{name} seed {seed}: {diverged}")
             continue
         if found is not None:
             done.append(found)
+    return this_run(sweep, profile, points, done)
+
+
+def resolve(
+    sweep: Sweep, profile: Profile, overrides: Mapping[str, Any] | None
+) -> dict[str, Recipe]:
+    """The recipe of every point on a profile.
+
+    Raises:
+        InputError: unknown key, or a value of another type.
+    """
+    return {
+        p.name: with_overrides(profile.apply(p.recipe), overrides or {}) for p in sweep.points()
+    }
+
+
+def this_run(
+    sweep: Sweep, profile: str, points: Collection[str], done: Iterable[records.Record]
+) -> pd.DataFrame:
+    """The table of some points of a sweep, of which those without a record are `not run`."""
     rows = records.table(sweep, done, source="this run", profile=profile)
-    return rows[rows["point"].isin([p.name for p in points])].reset_index(drop=True)
+    return rows[rows["point"].isin(points)].reset_index(drop=True)
 
 
-def _ensure(
+def ensure_point(
     sweep: Sweep,
     point: str,
     recipes: Mapping[str, Recipe],
@@ -186,31 +203,77 @@ def _ensure(
     seed: int,
     progress: bool,
 ) -> records.Record | None:
-    """The record of one point, read, taken from another sweep or made; None if it cannot be."""
+    """The record of one point, read, taken from another sweep or made; None if it cannot be.
+
+    Args:
+        sweep: of the point.
+        point: its name.
+        recipes: resolved, of this point and of the rounds before it at least.
+        profile: that they are resolved for.
+        seed: of the run.
+        progress: bars on stderr.
+
+    Raises:
+        Busy: another process is at the point.
+        DivergedError: its loss became NaN or infinite.
+        InputError: as `ensure`.
+    """
     recipe, runs = recipes[point], records.runs_root()
     identity = records.recipe_id(recipe)
     path = runs / records.record_path(sweep.name, point, profile.name, seed)
-    found = records.read(path) if path.is_file() else None
+    found = records.kept(path)
     if found and found.recipe_id == identity:
         return found
     if profile.name not in sweep.profiles or missing_files(recipe, profile) is not None:
         return None
-    folder = run_folder(sweep.name, point, profile.name, seed)
-    twin = records.find(runs, profile.name, identity, seed) if recipe.train.epochs else None
-    if twin is not None:
-        theirs = run_folder(twin.sweep, twin.point, profile.name, seed)
-        if theirs.is_dir():
-            shutil.copytree(theirs, folder, dirs_exist_ok=True)
-        found = replace(twin, sweep=sweep.name, point=point)
-    elif recipe.train.epochs:
-        parent = _parent_folder(sweep, point, recipes, profile, seed, progress)
-        given = {} if parent is None else {"parent": parent}
-        with only_one(folder / "lock", f"{sweep.name}/{point} seed {seed}"):
-            found = measure(recipe, sweep.name, point, profile, seed, progress, **given)
-    else:
+    if found is None and path.is_file():
+        say(f"{path} is damaged or of another schema: the point is measured again")
+    if not recipe.train.epochs:
         found = measure(recipe, sweep.name, point, profile, seed, progress)
-    records.write(found, runs)
+        records.write(found, runs)
+        return found
+    folder = run_folder(sweep.name, point, profile.name, seed)
+    twin = twin_of(recipe, profile, seed)
+    parent = None if twin else _parent_folder(sweep, point, recipes, profile, seed, progress)
+    with only_one(folder / "lock", f"{sweep.name}/{point} seed {seed}"):
+        found = records.kept(path)  # of the process that had the lock until now
+        if found and found.recipe_id == identity:
+            return found
+        if twin:
+            theirs = run_folder(twin.sweep, twin.point, profile.name, seed)
+            network = (theirs / "network.pt").read_bytes()
+            write_atomically(folder / "network.pt", network, f"the network of {point}")
+            found = replace(twin, sweep=sweep.name, point=point)
+        else:
+            given = {} if parent is None else {"parent": parent}
+            found = measure(recipe, sweep.name, point, profile, seed, progress, **given)
+        records.write(found, runs)
     return found
+
+
+def twin_of(recipe: Recipe, profile: Profile, seed: int) -> records.Record | None:
+    """A record of this machine of the same recipe and seed, if its network is whole as well."""
+    runs, identity = records.runs_root(), records.recipe_id(recipe)
+    found = records.find(runs, profile.name, identity, seed)
+    if found is None:
+        return None
+    folder = run_folder(found.sweep, found.point, profile.name, seed)
+    return None if kept_network(recipe, seed, folder) is None else found
+
+
+def round_before(sweep: Sweep, point: str, recipes: Mapping[str, Recipe]) -> str | None:
+    """The point in whose network a point's last round of pruning begins; None without a round.
+
+    Raises:
+        InputError: no point of the sweep is the round before.
+    """
+    recipe = recipes[point]
+    if not recipe.prune.sparsities:
+        return None
+    for name, other in recipes.items():
+        if other == recipe.parent:
+            return name
+    raise InputError(f"{sweep.name}/{point}: the round before is no point of this sweep")
 
 
 def _parent_folder(
@@ -221,26 +284,19 @@ def _parent_folder(
     seed: int,
     progress: bool,
 ) -> Path | None:
-    """Where the network lies that a point's last round of pruning begins with, measured if need be.
-
-    Raises:
-        InputError: no point of the sweep is the round before.
-    """
-    recipe = recipes[point]
-    if not recipe.prune.sparsities:
+    """Where the network of the round before lies, measured if need be; None without a round."""
+    before = round_before(sweep, point, recipes)
+    if before is None:
         return None
-    for name, other in recipes.items():
-        if other == recipe.parent:
-            folder = run_folder(sweep.name, name, profile.name, seed)
-            if not (folder / "network.pt").is_file():
-                _forget(sweep, name, profile, seed)
-            _ensure(sweep, name, recipes, profile, seed, progress)
-            return folder
-    raise InputError(f"{sweep.name}/{point}: the round before is no point of this sweep")
+    folder = run_folder(sweep.name, before, profile.name, seed)
+    if kept_network(recipes[before], seed, folder) is None:
+        forget(sweep, before, profile, seed)
+    ensure_point(sweep, before, recipes, profile, seed, progress)
+    return folder
 
 
-def _forget(sweep: Sweep, point: str, profile: Profile, seed: int) -> None:
-    """Remove a record whose network, which nobody commits, is not on this machine."""
+def forget(sweep: Sweep, point: str, profile: Profile, seed: int) -> None:
+    """Remove a record whose network, which nobody commits, is not whole on this machine."""
     path = records.record_path(sweep.name, point, profile.name, seed)
     (records.runs_root() / path).unlink(missing_ok=True)
 
@@ -265,38 +321,6 @@ def trained(
         model = kept_network(recipe, seed, folder)
         if model is not None:
             return model
-        _forget(sweep, point, chosen, seed)
+        forget(sweep, point, chosen, seed)
         ensure(sweep, profile, seed, overrides, point, progress)
     raise InputError(f"{sweep.name}/{point} at {profile} leaves no trained network on this machine")
-
-
-def require(
-    sweep: Sweep,
-    profile: str,
-    point: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> None:
-    """Refuse what `ensure` would leave as `not run`: for the command line, where one asks for it.
-
-    Raises:
-        InputError: the sweep is not defined on the profile, or not one point has its files.
-    """
-    chosen = get_profile(profile)
-    if profile not in sweep.profiles:
-        raise InputError(
-            f"sweep {sweep.name!r} is not defined on profile {profile!r}; "
-            f"choose from {', '.join(sweep.profiles)}"
-        )
-    recipes = [
-        with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.matching(point)
-    ]
-    missing = [missing_files(recipe, chosen) for recipe in recipes]
-    first = missing[0]
-    if first and all(missing):
-        group = {"kaist": "kaist", "cifar-100-python": "cifar100"}.get(
-            first.split("/")[0], "policies"
-        )
-        raise InputError(
-            f"{sweep.name} needs {first} under the data folder; "
-            f"`micronet data fetch {group}` gets it"
-        )

@@ -14,13 +14,22 @@ class Busy(InputError):
     """Another process is at it."""
 
 
-def write_atomically(path: Path, content: bytes, what: str) -> None:
+def write_atomically(
+    path: Path,
+    content: bytes,
+    what: str,
+    previous: Path | None = None,
+    unfinished: Path | None = None,
+) -> None:
     """Write a file under a name of its own first, so that `path` never holds half of it.
 
     Args:
         path: where; its folder is made if it is missing.
         content: everything.
         what: for the message, such as `the record quick/stages/3.0-orn-s0.json`.
+        previous: where the file goes that `path` was until now, once the new one is whole.
+        unfinished: the folder for the unfinished file, on the same disk; by default beside `path`.
+            A process that is killed leaves it there, and `only_one` clears a folder of such files.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -29,13 +38,15 @@ def write_atomically(path: Path, content: bytes, what: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "wb", dir=path.parent, prefix=".", suffix=".tmp", delete=False
+            "wb", dir=unfinished or path.parent, prefix=".", suffix=".tmp", delete=False
         ) as file:
             temporary = file.name
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
+        if previous is not None and path.exists():
+            path.replace(previous)
         Path(temporary).replace(path)
     except OSError as error:
         raise InputError(
@@ -51,6 +62,8 @@ def write_atomically(path: Path, content: bytes, what: str) -> None:
 def only_one(path: Path, what: str) -> Iterator[None]:
     """Hold a lock while the body runs; the system lets it go when the process ends, however.
 
+    Whoever gets the lock removes what a killed holder left half-written in the lock's folder.
+
     Args:
         path: of the lock file, which is made and stays.
         what: for the message, such as `stages/3.0-orn`.
@@ -61,14 +74,17 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Busy(f"{what} is being measured by another process; left to it") from error
-            yield
-    except PermissionError as error:
+        file = path.open("a")
+    except OSError as error:
         raise InputError(
-            f"cannot write under {path.parent} ({error.strerror}): get the right to write there, "
-            "or let MICRONET_RUNS name another folder for runs"
+            f"cannot write under {path.parent} ({error.strerror}): make room and get the right to "
+            "write there, or let MICRONET_RUNS name another folder for runs"
         ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(f"{what} is being measured by another process; left to it") from error
+        for left in path.parent.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        yield

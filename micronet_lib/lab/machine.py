@@ -1,6 +1,7 @@
 """What a record or a chapter says of the machine it ran on and of the code that ran."""
 
 import ctypes
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -15,6 +16,19 @@ ROOT = Path(__file__).resolve().parents[2]
 def default_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def set_up(device: torch.device) -> None:
+    """Make PyTorch fast and exact on a device that is about to train, for the whole process.
+
+    On a GPU, float32 convolutions are float32 and not TF32, and cuDNN tries its algorithms, since
+    shapes stay the same.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    else:
+        keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
@@ -50,7 +64,7 @@ def environment(device: torch.device | str = "cpu", wall_s: float = 0.0) -> dict
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": code_commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(wall_s, 2),
     }
@@ -65,16 +79,21 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """The short hash of the code that runs; `+` behind it for uncommitted changes to the code."""
+def code_commit() -> str:
+    """The short hash of the code that runs; `+` behind it for uncommitted changes to the code.
+
+    Where the code lies outside of its repository, as on the machines of a cluster that it was
+    copied to, MICRONET_COMMIT tells it.
+    """
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        commit = git("rev-parse", "--short=7", "HEAD")
+        ours = git("ls-files", "micronet_lib")  # a copy may lie inside of another repository
+        commit = git("rev-parse", "--short=7", "HEAD") if ours else ""
         changed = git("status", "--porcelain", "micronet_lib") if commit else ""
     except FileNotFoundError:
         commit, changed = "", ""
-    return (commit + "+" * bool(changed)) or "unknown"
+    return (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT") or "unknown"

@@ -1,4 +1,4 @@
-"""What measuring a sweep would take: points, images, minutes, disk; before anything runs."""
+"""Before anything runs: what measuring a sweep would take, and whether it can be done at all."""
 
 from collections.abc import Mapping
 from statistics import median
@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.data import load_split
 from micronet_lib.lab.machine import default_device, environment
@@ -51,6 +52,38 @@ def plan(
     return pd.DataFrame(rows)
 
 
+def require(
+    sweep: Sweep,
+    profile: str,
+    point: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse what `ensure` would leave as `not run`: for the command line, where one asks for it.
+
+    Raises:
+        InputError: the sweep is not defined on the profile, or not one point has its files.
+    """
+    chosen = get_profile(profile)
+    if profile not in sweep.profiles:
+        raise InputError(
+            f"sweep {sweep.name!r} is not defined on profile {profile!r}; "
+            f"choose from {', '.join(sweep.profiles)}"
+        )
+    recipes = [
+        with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.matching(point)
+    ]
+    missing = [missing_files(recipe, chosen) for recipe in recipes]
+    first = missing[0]
+    if first and all(missing):
+        group = {"kaist": "kaist", "cifar-100-python": "cifar100"}.get(
+            first.split("/")[0], "policies"
+        )
+        raise InputError(
+            f"{sweep.name} needs {first} under the data folder; "
+            f"`micronet data fetch {group}` gets it"
+        )
+
+
 def num_images(recipe: Recipe, profile: Profile) -> int:
     """Images that a run trains on, counted in every epoch; the last, smaller batch is dropped."""
     train = recipe.train
@@ -75,7 +108,8 @@ def images_per_s(profile: Profile) -> float | None:
         record.metrics["train_images_per_s"]
         for root in (records.runs_root(), records.MEASURED)
         for path in (root / profile.name).glob("*/*.json")
-        if (record := records.read(path)).env["device"] == device
+        if (record := records.kept(path)) is not None
+        and record.env["device"] == device
         and "train_images_per_s" in record.metrics
     ]
     return median(speeds) if speeds else None
@@ -83,7 +117,8 @@ def images_per_s(profile: Profile) -> float | None:
 
 def _state(sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int) -> str:
     path = records.runs_root() / records.record_path(sweep.name, point, profile.name, seed)
-    if path.is_file() and records.read(path).recipe_id == records.recipe_id(recipe):
+    found = records.kept(path)
+    if found is not None and found.recipe_id == records.recipe_id(recipe):
         return "measured"
     if profile.name not in sweep.profiles:
         return f"not defined at {profile.name}"

@@ -43,8 +43,8 @@ def say(line: str) -> None:
 class TrainingBar:
     """Loss, validation accuracy, images a second and time left of a training run.
 
-    The loss lies on the device, and reading it makes the host wait, so it is read when a line is
-    due and not at every step.
+    Reading the loss makes the host wait for the device. So on a CPU it is read when a line is due,
+    and on a GPU, where waiting would leave the device idle, after an epoch.
 
     Args:
         name: of the run.
@@ -59,7 +59,7 @@ class TrainingBar:
         self, name: str, epochs: int, images: int, steps: int, done: int, shown: bool
     ) -> None:
         self._epochs, self._batch = epochs, images // steps
-        self._accuracy = "-"
+        self._loss = self._accuracy = "-"
         self._next = time.monotonic()
         self._bar = tqdm(
             total=epochs * images,
@@ -74,16 +74,17 @@ class TrainingBar:
         """A step is done: the `steps`-th of the epoch, whose losses add up to `loss`."""
         if not self._bar.disable and time.monotonic() >= self._next:
             self._next = time.monotonic() + self._bar.mininterval
+            if not loss.is_cuda:
+                self._loss = f"{loss.item() / steps:.3f}"
             self._bar.set_postfix_str(
-                f"epoch {epoch + 1}/{self._epochs}, loss {loss.item() / steps:.3f}, "
-                f"validation {self._accuracy}",
+                f"epoch {epoch + 1}/{self._epochs}, loss {self._loss}, validation {self._accuracy}",
                 refresh=False,
             )
         self._bar.update(self._batch)
 
-    def rated(self, accuracy: float) -> None:
-        """The network was rated: a fraction of the validation images is right."""
-        self._accuracy = f"{accuracy:.1%}"
+    def rated(self, loss: float, accuracy: float) -> None:
+        """An epoch is over: its mean loss, and how many of the validation images are right."""
+        self._loss, self._accuracy = f"{loss:.3f}", f"{accuracy:.1%}"
 
     def __enter__(self) -> "TrainingBar":
         return self

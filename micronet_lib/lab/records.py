@@ -115,7 +115,9 @@ def write(record: Record, root: Path) -> Path:
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
     text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-    write_atomically(path, text.encode(), f"the record {record.path} under {root}")
+    folder = path.with_suffix("")  # of a run that trains; its lock clears it of unfinished files
+    what = f"the record {record.path} under {root}"
+    write_atomically(path, text.encode(), what, unfinished=folder if folder.is_dir() else None)
     return path
 
 
@@ -140,6 +142,14 @@ def read(path: Path) -> Record:
     return record
 
 
+def kept(path: Path) -> Record | None:
+    """A record of this machine, where one that is missing or damaged can be measured again."""
+    try:
+        return read(path)
+    except InputError:
+        return None
+
+
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     """The sweep's records of one profile, for the points it has today, in their order."""
     order = {point.name: rank for rank, point in enumerate(sweep.points())}
@@ -150,11 +160,8 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
 
 def find(root: Path, profile: str, identity: str, seed: int) -> Record | None:
     """A record of that recipe id and seed, whichever sweep it was measured for; or None."""
-    for path in sorted((root / profile).glob(f"*/*-s{seed}.json")):
-        found = read(path)
-        if found.recipe_id == identity:
-            return found
-    return None
+    found = map(kept, sorted((root / profile).glob(f"*/*-s{seed}.json")))
+    return next((record for record in found if record and record.recipe_id == identity), None)
 
 
 def promote(path: Path, root: Path = MEASURED) -> Path:

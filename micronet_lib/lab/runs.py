@@ -13,7 +13,7 @@ from micronet_lib.initialization import WeightDistribution, distribution_of, ini
 from micronet_lib.lab.checkpoints import forget_states, load_own, load_published, save_own
 from micronet_lib.lab.data import data_root, load_dataset
 from micronet_lib.lab.evaluation import evaluate
-from micronet_lib.lab.machine import default_device, keep_freed_memory
+from micronet_lib.lab.machine import default_device, set_up
 from micronet_lib.lab.records import run_key
 from micronet_lib.lab.settings import Profile, Recipe
 from micronet_lib.lab.training import Run, Trained, TrainingData, train
@@ -110,6 +110,8 @@ def train_recipe(
 ) -> tuple[Trained, list[str]]:
     """Train a resolved recipe, or go on with a run that was cut; keeps the network in the folder.
 
+    A network that is there already, of a run that did not come to its record, is not trained again.
+
     Args:
         recipe: resolved for the profile. With rounds of pruning, only the last one is trained.
         profile: names the data set.
@@ -126,8 +128,12 @@ def train_recipe(
             number.
     """
     device = default_device()
-    keep_freed_memory()
+    set_up(device)
     data, notes = training_data(recipe, profile, device)
+    trained = _already_trained(recipe, seed, folder, device)
+    if trained is not None:
+        forget_states(folder)
+        return trained, notes
     model, masks = fresh_network(recipe, seed), None
     if recipe.prune.sparsities:
         masks = _begin_round(model, recipe, data, seed, parent)
@@ -135,10 +141,29 @@ def train_recipe(
     run = Run(model.to(device), recipe, data, drawn_from, masks)
     key = run_key(recipe, seed)
     trained = train(run, folder, key, progress)
-    weights = {"model": trained.model.state_dict(), "best": trained.best_state}
-    save_own(folder / "network.pt", key, weights | {"masks": masks or {}})
+    content = {
+        "model": trained.model.state_dict(),
+        "best": trained.best_state,
+        "masks": masks or {},
+        "curve": trained.curve,
+        "images_per_s": trained.images_per_s,
+    }
+    save_own(folder / "network.pt", key, content)
     forget_states(folder)
     return trained, notes
+
+
+def _already_trained(
+    recipe: Recipe, seed: int, folder: Path, device: torch.device
+) -> Trained | None:
+    """What an earlier process trained to the end and kept; None if there is no such file."""
+    kept = load_own(folder / "network.pt", run_key(recipe, seed))
+    if kept is None or "curve" not in kept:
+        return None
+    model = fresh_network(recipe, seed)
+    model.load_state_dict(kept["model"])
+    best = {name: value.to(device) for name, value in kept["best"].items()}
+    return Trained(model.to(device).eval(), best, kept["curve"], kept["images_per_s"])
 
 
 def _begin_round(

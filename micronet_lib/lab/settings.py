@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.errors import InputError, unknown
-from micronet_lib.lab.schedule import TrainConfig
+from micronet_lib.lab.schedule import Precision, TrainConfig
 from micronet_lib.label_smoothing import SmoothingConfig
 from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.srip import SripConfig
@@ -71,6 +71,7 @@ class Profile:
         batch_size: of a run so short that the recipe's would leave it too few steps; 0 leaves it.
         bn_momentum: of batch norm in a run so short that averages with the recipe's would still
             hold their first values at its end; 0 leaves the recipe's.
+        precision: of a device that gains by it; empty leaves the recipe's.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Profile:
     width_mult: float = 1.0
     batch_size: int = 0
     bn_momentum: float = 0.0
+    precision: Precision | Literal[""] = ""
 
     def apply(self, recipe: Recipe) -> Recipe:
         """The recipe on this budget; one that trains nothing stays as it is."""
@@ -101,6 +103,7 @@ class Profile:
                 num_validation=self.num_validation or train.num_validation,
                 batch_size=self.batch_size or train.batch_size,
                 bn_momentum=self.bn_momentum or train.bn_momentum,
+                precision=self.precision or train.precision,
             ),
         )
 
@@ -129,7 +132,12 @@ PROFILES = {
             batch_size=32,
             bn_momentum=0.1,
         ),
-        Profile("full", "cifar100", "the paper's schedule on one GPU; the reproduction"),
+        Profile(
+            "full",
+            "cifar100",
+            "the paper's schedule on one GPU; the reproduction",
+            precision="bf16",
+        ),
     )
 }
 

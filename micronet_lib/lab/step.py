@@ -35,6 +35,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> 
 class Step:
     """What a training loop repeats. Inputs have fixed shapes and nothing waits for the device.
 
+    `loss_of(images, targets, draw)`, a batch's loss, is an attribute so that `lab.captured` can
+    put a compiled twin in its place.
+
     Args:
         model: in training mode, on its device, `channels_last`.
         recipe: its SRIP, smoothing and optimiser settings count here.
@@ -65,7 +68,7 @@ class Step:
             nesterov=train.momentum > 0,
             fused=True,
         )
-        self.optimizer.zero_grad()
+        self.loss_of = self._loss_of
         self.loss = torch.zeros((), device=self.device)
         self.penalty = torch.zeros((), device=self.device)
 
@@ -86,6 +89,31 @@ class Step:
             lr: learning rate.
             generator: of SRIP's start vectors, on the device.
         """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.update(images, targets, draw, generator)
+
+    def update(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        draw: MixDraw | None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take one step at the learning rate that the optimiser has; arguments as of a call."""
+        self.optimizer.zero_grad()
+        loss = self.loss_of(images, targets, draw)
+        loss.backward()
+        if self.srip is not None:
+            self.penalty += self.srip.value_and_grad(generator)
+        if self.masks is not None:
+            self.masks.before_step(self.optimizer)
+        self.optimizer.step()
+        if self.masks is not None:
+            self.masks.after_step()
+        self.loss += loss.detach()
+
+    def _loss_of(self, images: Tensor, targets: Tensor, draw: MixDraw | None) -> Tensor:
         targets_b = lam = None
         blended = draw is not None and draw.box is None
         inputs = normalize(images) if blended else images  # mixup needs floats, CutMix moves bytes
@@ -96,19 +124,7 @@ class Step:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             logits = self.model(inputs)
-        loss = soft_cross_entropy(logits, self.table(targets, targets_b, lam))
-        self.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        if self.srip is not None:
-            self.penalty += self.srip.value_and_grad(generator)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        if self.masks is not None:
-            self.masks.before_step(self.optimizer)
-        self.optimizer.step()
-        if self.masks is not None:
-            self.masks.after_step()
-        self.loss += loss.detach()
+        return soft_cross_entropy(logits, self.table(targets, targets_b, lam))
 
 
 def _keep_strided_depthwise_in_float32(model: MicroNet) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +22,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from micronet_lib.architecture import MicroNet
 from micronet_lib.augmentation import Policies, augment, draw
 from micronet_lib.errors import InputError
+from micronet_lib.lab.captured import fastest_step, fastest_top1
 from micronet_lib.lab.checkpoints import load_state, save_state
 from micronet_lib.lab.data import ImageSet
-from micronet_lib.lab.evaluation import evaluate
 from micronet_lib.lab.progress import TrainingBar
 from micronet_lib.lab.schedule import learning_rate
 from micronet_lib.lab.settings import Recipe
 from micronet_lib.lab.step import Step
-from micronet_lib.mixing import draw_mix
+from micronet_lib.mixing import MixDraw, draw_mix
 from micronet_lib.pruning import HeldMasks
 
 CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
@@ -110,19 +109,25 @@ class Run:
         for module in self.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = train.bn_momentum
-        warm = torch.Generator(self.device).manual_seed(seed)
+        self.on_device = torch.Generator(self.device).manual_seed(seed)
         held = None
         if masks is not None:
             held = HeldMasks(self.model, masks, recipe.prune.mask_updates)
-        self.step = Step(self.model, recipe, warm, held)
+        self.step = Step(self.model, recipe, self.on_device, held)
+        self.take_step = fastest_step(self.step, self.steps * train.epochs)
         self.average: AveragedModel | None = None
         if train.ema_decay:
             average = get_ema_multi_avg_fn(train.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.top1 = {
+            name: fastest_top1(self.rated, images)
+            for name, images in (("validation_top1", data.validation), ("test_top1", data.test))
+            if images is not None and (name != "test_top1" or train.watch_test)
+        }
         self.epoch = 0
         self.seconds = 0.0
         self.curve: dict[str, list[float]] = {
-            name: [] for name in CURVES if name != "test_top1" or train.watch_test
+            name: [] for name in CURVES if name != "test_top1" or name in self.top1
         }
         self.best_state: dict[str, Tensor] = {}
 
@@ -138,8 +143,8 @@ class Run:
             DivergedError: the loss became NaN or infinite; the run is then of no further use.
         """
         start = time.perf_counter()
-        with _seeded(self.seed, self.epoch, self.device) as (generator, on_device):
-            self._train_epoch(generator, on_device, bar)
+        with _seeded(self.seed, self.epoch, self.on_device) as generator:
+            self._train_epoch(generator, bar)
         losses = {
             "train_loss": self.step.loss.item() / self.steps,
             "srip_penalty": self.step.penalty.item() / self.steps,
@@ -153,19 +158,15 @@ class Run:
             )
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
-        losses["validation_top1"] = evaluate(self.rated, self.data.validation).top1
-        if self.recipe.train.watch_test and self.data.test is not None:
-            losses["test_top1"] = evaluate(self.rated, self.data.test).top1
+        losses |= {name: top1() for name, top1 in self.top1.items()}
         for name, values in self.curve.items():
             values.append(losses[name])
         if losses["validation_top1"] >= max(self.curve["validation_top1"]):
             self.best_state = _copy(self.rated.state_dict())
         if bar is not None:
-            bar.rated(losses["validation_top1"])
+            bar.rated(losses["train_loss"], losses["validation_top1"])
 
-    def _train_epoch(
-        self, generator: torch.Generator, on_device: torch.Generator, bar: TrainingBar | None
-    ) -> None:
+    def _train_epoch(self, generator: torch.Generator, bar: TrainingBar | None) -> None:
         train, config = self.data.train, self.recipe.augment
         batch = self.recipe.train.batch_size
         self.model.train()
@@ -186,26 +187,36 @@ class Run:
         order = order.to(self.device)
         images = augment(train.images[order], draws)
         targets = train.targets[order]
-        mixing = None
-        if config.mix != "none":
-            mixing = partial(
-                draw_mix,
-                config.mix,
-                batch,
-                generator,
-                self.device,
-                alpha=config.mix_alpha,
-                prob=config.mix_prob,
-            )
+        mixes = self._mixes(generator)
         for number in range(self.steps):
             part = slice(number * batch, (number + 1) * batch)
-            mixed = mixing() if mixing is not None else None
             lr = self._lr(self.epoch, number)
-            self.step(images[part], targets[part], mixed, lr, on_device)
+            self.take_step(images[part], targets[part], mixes[number], lr, self.on_device)
             if self.average is not None:
                 self.average.update_parameters(self.model)
             if bar is not None:
                 bar.stepped(self.epoch, number + 1, self.step.loss)
+
+    def _mixes(self, generator: torch.Generator) -> list[MixDraw | None]:
+        """How every batch of an epoch is mixed; brought to the device at once, so none waits."""
+        train, config = self.recipe.train, self.recipe.augment
+        if config.mix == "none":
+            return [None] * self.steps
+        drawn = [
+            draw_mix(
+                config.mix,
+                train.batch_size,
+                generator,
+                alpha=config.mix_alpha,
+                prob=config.mix_prob,
+            )
+            for _ in range(self.steps)
+        ]
+        stacked = (
+            [None] * self.steps if parts[0] is None else torch.stack(parts).to(self.device)
+            for parts in zip(*drawn, strict=True)
+        )
+        return [MixDraw(*parts) for parts in zip(*stacked, strict=True)]
 
     def _lr(self, epoch: int, step: int) -> float:
         config = self.recipe.train
@@ -277,22 +288,18 @@ def train(run: Run, folder: Path | None, key: str, progress: bool = True) -> Tra
 
 
 @contextmanager
-def _seeded(
-    seed: int, epoch: int, device: torch.device
-) -> Iterator[tuple[torch.Generator, torch.Generator]]:
-    """An epoch's two generators, on the CPU and on the device; dropout draws from PyTorch's own.
+def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
+    """An epoch's generator on the CPU; the run's own on the device begins anew, as it must.
 
-    PyTorch's own generators are as before when the epoch is over.
+    Dropout draws from PyTorch's own generators, which are as before when the epoch is over.
     """
     source = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()
-    devices = [device] if device.type == "cuda" else []
+    devices = [on_device.device] if on_device.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seeds[2])
-        yield (
-            torch.Generator().manual_seed(seeds[0]),
-            torch.Generator(device).manual_seed(seeds[1]),
-        )
+        on_device.manual_seed(seeds[1])
+        yield torch.Generator().manual_seed(seeds[0])
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
