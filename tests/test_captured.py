@@ -15,6 +15,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab import captured
 from micronet_lib.lab.captured import CapturedStep, CapturedTop1, fastest_step, fastest_top1
 from micronet_lib.lab.evaluation import evaluate
+from micronet_lib.lab.machine import set_up
 from micronet_lib.lab.recipes import PAPER, RELEASED
 from micronet_lib.lab.settings import Recipe
 from micronet_lib.lab.step import Step
@@ -162,7 +163,7 @@ def test_rating_that_cannot_be_captured_goes_on_without_and_says_so(capsys):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("base", [PAPER, RELEASED], ids=["paper", "released"])
 def test_on_a_gpu_the_captured_step_is_the_eager_one(mix, compiled, base):
-    torch.backends.cudnn.allow_tf32 = False
+    set_up(torch.device("cuda"))
     recipe = replace(base, augment=AugmentConfig(mix=mix), model=RECIPE.model)
     results = []
     for fast in (False, True):
@@ -179,7 +180,27 @@ def test_on_a_gpu_the_captured_step_is_the_eager_one(mix, compiled, base):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_capture_that_breaks_off_goes_on_eager(capsys):
+    """Whatever waits for the host ends a capture; dropout and SRIP draw on after it."""
+    step = Step(narrow(dropout=0.3).cuda(), recipe_of("cutmix"))
+    honest = step.loss_of
+
+    def waits(*given):
+        loss = honest(*given)
+        loss.item()
+        return loss
+
+    step.loss_of = waits
+    fast = CapturedStep(step, compiled=False)
+    assert all(tensor.isfinite().all() for tensor in take(step, fast, "cutmix"))
+    assert fast.how == "eager"
+    assert "going on eager" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_a_run_trains_captured_and_rates_captured():
+    set_up(torch.device("cuda"))
     recipe = tiny(replace(PAPER, srip=SripConfig()), epochs=2)
     eager, fast = start(recipe), start(recipe)
     data = replace(

@@ -188,6 +188,7 @@ def test_one_cuda_graph_serves_dense_training_and_every_round(mask_updates):
     for weight in model.parameters():
         weight.grad = torch.randn_like(weight)
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         held.before_step(optimizer)
         optimizer.step()

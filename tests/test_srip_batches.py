@@ -281,6 +281,7 @@ def test_a_cuda_graph_repeats_the_step(definition, start):
         expected.append((value, [weight.grad.clone() for weight in eager.weights.values()]))
     start_state = captured.state_dict()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         captured.value_and_grad(generator)  # kernels load before the capture
     torch.cuda.synchronize()

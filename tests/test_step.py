@@ -12,6 +12,7 @@ from micronet_lib.architecture import MicroNet, get_architecture
 from micronet_lib.augmentation import AugmentConfig
 from micronet_lib.initialization import initialize
 from micronet_lib.lab.data import normalize
+from micronet_lib.lab.evaluation import fold_batch_norm, logits_of
 from micronet_lib.lab.schedule import TrainConfig
 from micronet_lib.lab.settings import Recipe
 from micronet_lib.lab.step import Step, parameter_groups
@@ -134,6 +135,19 @@ def test_bfloat16_is_near_float32_and_keeps_its_weights():
         assert {p.dtype for p in step.model.parameters()} == {torch.float32}
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+
+
+def test_a_network_trained_in_bfloat16_is_rated_with_its_own_weights():
+    """Its strided depthwise layers are special; a folded or averaged copy must not notice."""
+    recipe = replace(RECIPE, train=replace(RECIPE.train, precision="bf16"))
+    step = Step(narrow(), recipe)
+    for _ in range(2):
+        step(*batch(), None, 0.1, seeded(0))
+    twin = MicroNet(step.model.architecture)
+    twin.load_state_dict(step.model.state_dict())
+    images, _ = batch()
+    found, expected = (logits_of(fold_batch_norm(each), images) for each in (step.model, twin))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("fault", ["loss", "penalty"])

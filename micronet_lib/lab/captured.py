@@ -7,6 +7,7 @@ gets inputs that stay where they are. If the machine refuses, a line says so and
 without a graph.
 """
 
+import gc
 from collections.abc import Callable, Iterable
 
 import torch
@@ -34,6 +35,7 @@ def capture(body: Callable[[], None], generator: torch.Generator | None) -> Call
         body: launches work on the GPU and never waits for it.
         generator: what it draws from besides PyTorch's own generator; each replay draws anew.
     """
+    gc.collect()  # an earlier run's graph and its memory hang in a cycle of references
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
@@ -124,9 +126,15 @@ class CapturedStep:
             before.restore()
             step.loss_of = plain
             step.optimizer.zero_grad()
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             left = self._ways[0][0] if self._ways else "eager, which is slower"
-            say(f"the training step cannot be {how} ({reason}); going on {left}")
+            say(f"the training step cannot be {how} ({_reason(error)}); going on {left}")
+
+
+def _reason(error: BaseException) -> str:
+    """A line on what went wrong first: a capture that breaks off hides it behind its own end."""
+    while cause := getattr(error, "inner_exception", None) or error.__cause__ or error.__context__:
+        error = cause
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor]:
@@ -134,6 +142,8 @@ def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor
 
 
 def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # One process may train many networks of a sweep, and each is compiled for itself.
+    torch._dynamo.config.recompile_limit = 256
     # Dropout then draws what it draws without the compiler.
     return torch.compile(loss_of, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
@@ -204,7 +214,7 @@ class CapturedTop1:
                 warm_up(self._rate)
                 self._replay = capture(self._rate, None)
             except Exception as error:  # as above
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                reason = _reason(error)
                 say(f"rating validation images cannot be captured ({reason}); going on without")
                 self._replay = self._rate
         self._replay()

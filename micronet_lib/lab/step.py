@@ -1,7 +1,5 @@
 """One optimiser step: mix, forward, loss, backward, SRIP, SGD, masks; the same for every recipe."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -127,17 +125,16 @@ class Step:
         return soft_cross_entropy(logits, self.table(targets, targets_b, lam))
 
 
+class _Float32Conv2d(nn.Conv2d):
+    """A convolution that is computed in float32 whatever its surroundings do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def _keep_strided_depthwise_in_float32(model: MicroNet) -> None:
     """On a CPU these layers' bfloat16 backward takes many times as long as float32's."""
     for module in model.modules():
         if isinstance(module, MBConv) and module.config.stride > 1:
-            conv = module.conv_dw
-            conv.forward = _without_autocast(conv.forward)  # type: ignore[method-assign,assignment]
-
-
-def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def in_float32(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return forward(x.float())
-
-    return in_float32
+            module.conv_dw.__class__ = _Float32Conv2d

@@ -247,7 +247,9 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of the same recipe, data and seed."""
         self.epoch, self.seconds = state["epoch"], state["seconds"]
-        self.curve, self.best_state = state["curve"], state["best_state"]
+        self.curve = state["curve"]
+        best = state["best_state"]  # read on the CPU
+        self.best_state = {name: value.to(self.device) for name, value in best.items()}
         self.model.load_state_dict(state["model"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
