@@ -23,7 +23,13 @@ def made_up(sweep: str, top1: dict[str, list[float]], profile: str = "quick") ->
     made = []
     for point, values in top1.items():
         for seed, value in enumerate(values):
-            metrics = {"top1": value, "loss": 3.0, "srip_penalty": 0.5, "published.score": 0.01}
+            metrics = {
+                "top1": value,
+                "loss": 3.0,
+                "srip_penalty": 0.5,
+                "published.score": 0.01,
+                "official.score": 0.02,
+            }
             if point != "dense":
                 metrics["sparsity"] = float(point) if sweep == "pipeline" else 0.6
             env = {"device": "d", "torch": "t", "commit": "c"}
@@ -133,6 +139,31 @@ def test_rounds_tables_of_the_other_sweeps():
     table = plots.rounds_table(made_up("prune_schedule", {"linear-4": [0.2]}))
     assert len(table) == 15
     assert "score" in table
+
+
+def test_our_rounds_stand_in_the_row_of_their_sparsity():
+    printed = plots.printed_curve(PAPER)
+    full = plots.rounds_table(made_up("pipeline", {"dense": [0.8], "0.60": [0.7, 0.8]}, "full"))
+    table = plots.table_5(printed, full)
+    assert list(table["paper (%)"]) == list(printed["top1_percent"])
+    assert list(table["n"].fillna(0)) == [1, 0, 0, 0, 2]
+    assert list(table["ours"].dropna()) == pytest.approx([0.8, 0.75])
+    assert table["official score"].iloc[4] == 0.02
+    nothing = plots.table_5(printed, plots.rounds_table(made_up("pipeline", {})))
+    assert nothing["ours"].isna().all()
+
+
+def test_differences_are_in_points_with_the_spread_of_two_runs():
+    top1 = {"initial-srip-2": [0.1, 0.2], "none-srip-2": [0.3, 0.4, 0.5], "early-srip-2": [0.3]}
+    rows = made_up("rewind", top1)
+    against = dict.fromkeys(("initial-srip-2", "early-srip-2", "early-srip-1"), "none-srip-2")
+    table = plots.differences(rows, against).set_index("point")
+    assert list(table["n"]) == [2, 1, 0]
+    assert list(table["difference"].iloc[:2]) == pytest.approx([-25, -10])
+    expected = 100 * np.hypot(np.std([0.1, 0.2], ddof=1), 0.1)
+    assert table["spread"].iloc[0] == pytest.approx(expected)
+    assert table["spread"].iloc[1:].isna().all()
+    assert np.isnan(table["difference"].iloc[2])
 
 
 EVERYTHING = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}

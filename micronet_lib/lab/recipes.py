@@ -59,6 +59,11 @@ RELEASED = Recipe(
 reads as true; plain cross-entropy. Unlike the code it holds the validation images out.
 """
 
+_RECIPES = {
+    "paper": replace(PAPER, train=replace(PAPER.train, watch_test=True)),
+    "released_cycle": replace(RELEASED, train=replace(RELEASED.train, epochs=600, cycles=1)),
+    "released": RELEASED,
+}
 _TRAINED = ("top1", "top5", "loss", "validation_top1", "srip_penalty")
 _AUGMENTATIONS = {
     "none": AugmentConfig(crop=False, flip=False),
@@ -236,6 +241,14 @@ SWEEPS = {
             axes={"augment": tuple(_AUGMENTATIONS)},
             make=lambda augment: replace(_ALS, augment=_AUGMENTATIONS[augment]),
             metrics=_TRAINED,
+        ),
+        Sweep(
+            name="recipes",
+            title="The paper's dense recipe, one cycle of the released code's, and all four",
+            chapter="04_augmentation",
+            axes={"recipe": tuple(_RECIPES)},
+            make=lambda recipe: _RECIPES[recipe],
+            metrics=("top1", "selected_top1", "best_on_test_top1", "validation_top1"),
         ),
         Sweep(
             name="pipeline",

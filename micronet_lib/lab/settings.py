@@ -114,7 +114,7 @@ PROFILES = {
         Profile(
             "smoke",
             "embedded",
-            "two CPU cores, half a minute a chapter; the committed pages",
+            "two CPU cores, a minute a chapter; the committed pages",
             epoch_share=1 / 300,
             num_images=320,
             num_validation=100,

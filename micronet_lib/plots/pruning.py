@@ -14,12 +14,14 @@ from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, 
 
 __all__ = [
     "density_by_kind",
+    "differences",
     "mask_rounds",
     "printed_curve",
     "pruned_files",
     "pruning_curve",
     "rounds_table",
     "sparsity_rounds",
+    "table_5",
     "zeros_by_kind",
 ]
 
@@ -175,14 +177,63 @@ def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns point, n, sparsity, top1, spread (standard deviation over the n runs), loss, and,
-        where the sweep asks for it, srip (the penalty) and score.
+        where the sweep asks for it, srip (the penalty), score and official_score.
     """
     sparsity = measured["sparsity"].mask(measured["n"].gt(0) & measured["sparsity"].isna(), 0.0)
-    names = {"srip_penalty": "srip", "published.score": "score"}
+    names = {
+        "srip_penalty": "srip",
+        "published.score": "score",
+        "official.score": "official_score",
+    }
     table = measured.assign(sparsity=sparsity, spread=measured["top1_std"])
     shown = [name for name in names if name in measured]
     columns = ["point", "n", "sparsity", "top1", "spread", "loss", *shown]
     return table[columns].rename(columns=names)
+
+
+def differences(measured: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:
+    """How much more or less some points of a sweep get right than others.
+
+    Args:
+        measured: a table of the sweep.
+        against: a point, and the one it is compared with.
+
+    Returns:
+        Columns point, against, n (of the two the smaller), difference (points of top-1) and spread
+        (points; that of the difference of two runs). `NaN` where one of them was not run, and for
+        a spread of fewer than two runs.
+    """
+    rows = measured.set_index("point")
+    ours, theirs = rows.loc[list(against)], rows.loc[list(against.values())]
+    return pd.DataFrame(
+        {
+            "point": ours.index,
+            "against": theirs.index,
+            "n": np.minimum(ours["n"].to_numpy(), theirs["n"].to_numpy()),
+            "difference": 100 * (ours["top1"].to_numpy() - theirs["top1"].to_numpy()),
+            "spread": 100 * np.hypot(ours["top1_std"].to_numpy(), theirs["top1_std"].to_numpy()),
+        }
+    )
+
+
+def table_5(printed: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
+    """The paper's Table 5 with our own rounds on the full schedule beside it.
+
+    Args:
+        printed: of `printed_curve`.
+        full: of `rounds_table`, the sweep `pipeline`; a round that was not run stays NaN.
+
+    Returns:
+        Columns sparsity, paper (percent), paper's score, drop (points), saved; then ours, spread,
+        n, and what ours scores by both rules: our score, official score.
+    """
+    names = {"top1": "ours", "spread": "spread", "n": "n", "score": "our score"}
+    names |= {"official_score": "official score"}
+    ours = full.set_axis((100 * full["sparsity"]).round(), axis=0)
+    ours = ours.loc[ours.index.notna(), list(names)].rename(columns=names)
+    of_paper = printed.rename(columns={"top1_percent": "paper (%)", "score": "paper's score"})
+    rows = (100 * printed["sparsity"]).round()
+    return of_paper.join(ours.reindex(rows).set_axis(printed.index, axis=0))
 
 
 def pruning_curve(
