@@ -76,7 +76,8 @@ book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then bu
 	@$(PY) -c "import pathlib; print(pathlib.Path('$(SITE)/index.html').resolve().as_uri())"
 
 test: $(STAMP) ## unit tests, every notebook against its committed outputs, the site in a browser
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests $(CHAPTERS) $(NBVAL) -n $(WORKERS) --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest $(CHAPTERS) tests $(NBVAL) -n $(WORKERS) --dist loadscope \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## style, types, spelling
 	$(PY) -m ruff check .
