@@ -205,15 +205,18 @@ def damaged_checkpoint(trial: Trial) -> None:
 
         return meddle
 
+    def noticed() -> bool:
+        """Whether the last process said so of every file that was damaged before it."""
+        told = [f"{name} is not whole" for name in damaged]
+        return all(any(line in said for said in place.said()) for line in told)
+
     kinds = list(DAMAGES)
     damaged: tuple[str, ...] = ()
     for stage in range(len(POINTS)):
         for part in range(2):
             died = run(place, until(stage)) == -signal.SIGKILL
-            told = [f"{name} is not whole" for name in damaged]
-            noticed = all(any(line in said for said in place.said()) for line in told)
             if damaged:
-                trial.survived.append(noticed)
+                trial.survived.append(noticed())
             if part == 0:
                 paths = [place.of_run(stage, "state.pt")]
             elif stage % 2:
@@ -225,8 +228,8 @@ def damaged_checkpoint(trial: Trial) -> None:
                 damage(path, how)
             damaged = tuple(path.name for path in paths) if died else ("nothing died",)
             trial.hit.append(f"{' and '.join(damaged)} of stage {stage}: {how}")
-    trial.survived.append(True)
     trial.finish()
+    trial.survived.append(noticed())
 
 
 def damaged_record(trial: Trial) -> None:

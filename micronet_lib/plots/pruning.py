@@ -140,9 +140,9 @@ def sparsity_rounds(schedules: Mapping[str, Sequence[float]], source: str) -> Fi
 
 
 def printed_curve(paper: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table 5: columns sparsity (a fraction), top1_percent, score, drop, saved.
+    """The paper's Table 5: columns sparsity (a fraction), top1_percent, score, drop.
 
-    `drop` is in points of top-1 below the dense network, `saved` the fraction of its score.
+    `drop` is in points of top-1 below the dense network.
 
     Args:
         paper: the chapter's transcribed numbers: point, metric, value.
@@ -152,7 +152,6 @@ def printed_curve(paper: pd.DataFrame) -> pd.DataFrame:
     wide["sparsity"] = wide.index.str.removeprefix("prune_").astype(float) / 100
     table = wide[["sparsity", "top1_percent", "score"]].reset_index(drop=True)
     table["drop"] = table["top1_percent"].iloc[0] - table["top1_percent"]
-    table["saved"] = 1 - table["score"] / table["score"].iloc[0]
     return table.rename_axis(columns=None)
 
 
@@ -224,14 +223,15 @@ def table_5(printed: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
         full: of `rounds_table`, the sweep `pipeline`; a round that was not run stays NaN.
 
     Returns:
-        Columns sparsity, paper (percent), paper's score, drop (points), saved; then ours, spread,
-        n, and what ours scores by both rules: our score, official score.
+        Columns sparsity, paper (percent), paper's score; then ours, spread, n, and what ours scores
+        by both rules: our score, official score.
     """
     names = {"top1": "ours", "spread": "spread", "n": "n", "score": "our score"}
     names |= {"official_score": "official score"}
     ours = full.set_axis((100 * full["sparsity"]).round(), axis=0)
     ours = ours.loc[ours.index.notna(), list(names)].rename(columns=names)
-    of_paper = printed.rename(columns={"top1_percent": "paper (%)", "score": "paper's score"})
+    of_paper = printed[["sparsity", "top1_percent", "score"]]
+    of_paper = of_paper.rename(columns={"top1_percent": "paper (%)", "score": "paper's score"})
     rows = (100 * printed["sparsity"]).round()
     return of_paper.join(ours.reindex(rows).set_axis(printed.index, axis=0))
 
