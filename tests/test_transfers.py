@@ -74,11 +74,13 @@ def shelf(monkeypatch):
                 end = (start + end) // 2
             for at in range(start, end, 8192):
                 piece = PAYLOAD[at : min(at + 8192, end)]
+                # Counted first: the client may have read it, and the test ended,
+                # before this thread goes on.
+                shelf.bytes_sent += len(piece)
                 try:
                     self.wfile.write(piece)
                 except OSError:
                     return
-                shelf.bytes_sent += len(piece)
                 time.sleep(shelf.pause_s)
             if end < len(PAYLOAD):
                 time.sleep(shelf.stall_s)
