@@ -191,17 +191,19 @@ def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
 
 def export(args: argparse.Namespace) -> tuple[Result, str]:
     """Write the network of a trained point to a file, with recipe and score."""
-    from micronet_lib.lab.experiments import trained
+    from micronet_lib.lab.experiments import ensure, trained
     from micronet_lib.lab.export import export_network
     from micronet_lib.lab.plan import require
     from micronet_lib.lab.recipes import get_sweep
-    from micronet_lib.lab.settings import get_profile
+    from micronet_lib.lab.settings import get_profile, resolved
 
     sweep = get_sweep(args.sweep)
     require(sweep, args.profile, args.point)
     model = trained(sweep, args.point, args.profile, args.seed)
-    recipe = get_profile(args.profile).apply(sweep.point(args.point).recipe)
+    row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
+    recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
     told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
+    told |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
     metadata = export_network(model, recipe, args.file, **told)
     result = {"file": str(args.file), **told, "score": metadata["score"]["score"]}
     return result, _lines(result)

@@ -1,6 +1,7 @@
 """Measuring: what a record holds, and that nothing is measured twice or without its files."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from published_format import pruned_network, published_state, save
 
 from micronet_lib.architecture import MicroNet, build
 from micronet_lib.errors import InputError
-from micronet_lib.lab import experiments, records
-from micronet_lib.lab.experiments import ensure, measure, prepare
+from micronet_lib.lab import experiments, records, training
+from micronet_lib.lab import runs as lab_runs
+from micronet_lib.lab.experiments import ensure, measure, prepare, resolve, round_before
 from micronet_lib.lab.files import only_one
 from micronet_lib.lab.machine import environment
 from micronet_lib.lab.plan import require
@@ -19,7 +21,7 @@ from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.runs import checkpoint_path, missing_files
 from micronet_lib.lab.settings import PROFILES, Profile, Recipe
 from micronet_lib.lab.sweeps import Sweep
-from micronet_lib.lab.training import DivergedError
+from micronet_lib.lab.training import DivergedError, Run
 from micronet_lib.pruning_density import current_masks
 from micronet_lib.pruning_schedules import PruneConfig
 from micronet_lib.rules import RULE_SETS, rules_of
@@ -528,3 +530,48 @@ def test_a_round_without_the_one_before_is_refused(tiny):
     alone = dataclasses.replace(sweep, axes={"stage": ("second",)})
     with pytest.raises(InputError, match="the round before is no point of this sweep"):
         ensure(alone, "smoke", progress=False)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [{"prune.threshold_from": "last_epoch"}, {"prune.scope": "kind"}, {"prune.mask_updates": True}],
+    ids=lambda override: next(iter(override)),
+)
+def test_the_way_of_pruning_can_be_overridden(override):
+    """The dense network is the same one whatever is done with it afterwards."""
+    sweep = SWEEPS["pipeline"]
+    recipes = resolve(sweep, PROFILES["smoke"], override)
+    assert round_before(sweep, "0.30", recipes) == "0.15"
+    assert round_before(sweep, "0.15", recipes) == "dense"
+    usual = resolve(sweep, PROFILES["smoke"], None)
+    assert recipes["dense"] == usual["dense"]
+    assert recipes["0.15"] != usual["0.15"]
+
+
+def test_a_round_that_goes_on_does_not_rewind_again(tiny, runs, monkeypatch):
+    sweep, twice = pruning_sweep(CONFIGS["early"]), {"train.epochs": 2}
+    expected = experiments.trained(sweep, "first", "smoke", 0, twice, progress=False).state_dict()
+    shutil.rmtree(runs / "smoke" / "toy" / "first-s0")
+    (runs / "smoke" / "toy" / "first-s0.json").unlink()
+    rewound = []
+    weights_after, run_epoch = lab_runs._weights_after, Run.run_epoch
+
+    def counted(*args):
+        rewound.append(args)
+        return weights_after(*args)
+
+    def cut(run, bar=None):
+        if run.step.masks is not None and run.epoch == 1:
+            raise KeyboardInterrupt
+        run_epoch(run, bar)
+
+    monkeypatch.setattr(lab_runs, "_weights_after", counted)
+    monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "run_epoch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(sweep, "smoke", overrides=twice, point="first", progress=False)
+    assert len(rewound) == 1
+    found = experiments.trained(sweep, "first", "smoke", 0, twice, progress=False).state_dict()
+    assert len(rewound) == 1
+    assert all(map(torch.equal, found.values(), expected.values()))

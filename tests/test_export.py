@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.runs import fresh_network
 from micronet_lib.lab.settings import PROFILES
 from micronet_lib.pruning import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.pruning_density import density_table
 from micronet_lib.scoring import score_network
 
 RECIPE = PROFILES["smoke"].apply(SWEEPS["stages"].point("3.0-cutmix").recipe)
@@ -72,17 +74,25 @@ def test_another_networks_weights_and_missing_files_are_refused(tmp_path, model)
         load_exported(path)
 
 
-def test_the_command_line_exports_evaluates_and_scores(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("sweep", "point"), [("srip_placement", "none"), ("pipeline", "0.15")], ids=["dense", "pruned"]
+)
+def test_the_command_line_exports_evaluates_and_scores(tmp_path, monkeypatch, capsys, sweep, point):
     monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
     budget = {"epoch_share": 1 / 600, "num_images": 64, "num_validation": 100, "width_mult": 0.1}
     monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], **budget))
     path = str(tmp_path / "trained.safetensors")
-    words = ["export", "srip_placement", path, "--point", "none", "--profile", "smoke", "--json"]
+    words = ["export", sweep, path, "--point", point, "--profile", "smoke", "--json"]
     assert main(words) == 0
     exported = json.loads(capsys.readouterr().out)
     assert main(["score", "--checkpoint", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["score"] == exported["score"]
     assert main(["evaluate", "--checkpoint", path, "--dataset", "embedded", "--json"]) == 0
     rated = json.loads(capsys.readouterr().out)
-    record = json.loads((tmp_path / "runs/smoke/srip_placement/none-s0.json").read_text())
+    record = json.loads((tmp_path / f"runs/smoke/{sweep}/{point}-s0.json").read_text())
     assert rated["correct"] == record["metrics"]["correct"]
+    model, told = load_exported(Path(path))
+    assert told["top1"] == record["metrics"]["top1"] == rated["top1"]
+    assert told["official_score"] == record["metrics"]["official.score"]
+    zeros = density_table(model)["sparsity"].iloc[-1]
+    assert zeros == pytest.approx(record["metrics"].get("sparsity", 0.0), abs=1e-3)

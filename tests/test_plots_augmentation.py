@@ -137,7 +137,7 @@ def test_gains_are_counted_from_crop_and_flip():
     ).set_index("augment")
     assert list(table.index) == [point.name for point in SWEEPS["augmentation"].points()]
     assert table["gain"].to_dict() == pytest.approx(
-        dict.fromkeys(table.index, np.nan) | {"random": -3, "cutmix": 3}, nan_ok=True
+        dict.fromkeys(table.index, np.nan) | {"standard": 0, "random": -3, "cutmix": 3}, nan_ok=True
     )
     assert table["gain_spread"]["random"] == pytest.approx(0.3 * 2**0.5)
     assert table["n"].to_dict()["mixup"] == 0

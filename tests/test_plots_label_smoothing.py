@@ -204,8 +204,9 @@ def test_sweep_table_has_mean_spread_and_gain():
     assert rows.loc["paper", "top1"] == pytest.approx(0.25)
     assert rows.loc["paper", "spread"] == pytest.approx(0.01)
     assert rows.loc["paper", "gain"] == pytest.approx(4)
-    assert rows.loc["none", "gain"] == 0
-    assert rows.loc["slide", ["top1", "spread", "gain"]].isna().all()
+    assert rows.loc["paper", "gain_spread"] == pytest.approx(100 * (0.01**2 + 0.0002) ** 0.5)
+    assert rows.loc["none", ["gain", "gain_spread"]].eq(0).all()
+    assert rows.loc["slide", ["top1", "spread", "gain", "gain_spread"]].isna().all()
 
 
 @pytest.mark.parametrize(

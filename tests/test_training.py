@@ -177,6 +177,20 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
     assert all(torch.isfinite(value).all() for value in state["model"].values())
 
 
+def test_weights_that_break_in_the_last_step_stop_the_run():
+    run = start(tiny(PAPER))
+    train_epoch = run._train_epoch
+
+    def broken_at_the_end(generator, bar):
+        train_epoch(generator, bar)
+        run.model.stem.conv.weight.data[0, 0, 0, 0] = torch.inf
+
+    run._train_epoch = broken_at_the_end
+    with pytest.raises(DivergedError, match=r"weights became .* last step of epoch 1: no record"):
+        run.run_epoch()
+    assert run.epoch == 0
+
+
 def test_the_bar_tells_loss_accuracy_speed_and_time_left(capsys, monkeypatch):
     options = {"file": sys.stderr, "mininterval": 0.0, "miniters": 1, "disable": False}
     monkeypatch.setattr(progress, "_options", lambda shown: options)

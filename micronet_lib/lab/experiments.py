@@ -29,7 +29,7 @@ from micronet_lib.lab.runs import (
     train_recipe,
 )
 from micronet_lib.lab.savings import compare_logits
-from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
+from micronet_lib.lab.settings import Profile, Recipe, get_profile, resolved
 from micronet_lib.lab.sweeps import Sweep
 from micronet_lib.lab.training import DivergedError
 from micronet_lib.operations import record_operations
@@ -182,9 +182,7 @@ def resolve(
     Raises:
         InputError: unknown key, or a value of another type.
     """
-    return {
-        p.name: with_overrides(profile.apply(p.recipe), overrides or {}) for p in sweep.points()
-    }
+    return {p.name: resolved(p.recipe, profile, overrides) for p in sweep.points()}
 
 
 def this_run(
@@ -315,7 +313,7 @@ def trained(
         InputError: as `ensure`; also when the point trains nothing or cannot be run here.
     """
     chosen = get_profile(profile)
-    recipe = with_overrides(chosen.apply(sweep.point(point).recipe), overrides or {})
+    recipe = resolved(sweep.point(point).recipe, chosen, overrides)
     folder = run_folder(sweep.name, point, profile, seed)
     for _ in range(2):
         model = kept_network(recipe, seed, folder)

@@ -11,7 +11,7 @@ from micronet_lib.lab import records
 from micronet_lib.lab.data import load_split
 from micronet_lib.lab.machine import default_device, environment
 from micronet_lib.lab.runs import fresh_network, missing_files
-from micronet_lib.lab.settings import Profile, Recipe, get_profile, with_overrides
+from micronet_lib.lab.settings import Profile, Recipe, get_profile, resolved
 from micronet_lib.lab.sweeps import Sweep
 
 FLOAT_BYTES = 4
@@ -37,7 +37,7 @@ def plan(
     speed = images_per_s(chosen)
     rows = []
     for each in sweep.matching(point):
-        recipe = with_overrides(chosen.apply(each.recipe), overrides or {})
+        recipe = resolved(each.recipe, chosen, overrides)
         images = num_images(recipe, chosen)
         rows.append(
             {
@@ -69,9 +69,7 @@ def require(
             f"sweep {sweep.name!r} is not defined on profile {profile!r}; "
             f"choose from {', '.join(sweep.profiles)}"
         )
-    recipes = [
-        with_overrides(chosen.apply(p.recipe), overrides or {}) for p in sweep.matching(point)
-    ]
+    recipes = [resolved(p.recipe, chosen, overrides) for p in sweep.matching(point)]
     missing = [missing_files(recipe, chosen) for recipe in recipes]
     first = missing[0]
     if first and all(missing):

@@ -317,13 +317,10 @@ def provenance(rows: pd.DataFrame) -> str:
     run = rows[rows["n"] > 0]
     if run.empty:
         return NOT_RUN
-    counts = sorted(set(run["n"]))
-    parts = [
-        " + ".join(run["source"].unique()),
-        " + ".join(run["profile"].unique()),
-        " + ".join(run["device"].unique()),
-        "torch " + " + ".join(run["torch"].unique()),
-        "n=" + "/".join(str(n) for n in counts),
-        " + ".join(run["commit"].unique()),
-    ]
-    return " · ".join(parts)
+    each = {  # a cell lists what its runs differ in
+        name: " + ".join(dict.fromkeys(part for cell in run[name] for part in cell.split(", ")))
+        for name in ("source", "profile", "device", "torch", "commit")
+    }
+    counts = "/".join(str(n) for n in sorted(set(run["n"])))
+    where = f"{each['device']} · torch {each['torch']} · n={counts} · {each['commit']}"
+    return f"{each['source']} · {each['profile']} · {where}"

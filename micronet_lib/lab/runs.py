@@ -10,7 +10,13 @@ from micronet_lib.architecture import MicroNet, get_architecture
 from micronet_lib.augmentation import SEARCHED_FILE, Policies, load_policies, uniform_policies
 from micronet_lib.errors import InputError
 from micronet_lib.initialization import WeightDistribution, distribution_of, initialize
-from micronet_lib.lab.checkpoints import forget_states, load_own, load_published, save_own
+from micronet_lib.lab.checkpoints import (
+    forget_states,
+    load_own,
+    load_published,
+    load_state,
+    save_own,
+)
 from micronet_lib.lab.data import data_root, load_dataset
 from micronet_lib.lab.evaluation import evaluate
 from micronet_lib.lab.machine import default_device, set_up
@@ -127,7 +133,7 @@ def train_recipe(
         InputError: a missing file or parent, a folder that cannot be written, a loss that is no
             number.
     """
-    device = default_device()
+    device, key = default_device(), run_key(recipe, seed)
     set_up(device)
     data, notes = training_data(recipe, profile, device)
     trained = _already_trained(recipe, seed, folder, device)
@@ -136,10 +142,10 @@ def train_recipe(
         return trained, notes
     model, masks = fresh_network(recipe, seed), None
     if recipe.prune.sparsities:
-        masks = _begin_round(model, recipe, data, seed, parent)
+        begun = load_state(folder, key) is not None
+        masks = _begin_round(model, recipe, data, seed, parent, begun)
     drawn_from = seed + 1000 * len(recipe.prune.sparsities)
     run = Run(model.to(device), recipe, data, drawn_from, masks)
-    key = run_key(recipe, seed)
     trained = train(run, folder, key, progress)
     content = {
         "model": trained.model.state_dict(),
@@ -167,9 +173,17 @@ def _already_trained(
 
 
 def _begin_round(
-    model: MicroNet, recipe: Recipe, data: TrainingData, seed: int, parent: Path | None
+    model: MicroNet,
+    recipe: Recipe,
+    data: TrainingData,
+    seed: int,
+    parent: Path | None,
+    begun: bool,
 ) -> Masks:
-    """Give a fresh network the weights that the recipe's last round begins with, in place."""
+    """Give a fresh network the weights that the recipe's last round begins with, in place.
+
+    A round that has `begun` gets its weights from its training state; only the masks count then.
+    """
     before = load_own(parent / "network.pt", run_key(recipe.parent, seed)) if parent else None
     if before is None:
         raise InputError(
@@ -181,7 +195,7 @@ def _begin_round(
     rewound = None
     if config.rewind != "none":
         epochs = 0 if config.rewind == "initial" else config.early_epoch
-        rewound = _weights_after(recipe, data, seed, epochs)
+        rewound = before["model"] if begun else _weights_after(recipe, data, seed, epochs)
     return prune_round(
         model,
         config,

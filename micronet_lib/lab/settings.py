@@ -58,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Profile:
-    """A budget, never a method.
+    """A budget: how much is trained on what, and the settings that so little or so much asks for.
 
     Attributes:
         name: on the command line.
@@ -71,7 +71,7 @@ class Profile:
         batch_size: of a run so short that the recipe's would leave it too few steps; 0 leaves it.
         bn_momentum: of batch norm in a run so short that averages with the recipe's would still
             hold their first values at its end; 0 leaves the recipe's.
-        precision: of a device that gains by it; empty leaves the recipe's.
+        precision: of the convolutions; empty leaves the recipe's.
     """
 
     name: str
@@ -151,6 +151,21 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise unknown("profile", name, PROFILES)
     return PROFILES[name]
+
+
+def resolved(
+    recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """What is run of a recipe on a profile.
+
+    Overrides of `prune` say how rounds are pruned. A dense network has none and is one and the
+    same under all of them, so that the rounds find it.
+
+    Raises:
+        InputError: unknown key, or a value of another type.
+    """
+    found: Recipe = with_overrides(profile.apply(recipe), overrides or {})
+    return found if found.prune.sparsities else replace(found, prune=PruneConfig())
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:

@@ -140,7 +140,8 @@ class Run:
         """Train one epoch and rate the network on the validation images.
 
         Raises:
-            DivergedError: the loss became NaN or infinite; the run is then of no further use.
+            DivergedError: the loss or a weight became NaN or infinite; the run is then of no
+                further use.
         """
         start = time.perf_counter()
         with _seeded(self.seed, self.epoch, self.on_device) as generator:
@@ -155,6 +156,11 @@ class Run:
                 f"the loss became {losses['train_loss']} in epoch "
                 f"{self.epoch + 1} (SRIP penalty {losses['srip_penalty']}): no record is written; "
                 "try a lower train.lr"
+            )
+        if not _finite(self.rated.state_dict()):
+            raise DivergedError(
+                f"weights became NaN or infinite in the last step of epoch {self.epoch + 1}: no "
+                "record is written; try a lower train.lr"
             )
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
@@ -302,6 +308,10 @@ def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch
         torch.manual_seed(seeds[2])
         on_device.manual_seed(seeds[1])
         yield torch.Generator().manual_seed(seeds[0])
+
+
+def _finite(state: Mapping[str, Tensor]) -> bool:
+    return bool(torch.stack([torch.isfinite(value).all() for value in state.values()]).all())
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,17 +88,20 @@ def smoothing_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns form, n, validation, top1, spread (standard deviation over the n runs), gain (over
-        the point `none`, in points of top-1) and loss.
+        the point `none`, in points of top-1), gain_spread (of the difference of two runs) and
+        loss. The reference gains 0 by definition.
     """
     table = measured.set_index("point")
-    hard = table["top1"].get("none", np.nan)
+    gain_spread = 100 * np.hypot(table["top1_std"], table["top1_std"]["none"])
+    gain_spread["none"] *= 0  # a run differs from itself by nothing
     columns = {
         "form": table.index,
         "n": table["n"],
         "validation": table["validation_top1"],
         "top1": table["top1"],
         "spread": table["top1_std"],
-        "gain": 100 * (table["top1"] - hard),
+        "gain": 100 * (table["top1"] - table["top1"]["none"]),
+        "gain_spread": gain_spread,
         "loss": table["loss"],
     }
     return pd.DataFrame({name: list(values) for name, values in columns.items()})

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,15 +13,20 @@ from pandas.io.formats.style import Styler
 __all__ = ["show_source", "show_table"]
 
 
-def show_table(table: pd.DataFrame, formats: Mapping[str, str] | None = None) -> Styler:
+def show_table(
+    table: pd.DataFrame, formats: Mapping[str, str] | None = None, steps: Sequence[str] = ()
+) -> Styler:
     """A table as the page shows it; a value that was not measured reads `not run`.
 
     Args:
         table: one row a line; column names are the headings.
         formats: a format string a column, for example `{"top-1": "{:.2%}"}`.
+        steps: columns that count from the row above; the first row has none and shows a dash.
     """
     styler = Styler(table, cell_ids=False).hide(axis="index")
     styler.format(dict(formats or {}), na_rep="not run")
+    if steps:
+        styler.format(lambda _: "–", subset=(table.index[:1], list(steps)))
     left = [{"selector": "", "props": "text-align: left"}]
     texts = table.select_dtypes(include=["object", "string"]).columns
     styler.set_table_styles(dict.fromkeys(texts, left), axis=0)
