@@ -86,7 +86,7 @@ lint: $(STAMP) ## style, types, spelling
 	$(VENV)/bin/codespell
 
 bench: $(STAMP) ## time the library's hot paths
-	$(PY) -m pytest -o addopts=-ra tests/benchmarks $(ARGS)
+	$(PY) -m pytest -o addopts="-q -s" tests/benchmarks $(ARGS)
 
 faults: $(STAMP) ## kill, fill, damage and interrupt the pipeline; what it survives (ROUNDS=5 for more)
 	@folder=$$(mktemp -d) && TQDM_DISABLE=1 OMP_NUM_THREADS=1 \

@@ -136,21 +136,20 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure what is missing of a sweep, on this machine or on a cluster."""
     from micronet_lib.lab import engines
-    from micronet_lib.lab.plan import plan, require
+    from micronet_lib.lab.plan import in_all, plan, require
     from micronet_lib.lab.recipes import get_sweep
     from micronet_lib.lab.records import provenance
 
     sweep = get_sweep(args.sweep)
     overrides = dict(_override(text) for text in args.override)
     ahead = plan(sweep, args.profile, args.seed, overrides, args.point)
+    foreseen = f"{ahead.to_string(index=False)}\n{in_all(ahead)}"
     if args.plan:
         told = json.loads(ahead.to_json(orient="records"))
-        return {"sweep": sweep.name, "profile": args.profile, "plan": told}, ahead.to_string(
-            index=False
-        )
+        return {"sweep": sweep.name, "profile": args.profile, "plan": told}, foreseen
     require(sweep, args.profile, args.point, overrides)
     if ahead["images"].sum() and not args.json:
-        print(ahead.to_string(index=False), file=sys.stderr)
+        print(foreseen, file=sys.stderr)
     where = {"engine": args.engine, "gpus_per_point": args.gpus_per_point}
     table = engines.run(sweep, args.profile, args.seed, overrides, args.point, **where)
     shown = table[["point", "n", *sweep.metrics]]

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import time
 
 import pytest
 
 from micronet_lib.__main__ import main
 from micronet_lib.lab import experiments, records
-from micronet_lib.lab.plan import images_per_s, plan
+from micronet_lib.lab import plan as plans
+from micronet_lib.lab.plan import images_per_s, plan, timed_images_per_s
 from micronet_lib.lab.recipes import SWEEPS
 from micronet_lib.lab.settings import PROFILES
 
@@ -24,18 +26,32 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setitem(PROFILES, "smoke", dataclasses.replace(PROFILES["smoke"], **budget))
 
 
-def test_without_a_measured_speed_no_time_is_promised():
+def test_without_a_measured_speed_a_few_steps_are_timed(monkeypatch):
+    speeds: list[float] = []
+    monkeypatch.setattr(plans, "timed_images_per_s", lambda recipe: speeds.append(8.0) or 8.0)
     rows = plan(SWEEP, "smoke").set_index("point")
     assert list(rows.index) == [point.name for point in SWEEP.points()]
     assert (rows["state"] == "to run").all()
     assert (rows["images"] == 64).all()  # two batches of 32
-    assert rows["minutes"].isna().all()
+    assert (rows["minutes"] == 64 / 8 / 60).all()
+    assert len(speeds) == 1  # once a plan
+    plan(SWEEPS["expand_ratio"], "quick")
+    assert len(speeds) == 1  # nothing is trained
 
 
-def test_after_a_first_point_the_rest_is_estimated_at_its_speed():
+def test_the_timed_speed_is_that_of_real_steps():
+    recipe = PROFILES["smoke"].apply(SWEEP.point("pointwise").recipe)
+    speed = timed_images_per_s(recipe)
+    start = time.perf_counter()
+    experiments.ensure(SWEEP, "smoke", point="pointwise", progress=False)
+    assert speed > 64 / (time.perf_counter() - start)  # a whole point does more than its steps
+
+
+def test_after_a_first_point_the_rest_is_estimated_at_its_speed(monkeypatch):
     experiments.ensure(SWEEP, "smoke", point="none", progress=False)
     speed = images_per_s(PROFILES["smoke"])
     assert speed is not None
+    monkeypatch.setattr(plans, "timed_images_per_s", None)  # not asked
     rows = plan(SWEEP, "smoke", point="[nf]*").set_index("point")
     assert rows["state"].to_dict() == {"none": "measured", "fc": "to run"}
     assert rows.at["fc", "minutes"] == pytest.approx(64 / speed / 60)
@@ -76,6 +92,8 @@ def test_the_command_line_prints_a_plan_and_says_by_its_status_what_was_not_meas
     assert main([*words, "--plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"][0]["images"] == 64
     assert not records.runs_root().exists()
+    assert main([*words, "--plan"]) == 0
+    assert "to run: 1 of 1 points, 0." in capsys.readouterr().out
     assert main([*words, "--override", "train.lr=1e30"]) == 1
     told = capsys.readouterr()
     assert "to run" in told.err

@@ -1,20 +1,26 @@
 """Before anything runs: what measuring a sweep would take, and whether it can be done at all."""
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import pandas as pd
+import torch
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.data import load_split
-from micronet_lib.lab.machine import default_device, environment
+from micronet_lib.lab.machine import default_device, environment, set_up
 from micronet_lib.lab.runs import fresh_network, missing_files
 from micronet_lib.lab.settings import Profile, Recipe, get_profile, resolved
+from micronet_lib.lab.step import Step
 from micronet_lib.lab.sweeps import Sweep
 
 FLOAT_BYTES = 4
+TIMED_STEPS = 3
+TIMED_BATCH = 32  # on a CPU, where an image takes as long in a large batch
 
 
 def plan(
@@ -27,29 +33,40 @@ def plan(
     """One row a point: whether it is to be run, how much it trains, and what that would take.
 
     Columns: point; state (`measured`, `to run`, or what is missing); epochs; images trained, in
-    all epochs; minutes, at the median speed of what was trained on this device before, `NaN` as
-    long as nothing was; disk_mb of the network and the training states.
+    all epochs; minutes of training, at the median speed of what was trained on this device at this
+    profile before, or else of a few steps that are taken now; disk_mb of the network and the
+    training states.
 
     Raises:
         InputError: unknown profile, point or key.
     """
     chosen = get_profile(profile)
-    speed = images_per_s(chosen)
+    recipes = {p.name: resolved(p.recipe, chosen, overrides) for p in sweep.matching(point)}
+    trained = [recipe for recipe in recipes.values() if recipe.train.epochs]
+    speed = (images_per_s(chosen) or timed_images_per_s(trained[0])) if trained else 1.0
     rows = []
-    for each in sweep.matching(point):
-        recipe = resolved(each.recipe, chosen, overrides)
+    for name, recipe in recipes.items():
         images = num_images(recipe, chosen)
         rows.append(
             {
-                "point": each.name,
-                "state": _state(sweep, each.name, recipe, chosen, seed),
+                "point": name,
+                "state": _state(sweep, name, recipe, chosen, seed),
                 "epochs": recipe.train.epochs,
                 "images": images,
-                "minutes": images / speed / 60 if speed else float("nan"),
+                "minutes": images / speed / 60,
                 "disk_mb": _disk_mb(recipe) if recipe.train.epochs else 0.0,
             }
         )
     return pd.DataFrame(rows)
+
+
+def in_all(ahead: pd.DataFrame) -> str:
+    """One line under a plan: what the points that are to run take together."""
+    left = ahead[ahead["state"] == "to run"]
+    return (
+        f"to run: {len(left)} of {len(ahead)} points, {left['minutes'].sum():.1f} minutes of "
+        f"training, {left['disk_mb'].sum():.0f} MB"
+    )
 
 
 def require(
@@ -111,6 +128,27 @@ def images_per_s(profile: Profile) -> float | None:
         and "train_images_per_s" in record.metrics
     ]
     return median(speeds) if speeds else None
+
+
+def timed_images_per_s(recipe: Recipe) -> float:
+    """The training speed of this device, from a few steps on random images.
+
+    Augmentation and rating are left out. On a GPU the steps are eager, a captured run is faster.
+    """
+    device, train = default_device(), replace(recipe.train, initialization="default")
+    set_up(device)
+    model = fresh_network(replace(recipe, train=train), 0).to(device)
+    model = model.to(memory_format=torch.channels_last).train()
+    step = Step(model, recipe, torch.Generator(device).manual_seed(0))
+    batch = train.batch_size if device.type == "cuda" else min(train.batch_size, TIMED_BATCH)
+    images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
+    targets = torch.zeros(batch, dtype=torch.int64, device=device)
+    start = 0.0
+    for number in range(TIMED_STEPS + 1):
+        step(images, targets, None, train.min_lr)
+        step.loss.item()  # waits for the device
+        start = start if number else time.perf_counter()  # the first one sets things up
+    return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
 def _state(sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int) -> str:
