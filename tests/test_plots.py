@@ -1,5 +1,7 @@
 """Every figure draws the committed records, and shows what its table says."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,3 +72,10 @@ def test_a_table_is_the_same_twice_and_says_what_was_not_run():
 def test_source_is_the_functions_own():
     shown = plots.show_source(records.provenance)
     assert "def provenance" in shown.data
+
+
+def test_the_first_row_of_steps_shows_a_dash_and_a_missing_one_below_is_not_run():
+    table = pd.DataFrame({"stage": ["a", "b", "c"], "step": [float("nan"), 0.5, float("nan")]})
+    html = plots.show_table(table, {"step": "{:+.1f}"}, steps=["step"]).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    assert cells == ["a", "–", "b", "+0.5", "c", "not run"]

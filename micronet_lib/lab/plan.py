@@ -34,23 +34,24 @@ def plan(
 
     Columns: point; state (`measured`, `to run`, or what is missing); epochs; images trained, in
     all epochs; minutes of training, at the median speed of what was trained on this device at this
-    profile before, or else of a few steps that are taken now; disk_mb of the network and the
-    training states.
+    profile before, or else of a few steps that are taken now (`NaN` if no point can be trained);
+    disk_mb of the network and the training states.
 
     Raises:
         InputError: unknown profile, point or key.
     """
     chosen = get_profile(profile)
     recipes = {p.name: resolved(p.recipe, chosen, overrides) for p in sweep.matching(point)}
-    trained = [recipe for recipe in recipes.values() if recipe.train.epochs]
-    speed = (images_per_s(chosen) or timed_images_per_s(trained[0])) if trained else 1.0
+    states = {n: _state(sweep, n, recipe, chosen, seed) for n, recipe in recipes.items()}
+    to_train = [r for n, r in recipes.items() if states[n] == "to run" and r.train.epochs]
+    speed = images_per_s(chosen) or (timed_images_per_s(to_train[0]) if to_train else float("nan"))
     rows = []
     for name, recipe in recipes.items():
         images = num_images(recipe, chosen)
         rows.append(
             {
                 "point": name,
-                "state": _state(sweep, name, recipe, chosen, seed),
+                "state": states[name],
                 "epochs": recipe.train.epochs,
                 "images": images,
                 "minutes": images / speed / 60,
