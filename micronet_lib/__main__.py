@@ -57,16 +57,16 @@ def _number(value: Any) -> str:
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
     """Download what is missing."""
-    from micronet_lib.lab.data import data_root
-    from micronet_lib.lab.downloads import fetch
+    from micronet_lib.lab.data.downloads import fetch
+    from micronet_lib.lab.host.places import data_root
 
     return _outcomes(fetch(args.groups or None, data_root()))
 
 
 def data_check(args: argparse.Namespace) -> tuple[Result, str]:
     """Verify the digests of what is there."""
-    from micronet_lib.lab.data import data_root
-    from micronet_lib.lab.downloads import check
+    from micronet_lib.lab.data.downloads import check
+    from micronet_lib.lab.host.places import data_root
 
     result, text = _outcomes(check(data_root()))
     bad = any(row["status"] in ("wrong digest", "unreadable") for row in result["files"])
@@ -82,7 +82,7 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
     """Write a picture of the embedded set: a row a superclass, ten images each."""
     from PIL import Image
 
-    from micronet_lib.lab.embedded import contact_sheet, make_images
+    from micronet_lib.lab.data.embedded import contact_sheet, make_images
 
     images, targets = make_images("test", num_per_class=2)
     in_order = images[targets.argsort(kind="stable")]
@@ -99,9 +99,9 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     """Rate a checkpoint on a test set."""
-    from micronet_lib.lab.data import load_split
-    from micronet_lib.lab.evaluation import evaluate as rate_network
-    from micronet_lib.lab.export import load_network
+    from micronet_lib.lab.data.images import load_split
+    from micronet_lib.lab.storage.networks import load_network
+    from micronet_lib.lab.training.evaluation import evaluate as rate_network
 
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
@@ -113,11 +113,11 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     """Count a network under a rule set."""
     import torch
 
-    from micronet_lib.architecture import build
-    from micronet_lib.dead_channels import apply_savings
-    from micronet_lib.lab.export import load_network
-    from micronet_lib.rules import rules_of
-    from micronet_lib.scoring import score_network
+    from micronet_lib.architecture.micronet import build
+    from micronet_lib.lab.storage.networks import load_network
+    from micronet_lib.scoring.bill import score_network
+    from micronet_lib.scoring.dead_channels import apply_savings
+    from micronet_lib.scoring.rules import rules_of
 
     rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
@@ -135,10 +135,10 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure what is missing of a sweep, on this machine or on a cluster."""
-    from micronet_lib.lab import engines
-    from micronet_lib.lab.plan import in_all, plan, require
-    from micronet_lib.lab.recipes import get_sweep
-    from micronet_lib.lab.records import provenance
+    from micronet_lib.lab.recipes.grids import get_sweep
+    from micronet_lib.lab.records.tables import provenance
+    from micronet_lib.lab.running import engines
+    from micronet_lib.lab.running.plan import in_all, plan, require
 
     sweep = get_sweep(args.sweep)
     overrides = dict(_override(text) for text in args.override)
@@ -173,8 +173,8 @@ def _override(text: str) -> tuple[str, Any]:
 
 def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
     """Search for augmentation policies, or go on with a search that was stopped."""
-    from micronet_lib.lab.policy_search import search_policies as search
-    from micronet_lib.lab.policy_trials import mean_controls
+    from micronet_lib.lab.search.policy_search import search_policies as search
+    from micronet_lib.lab.search.policy_trials import mean_controls
 
     path, content = search(args.profile, args.seed, args.output)
     controls = mean_controls(content["provenance"]["control"])
@@ -190,11 +190,11 @@ def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
 
 def export(args: argparse.Namespace) -> tuple[Result, str]:
     """Write the network of a trained point to a file, with recipe and score."""
-    from micronet_lib.lab.experiments import ensure, trained
-    from micronet_lib.lab.export import export_network
-    from micronet_lib.lab.plan import require
-    from micronet_lib.lab.recipes import get_sweep
-    from micronet_lib.lab.settings import get_profile, resolved
+    from micronet_lib.lab.recipes.grids import get_sweep
+    from micronet_lib.lab.recipes.profile import get_profile, resolved
+    from micronet_lib.lab.running.measure import ensure, trained
+    from micronet_lib.lab.running.plan import require
+    from micronet_lib.lab.storage.networks import export_network
 
     sweep = get_sweep(args.sweep)
     require(sweep, args.profile, args.point)
@@ -210,7 +210,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
 
 def promote(args: argparse.Namespace) -> tuple[Result, str]:
     """Copy records of this machine to the committed ones."""
-    from micronet_lib.lab.records import promote as promote_record
+    from micronet_lib.lab.records.record import promote as promote_record
 
     paths = [str(promote_record(path)) for path in args.records]
     return {"records": paths}, "\n".join(paths)

@@ -66,7 +66,7 @@ class SmoothingConfig:
 
 # The released code's default, and what the commands of its README train with.
 HARD_LABELS = SmoothingConfig("none")
-PAPER = SmoothingConfig("paper", smoothing=0.2, temperature=0.2)
+PAPER_SMOOTHING = SmoothingConfig("paper", smoothing=0.2, temperature=0.2)
 # The code smooths more while it trains the dense network than between prunings.
 RELEASED_DENSE = SmoothingConfig("released", smoothing=0.3, temperature=1.0)
 RELEASED_PRUNE = SmoothingConfig("released", smoothing=0.1, temperature=1.0)

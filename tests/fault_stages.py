@@ -16,7 +16,7 @@ from pathlib import Path
 from fault_trial import CannotStage, Trial, at_write, die
 from tiny_pipeline import COMMAND, POINTS, Place, end, run, signalled, start
 
-from micronet_lib.lab import machine
+from micronet_lib.lab.host import machine
 
 DAY_S = 86_400
 ONE_STAGE = (*COMMAND, "--point", POINTS[0])

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micronet_lib.architecture import HardSwish, MicroNet
-from micronet_lib.lab.settings import Recipe
-from micronet_lib.mixing import MixDraw
-from micronet_lib.srip import srip_weights
+from micronet_lib.architecture.micronet import HardSwish, MicroNet
+from micronet_lib.augmentation.mixing import MixDraw
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.srip.penalty import srip_weights
 
 
 class PlainHardSwish(nn.Module):

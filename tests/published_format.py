@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture import MicroNet, build
+from micronet_lib.architecture.micronet import MicroNet, build
 
 PARTS = {
     "conv_expand": "conv1",

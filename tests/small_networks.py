@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from micronet_lib.architecture import MicroNet, build
+from micronet_lib.architecture.micronet import MicroNet, build
 
 
 @contextmanager

@@ -24,14 +24,15 @@ from PIL import Image
 from published_format import pruned_network, published_state, save
 
 from micronet_lib import __main__ as command_line
-from micronet_lib.architecture import MicroNet, build
-from micronet_lib.augmentation import load_policies
-from micronet_lib.dead_channels import SAVINGS, apply_savings
-from micronet_lib.lab import downloads, records
-from micronet_lib.lab.recipes import SWEEPS
-from micronet_lib.lab.runs import checkpoint_path
-from micronet_lib.rules import RULE_SETS, rules_of
-from micronet_lib.scoring import SCORE_METRICS, score_network
+from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.augmentation.policies import load_policies
+from micronet_lib.lab import records
+from micronet_lib.lab.data import downloads
+from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.scoring.bill import SCORE_METRICS, score_network
+from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
+from micronet_lib.scoring.rules import RULE_SETS, rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_KEYS = {"correct", "num_examples", "top1", "top5", "loss", "images_per_s"}

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
-from micronet_lib.lab.checkpoints import load_published
-from micronet_lib.lab.data import data_root
+from micronet_lib.lab.host.places import data_root
+from micronet_lib.lab.storage.published import load_published
 from micronet_lib.label_smoothing import (
     HARD_LABELS,
-    PAPER,
+    PAPER_SMOOTHING,
     RELEASED_DENSE,
     RELEASED_PRUNE,
     RELEASED_UNIFORM,
@@ -33,7 +33,7 @@ from micronet_lib.label_smoothing import (
 
 CONFIGS = {
     "hard_labels": HARD_LABELS,
-    "paper": PAPER,
+    "paper": PAPER_SMOOTHING,
     "released_dense": RELEASED_DENSE,
     "released_prune": RELEASED_PRUNE,
     "released_uniform": RELEASED_UNIFORM,
@@ -41,7 +41,7 @@ CONFIGS = {
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 every_distribution = pytest.mark.parametrize(
-    "config", [PAPER, RELEASED_DENSE, RELEASED_UNIFORM], ids=lambda config: config.form
+    "config", [PAPER_SMOOTHING, RELEASED_DENSE, RELEASED_UNIFORM], ids=lambda config: config.form
 )
 # Classes 0 and 1 at 60 degrees, 2 opposite to 0, 3 upright to all; lengths must not matter.
 ROWS = torch.tensor(
@@ -86,7 +86,7 @@ def test_a_row_of_zeros_is_like_no_class() -> None:
     assert not similarity[:, 3].any()
     even = torch.full((10,), 1 / 9, dtype=torch.float64)
     even[3] = 0
-    for config in (PAPER, RELEASED_DENSE):
+    for config in (PAPER_SMOOTHING, RELEASED_DENSE):
         assert_close(smoothing_distribution(weight, config)[3], even)
     assert not smoothing_distribution(weight, SLIDE)[3].any()
 
@@ -107,7 +107,7 @@ def test_nearest_classes() -> None:
 
 def test_paper_form_by_hand() -> None:
     # s / T with T = 0.2: class 0 sees 2.5, -5 and 0; class 3 sees three zeros.
-    u = smoothing_distribution(ROWS, PAPER)
+    u = smoothing_distribution(ROWS, PAPER_SMOOTHING)
     z = math.exp(2.5) + math.exp(-5) + 1
     assert u[0].tolist() == pytest.approx([0, math.exp(2.5) / z, math.exp(-5) / z, 1 / z])
     assert u[3].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
@@ -204,25 +204,28 @@ def test_only_the_slide_has_no_minimum() -> None:
     # Class 2 is opposite to class 0, so its target is negative; push its logit down for ever.
     logits = torch.tensor([[0.0, 0, -1e3, 0], [0, 0, -1e5, 0]], dtype=torch.float64)
     slide = [soft_cross_entropy(row[None], target_table(ROWS, SLIDE)[:1]).item() for row in logits]
-    paper = [soft_cross_entropy(row[None], target_table(ROWS, PAPER)[:1]).item() for row in logits]
+    paper = [
+        soft_cross_entropy(row[None], target_table(ROWS, PAPER_SMOOTHING)[:1]).item()
+        for row in logits
+    ]
     assert slide[1] < slide[0] < 0
     assert slide[1] < -1000
     assert 0 < paper[0] < paper[1]
 
 
 def test_the_sign_of_the_similarity() -> None:
-    paper = smoothing_distribution(ROWS, replace(PAPER, temperature=1.0))
+    paper = smoothing_distribution(ROWS, replace(PAPER_SMOOTHING, temperature=1.0))
     released = smoothing_distribution(ROWS, RELEASED_DENSE)
     assert paper[0].argmax() == 1
     assert released[0].argmax() == 2
     # Turning a class round changes the paper's form only.
     turned = ROWS * torch.tensor([[1.0], [1], [-1], [1]], dtype=torch.float64)
     assert_close(smoothing_distribution(turned, RELEASED_DENSE), released)
-    assert smoothing_distribution(turned, PAPER)[0].argmax() == 2
+    assert smoothing_distribution(turned, PAPER_SMOOTHING)[0].argmax() == 2
     # Without a negative similarity the two are one.
     upright = random_weight().abs()
     assert_close(
-        smoothing_distribution(upright, PAPER),
+        smoothing_distribution(upright, PAPER_SMOOTHING),
         smoothing_distribution(upright, replace(RELEASED_DENSE, temperature=0.2)),
     )
 
@@ -232,7 +235,9 @@ def test_released_form_is_nearly_uniform() -> None:
     assert u.max() / u[u > 0].min() == pytest.approx(math.e)
 
 
-@pytest.mark.parametrize("config", [PAPER, RELEASED_DENSE], ids=lambda config: config.form)
+@pytest.mark.parametrize(
+    "config", [PAPER_SMOOTHING, RELEASED_DENSE], ids=lambda config: config.form
+)
 def test_temperature_limits(config: SmoothingConfig) -> None:
     weight = random_weight().float()
     similarity = class_similarity(weight)
@@ -244,7 +249,7 @@ def test_temperature_limits(config: SmoothingConfig) -> None:
     hot = smoothing_distribution(weight, replace(config, temperature=1e6))
     assert_close(hot, smoothing_distribution(weight, RELEASED_UNIFORM))
     # Equally near classes share.
-    u = smoothing_distribution(ROWS, replace(PAPER, temperature=1e-9))
+    u = smoothing_distribution(ROWS, replace(PAPER_SMOOTHING, temperature=1e-9))
     assert u[3].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
 
 
@@ -358,9 +363,9 @@ def test_precision(config: SmoothingConfig, dtype: torch.dtype) -> None:
 
 def test_autocast_leaves_the_table_alone() -> None:
     weight = random_weight().float()
-    expected = target_table(weight, PAPER)
+    expected = target_table(weight, PAPER_SMOOTHING)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(target_table(weight, PAPER), expected)
+        assert torch.equal(target_table(weight, PAPER_SMOOTHING), expected)
 
 
 # --------------------------------------------------------------------------------- per epoch
@@ -368,11 +373,11 @@ def test_autocast_leaves_the_table_alone() -> None:
 
 def test_refresh_in_place() -> None:
     classifier = nn.Linear(6, 10)
-    smoothing = SmoothingTable(classifier.weight, PAPER)
+    smoothing = SmoothingTable(classifier.weight, PAPER_SMOOTHING)
     _, a, b = random_batch()
     table, held = smoothing.table, smoothing.table.data_ptr()
     before = table.clone()
-    assert torch.equal(before, target_table(classifier.weight, PAPER))
+    assert torch.equal(before, target_table(classifier.weight, PAPER_SMOOTHING))
 
     with torch.no_grad():
         classifier.weight.copy_(random_weight())
@@ -384,13 +389,13 @@ def test_refresh_in_place() -> None:
     assert table.data_ptr() == held
     assert not table.requires_grad
     assert not torch.equal(table, before)
-    assert torch.equal(table, target_table(classifier.weight, PAPER))
+    assert torch.equal(table, target_table(classifier.weight, PAPER_SMOOTHING))
     assert torch.equal(smoothing(a, b, 0.3), smoothed_targets(table, a, b, 0.3))
 
 
 def test_a_resumed_run_keeps_its_table() -> None:
-    smoothing = SmoothingTable(random_weight(), PAPER)
-    resumed = SmoothingTable(ROWS.new_ones(10, 6), PAPER)
+    smoothing = SmoothingTable(random_weight(), PAPER_SMOOTHING)
+    resumed = SmoothingTable(ROWS.new_ones(10, 6), PAPER_SMOOTHING)
     held = resumed.table.data_ptr()
     resumed.load_state_dict(smoothing.state_dict())
     assert torch.equal(resumed.table, smoothing.table)
@@ -402,7 +407,7 @@ def test_a_resumed_run_keeps_its_table() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_graph_sees_the_refresh() -> None:
     weight = random_weight().float().cuda()
-    smoothing = SmoothingTable(weight, PAPER)
+    smoothing = SmoothingTable(weight, PAPER_SMOOTHING)
     logits, a, b = (tensor.detach().cuda() for tensor in random_batch())
     lam = torch.tensor(0.3, device="cuda")
     stream = torch.cuda.Stream()
@@ -417,7 +422,7 @@ def test_a_captured_graph_sees_the_refresh() -> None:
         smoothing.refresh(step)
         lam.fill_(0.6)
         graph.replay()
-        targets = smoothed_targets(target_table(step, PAPER), a, b, 0.6)
+        targets = smoothed_targets(target_table(step, PAPER_SMOOTHING), a, b, 0.6)
         assert_close(loss, soft_cross_entropy(logits.float(), targets))
 
 
@@ -446,7 +451,7 @@ def test_the_suggested_values_are_the_published_ones() -> None:
     assert len(values) == 5
     for (point, metric), value in values.items():
         assert getattr(CONFIGS[point], metric) == value
-    assert SmoothingConfig("paper") == PAPER
+    assert SmoothingConfig("paper") == PAPER_SMOOTHING
 
 
 @pytest.mark.parametrize("name", ["v1_pr_60", "v2_pr_60"])
@@ -461,7 +466,7 @@ def test_the_forms_on_the_published_classifiers(name: str) -> None:
         u = smoothing_distribution(weight, config)
         return torch.special.entr(u).sum(1).exp().mean().item()
 
-    assert classes_in_use(PAPER) == pytest.approx(75.4, abs=1)
+    assert classes_in_use(PAPER_SMOOTHING) == pytest.approx(75.4, abs=1)
     assert classes_in_use(RELEASED_DENSE) > 98.5
     slide = smoothing_distribution(weight, SLIDE)
     assert slide.sum(1).abs().max() < 0.04
@@ -490,7 +495,7 @@ def test_weight_errors(config: SmoothingConfig, shape: tuple[int, ...]) -> None:
 
 
 def test_lookup_errors() -> None:
-    table = target_table(ROWS, PAPER)
+    table = target_table(ROWS, PAPER_SMOOTHING)
     a = torch.tensor([0, 1, 2])
     for mix in ({"targets_b": a}, {"lam": 0.5}):
         with pytest.raises(InputError, match="belong together"):
@@ -518,11 +523,11 @@ def test_loss_errors() -> None:
     with pytest.raises(InputError, match="smoothed_targets turns class numbers into them"):
         soft_cross_entropy(logits, a)
     with pytest.raises(InputError, match=r"expected two \[N, C\]"):
-        soft_cross_entropy(logits, smoothed_targets(target_table(ROWS, PAPER), a % 4))
+        soft_cross_entropy(logits, smoothed_targets(target_table(ROWS, PAPER_SMOOTHING), a % 4))
 
 
 def test_refresh_and_neighbour_errors() -> None:
-    smoothing = SmoothingTable(ROWS, PAPER)
+    smoothing = SmoothingTable(ROWS, PAPER_SMOOTHING)
     with pytest.raises(InputError, match="for 4 classes, not 10"):
         smoothing.refresh(random_weight())
     for k in (0, 4):

@@ -17,8 +17,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from micronet_lib.lab.recipes import SWEEPS
-from micronet_lib.lab.status import status
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.records.status import status
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "micronet_lib"

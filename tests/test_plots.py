@@ -9,7 +9,7 @@ from figures import texts
 
 from micronet_lib import plots
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.recipes.grids import SWEEPS
 
 PUBLISHED = records.measured(SWEEPS["published"])
 SAVINGS = records.measured(SWEEPS["free_savings"])

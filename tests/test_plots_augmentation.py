@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import labels as texts
-from test_image_ops import POLICY_FILE
+from test_augmentation_image_ops import POLICY_FILE
 
 from micronet_lib import plots
-from micronet_lib.image_ops import OPERATIONS
+from micronet_lib.augmentation.image_ops import OPERATIONS
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.recipes.grids import SWEEPS
 
 PRINTED = pd.concat(
     [records.paper(stem) for stem in ("architecture", "srip", "label_smoothing", "augmentation")]

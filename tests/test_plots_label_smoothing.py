@@ -10,8 +10,8 @@ from figures import texts
 
 from micronet_lib import plots
 from micronet_lib.lab import records
-from micronet_lib.lab.data import load_labels
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.data.images import load_labels
+from micronet_lib.lab.recipes.grids import SWEEPS
 
 SWEEP = SWEEPS["label_smoothing"]
 PAPER = records.paper("label_smoothing")

@@ -7,12 +7,12 @@ from figures import texts
 from matplotlib.colors import to_rgba
 
 from micronet_lib import plots
-from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import build
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.plots.style import BLUE, ORANGE
-from micronet_lib.pruning_density import density_table
-from micronet_lib.pruning_schedules import README, SCHEDULES
+from micronet_lib.pruning.density import density_table
+from micronet_lib.pruning.schedules import README_PRUNING, SCHEDULES
 
 PAPER = records.paper("pruning")
 PUBLISHED = records.measured(SWEEPS["published"])
@@ -89,7 +89,7 @@ def test_density_bars_are_the_tables():
 
 def test_schedules_show_what_a_round_takes_of_the_rest():
     schedules = {name: make(0.6, 4) for name, make in SCHEDULES.items()}
-    fig = plots.sparsity_rounds(schedules | {"README": README.sparsities}, "data")
+    fig = plots.sparsity_rounds(schedules | {"README": README_PRUNING.sparsities}, "data")
     left, right = fig.axes
     gone = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     taken = {line.get_label(): list(line.get_ydata()) for line in right.lines}

@@ -8,9 +8,10 @@ from figures import texts
 from small_networks import network
 
 from micronet_lib import plots
+from micronet_lib.architecture.layers import layer_kind
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes import SWEEPS
-from micronet_lib.srip import PLACEMENTS, layer_kind, spectrum, srip_weights
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.srip.penalty import PLACEMENTS, spectrum, srip_weights
 
 LEGENDS = {"conv": "stem", "se": "squeeze-excite", "fc": "classifier"}
 

@@ -6,14 +6,15 @@ from published_format import pruned_network
 from small_networks import network
 from torch import nn
 
-from micronet_lib.architecture import build
+from micronet_lib.architecture.layers import KINDS
+from micronet_lib.architecture.micronet import build
 from micronet_lib.errors import InputError
-from micronet_lib.lab.checkpoints import load_published, read_state, rename
-from micronet_lib.lab.records import paper
-from micronet_lib.lab.runs import checkpoint_path
-from micronet_lib.pruning import apply_masks, magnitude_masks, prunable_weights
-from micronet_lib.pruning_density import KINDS, current_masks, density_table, mask_params
-from micronet_lib.scoring import score_network
+from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.records.tables import paper
+from micronet_lib.lab.storage.published import load_published, read_state, rename
+from micronet_lib.pruning.density import current_masks, density_table, mask_params
+from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.scoring.bill import score_network
 
 NETWORK_KINDS = KINDS[:7]
 SIZES = {

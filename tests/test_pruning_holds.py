@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from small_networks import seeded, single_thread
 from torch import Tensor, nn
 
-from micronet_lib.architecture import MicroNet, get_architecture
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
 from micronet_lib.errors import InputError
-from micronet_lib.pruning import HeldMasks, apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.pruning.masks import HeldMasks, apply_masks, magnitude_masks, prunable_weights
 
 
 @pytest.fixture(autouse=True)

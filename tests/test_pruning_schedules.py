@@ -14,15 +14,15 @@ from small_networks import seeded, single_thread
 from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.records import paper
-from micronet_lib.pruning import HeldMasks, magnitude_masks, prunable_weights
-from micronet_lib.pruning_schedules import (
+from micronet_lib.lab.records.tables import paper
+from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
+from micronet_lib.pruning.schedules import (
     EXPONENTIAL,
     LOTTERY,
     ONE_SHOT,
-    PAPER,
-    README,
-    RELEASED,
+    PAPER_PRUNING,
+    README_PRUNING,
+    RELEASED_PRUNING,
     REWOUND,
     SCHEDULES,
     PruneConfig,
@@ -32,7 +32,7 @@ from micronet_lib.pruning_schedules import (
     prune_round,
 )
 
-NAMED = (PAPER, RELEASED, README, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
+NAMED = (PAPER_PRUNING, RELEASED_PRUNING, README_PRUNING, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
 
 
 @pytest.fixture(autouse=True)
@@ -49,19 +49,19 @@ def printed(point: str, metric: str) -> float:
 
 
 def test_the_papers_four_rounds():
-    assert PAPER.sparsities == (0.15, 0.30, 0.45, 0.60)
+    assert PAPER_PRUNING.sparsities == (0.15, 0.30, 0.45, 0.60)
     step = printed("paper", "step_percent") / 100
-    assert len(PAPER.sparsities) == printed("paper", "rounds")
-    assert PAPER.sparsities[-1] == printed("paper", "sparsity_percent") / 100
-    assert PAPER.sparsities == pytest.approx([step * k for k in range(1, 5)])
+    assert len(PAPER_PRUNING.sparsities) == printed("paper", "rounds")
+    assert PAPER_PRUNING.sparsities[-1] == printed("paper", "sparsity_percent") / 100
+    assert PAPER_PRUNING.sparsities == pytest.approx([step * k for k in range(1, 5)])
     columns = paper("pruning").query("point.str.startswith('prune_')")["point"].unique()
-    assert [f"prune_{round(100 * s)}" for s in (0, *PAPER.sparsities)] == list(columns)
-    assert replace(PAPER, threshold_from="last_epoch") == RELEASED
+    assert [f"prune_{round(100 * s)}" for s in (0, *PAPER_PRUNING.sparsities)] == list(columns)
+    assert replace(PAPER_PRUNING, threshold_from="last_epoch") == RELEASED_PRUNING
 
 
 def test_the_readmes_two_commands():
-    assert README.sparsities == (0.1125, 0.225, 0.3375, 0.45, 0.50, 0.55, 0.60, 0.65)
-    first, second = README.sparsities[:4], README.sparsities[4:]
+    assert README_PRUNING.sparsities == (0.1125, 0.225, 0.3375, 0.45, 0.50, 0.55, 0.60, 0.65)
+    first, second = README_PRUNING.sparsities[:4], README_PRUNING.sparsities[4:]
     assert first[-1] == printed("readme_first", "max_sparsity_percent") / 100
     assert second[-1] == printed("readme_second", "max_sparsity_percent") / 100
     low, high = (printed("code", f"{end}_sparsity_percent") for end in ("min", "max"))
@@ -184,7 +184,7 @@ def flat(tensors) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
 
 
-@pytest.mark.parametrize("config", [PAPER, EXPONENTIAL, README, ONE_SHOT])
+@pytest.mark.parametrize("config", [PAPER_PRUNING, EXPONENTIAL, README_PRUNING, ONE_SHOT])
 @pytest.mark.parametrize("scope", ["global", "kind"])
 def test_rounds_of_training_keep_what_is_pruned_at_zero(config, scope):
     config, model = replace(config, scope=scope, threshold_from="same"), net()
@@ -233,14 +233,14 @@ def test_without_rewinding_the_trained_weights_go_on():
     model = net()
     train(model, HeldMasks(model), seed=0)
     trained = state(model)
-    masks = prune_round(model, PAPER, 0)
+    masks = prune_round(model, PAPER_PRUNING, 0)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, trained[name] * masks[name] if name in masks else trained[name])
 
 
 def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
     model = net()
-    first = prune_round(model, RELEASED, 0)  # both sets are the loaded network
+    first = prune_round(model, RELEASED_PRUNING, 0)  # both sets are the loaded network
     held = HeldMasks(model, first)
     train(model, held, seed=0)
     best = state(model)
@@ -248,7 +248,7 @@ def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
     last = state(model)
 
     model.load_state_dict(best)
-    mixed = prune_round(model, RELEASED, 1, first, last_epoch=last)
+    mixed = prune_round(model, RELEASED_PRUNING, 1, first, last_epoch=last)
     of_last = magnitude_masks({name: last[name] for name in first}, 0.3, first)
     of_best = magnitude_masks({name: best[name] for name in first}, 0.3, first)
     assert torch.equal(flat(mixed), flat(of_last))
@@ -257,23 +257,35 @@ def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
         assert torch.equal(tensor, best[name] * mixed[name] if name in mixed else best[name])
 
     model.load_state_dict(best)
-    assert torch.equal(flat(prune_round(model, PAPER, 1, first, last_epoch=last)), flat(of_best))
+    assert torch.equal(
+        flat(prune_round(model, PAPER_PRUNING, 1, first, last_epoch=last)), flat(of_best)
+    )
 
 
 def test_what_a_round_needs_is_asked_for_and_the_network_stays_as_it_was():
     model = net()
-    masks = prune_round(model, PAPER, 0)
+    masks = prune_round(model, PAPER_PRUNING, 0)
     before = state(model)
     other = {**before, "3.weight": torch.ones(1, 1)}
     broken = {**before, "3.weight": before["3.weight"] * torch.nan}
     for config, index, arguments, says in (
-        (PAPER, 4, {"before": masks}, "no pruning round 4; there are 4, from 0"),
-        (PAPER, -1, {}, "no pruning round -1"),
+        (PAPER_PRUNING, 4, {"before": masks}, "no pruning round 4; there are 4, from 0"),
+        (PAPER_PRUNING, -1, {}, "no pruning round -1"),
         (PruneConfig(), 0, {}, "no pruning round 0; there are 0"),
-        (PAPER, 1, {}, "pruning round 1 needs the masks of the round before"),
-        (RELEASED, 1, {"before": masks}, "threshold_from 'last_epoch' needs those weights"),
-        (RELEASED, 1, {"before": masks, "last_epoch": other}, "of another network: see 3.weight"),
-        (RELEASED, 1, {"before": masks, "last_epoch": broken}, "3.weight holds NaN or infinite"),
+        (PAPER_PRUNING, 1, {}, "pruning round 1 needs the masks of the round before"),
+        (RELEASED_PRUNING, 1, {"before": masks}, "threshold_from 'last_epoch' needs those weights"),
+        (
+            RELEASED_PRUNING,
+            1,
+            {"before": masks, "last_epoch": other},
+            "of another network: see 3.weight",
+        ),
+        (
+            RELEASED_PRUNING,
+            1,
+            {"before": masks, "last_epoch": broken},
+            "3.weight holds NaN or infinite",
+        ),
         (LOTTERY, 1, {"before": masks}, "rewind 'initial' needs those weights"),
         (LOTTERY, 1, {"before": masks, "rewound": {}}, "of another network: see 0.weight"),
         (LOTTERY, 1, {"before": masks, "rewound": other}, "of another network: see 3.weight"),

@@ -25,7 +25,7 @@ from torchvision.datasets import CIFAR100
 from torchvision.models import mobilenet_v3_small
 
 from micronet_lib.__main__ import main
-from micronet_lib.architecture import ARCHITECTURES, MicroNet
+from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 
@@ -610,7 +610,7 @@ def test_promoting_into_a_read_only_folder(place, promotable, read_only):
     before = place.listing()
     ran = unprivileged(
         "-c",
-        "from pathlib import Path; from micronet_lib.lab.records import promote\n"
+        "from pathlib import Path; from micronet_lib.lab.records.record import promote\n"
         f"promote(Path({str(promotable)!r}), Path({str(measured)!r}))",
     )
     assert place.listing() == before

@@ -7,16 +7,16 @@ import torch
 from small_networks import network, orthogonal_layers, seeded, single_thread
 from torch import Tensor, nn
 
+from micronet_lib.architecture.initialization import initialize
 from micronet_lib.errors import InputError
-from micronet_lib.initialization import initialize
-from micronet_lib.srip import (
+from micronet_lib.srip.batches import Srip
+from micronet_lib.srip.penalty import (
     SripConfig,
     exact_deviation,
     spectrum,
     srip_network_penalty,
     srip_weights,
 )
-from micronet_lib.srip_batches import Srip
 
 DEFINITIONS = ("paper", "released")
 

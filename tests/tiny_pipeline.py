@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 
 from micronet_lib.__main__ import main
-from micronet_lib.architecture import ARCHITECTURES
-from micronet_lib.lab import engines, machine, plan, records, runs, training
-from micronet_lib.lab.checkpoints import load_own
-from micronet_lib.lab.recipes import SWEEPS
+from micronet_lib.architecture.micronet import ARCHITECTURES
+from micronet_lib.lab import records
+from micronet_lib.lab.host import machine
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.running import engines, plan, runs
+from micronet_lib.lab.storage.states import load_own
+from micronet_lib.lab.training import loop as training
 
 SWEEP = SWEEPS["pipeline"]
 IMPORTED = (engines, plan)  # so that a fork finds what the command line imports when it runs

@@ -3,10 +3,10 @@
 from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.label_smoothing import *  # noqa: F403
+from micronet_lib.plots.label_smoothing_similarity import *  # noqa: F403
 from micronet_lib.plots.pruning import *  # noqa: F403
 from micronet_lib.plots.scoring import *  # noqa: F403
-from micronet_lib.plots.similarity import *  # noqa: F403
-from micronet_lib.plots.spectra import *  # noqa: F403
 from micronet_lib.plots.srip import *  # noqa: F403
+from micronet_lib.plots.srip_spectra import *  # noqa: F403
 from micronet_lib.plots.status import *  # noqa: F403
 from micronet_lib.plots.tables import *  # noqa: F403

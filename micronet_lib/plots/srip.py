@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.spectra import KINDS, POINTWISE, ratio_axis
+from micronet_lib.plots.srip_spectra import KINDS, POINTWISE, ratio_axis
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer
 
 __all__ = [

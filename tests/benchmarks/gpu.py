@@ -27,19 +27,19 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from micronet_lib.architecture import MicroNet, get_architecture
-from micronet_lib.augmentation import uniform_policies
-from micronet_lib.lab.captured import CapturedStep
-from micronet_lib.lab.data import MEAN, STD, ImageSet, load_split
-from micronet_lib.lab.machine import set_up
-from micronet_lib.lab.recipes import PAPER, RELEASED
-from micronet_lib.lab.runs import fresh_network
-from micronet_lib.lab.settings import Recipe
-from micronet_lib.lab.step import Step
-from micronet_lib.lab.training import Run, TrainingData
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.augmentation.mixing import MixDraw, draw_mix
+from micronet_lib.augmentation.policies import uniform_policies
+from micronet_lib.lab.data.images import MEAN, STD, ImageSet, load_split
+from micronet_lib.lab.host.machine import set_up
+from micronet_lib.lab.recipes.bases import PAPER, RELEASED
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.training.captured import CapturedStep
+from micronet_lib.lab.training.loop import Run, TrainingData
+from micronet_lib.lab.training.step import Step
 from micronet_lib.label_smoothing import RELEASED_DENSE
-from micronet_lib.mixing import MixDraw, draw_mix
-from micronet_lib.srip import srip_weights
+from micronet_lib.srip.penalty import srip_weights
 
 MODEL = PAPER.model
 KERNELS = {  # by what their names hold, the first that fits; inductor's tell what they fuse

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from ratios import compare
-from test_image_ops import PILLOW, POLICY_FILE
+from test_augmentation_image_ops import PILLOW, POLICY_FILE
 from torch import Tensor
 from torchvision import transforms
 
-from micronet_lib.augmentation import (
-    OPERATIONS,
+from micronet_lib.augmentation.image_ops import GEOMETRY, OPERATIONS
+from micronet_lib.augmentation.policies import (
     SUBSET_CHUNK,
     Policies,
     augment,
@@ -24,8 +24,7 @@ from micronet_lib.augmentation import (
     load_policies,
     uniform_policies,
 )
-from micronet_lib.image_ops import GEOMETRY
-from micronet_lib.lab.data import MEAN, STD, load_split, normalize
+from micronet_lib.lab.data.images import MEAN, STD, load_split, normalize
 
 TARGET = 8
 

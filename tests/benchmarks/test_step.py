@@ -23,16 +23,16 @@ from test_augmentation import PillowPolicy
 from torch import Tensor
 from torchvision import transforms
 
-from micronet_lib.architecture import MicroNet, get_architecture
-from micronet_lib.augmentation import augment, draw, uniform_policies
-from micronet_lib.initialization import initialize
-from micronet_lib.lab.data import MEAN, STD, load_split, normalize
-from micronet_lib.lab.machine import keep_freed_memory
-from micronet_lib.lab.recipes import RELEASED
-from micronet_lib.lab.step import Step
+from micronet_lib.architecture.initialization import initialize
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.augmentation.mixing import draw_mix
+from micronet_lib.augmentation.policies import augment, draw, uniform_policies
+from micronet_lib.lab.data.images import MEAN, STD, load_split, normalize
+from micronet_lib.lab.host.machine import keep_freed_memory
+from micronet_lib.lab.recipes.bases import RELEASED
+from micronet_lib.lab.training.step import Step
 from micronet_lib.label_smoothing import RELEASED_DENSE
-from micronet_lib.mixing import draw_mix
-from micronet_lib.srip import srip_weights
+from micronet_lib.srip.penalty import srip_weights
 
 RECIPE = replace(RELEASED, smoothing=RELEASED_DENSE)
 BATCH = 128

@@ -1,0 +1,161 @@
+"""How a network starts: the ways that paper, code and README of [kim2020] name (chapter `02_srip`).
+
+- `semi_orthogonal`, the paper's (section 3.1, after [saxe2013]): every weight as a matrix
+  `[out_chs, fan_in]` is the Q of a QR factorisation, so that all its singular values are 1, where
+  SRIP wants them.
+- `released`, what the code does: normal weights, no factorisation anywhere.
+- `trained_distribution`, the README's ("we initialized our networks with this obtained weight
+  distribution"), which the released code never applies and which neither text specifies. Ours: each
+  weight is drawn from the values that a trained network has in its layers of the same kind.
+
+All three set biases to 0 and batch norms to their identity, and draw on the generator's device, so
+that one seed means one network on every device.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.errors import InputError, unknown
+
+INITIALIZATIONS = ("semi_orthogonal", "released", "trained_distribution")
+LINEAR_STD = 0.01  # of the released code's linear layer
+NUM_QUANTILES = 1001  # every 0.1 %, minimum and maximum included
+
+
+@dataclass(frozen=True)
+class WeightDistribution:
+    """Values of a trained network's weights by kind of layer (`srip.layer_kind`).
+
+    Attributes:
+        quantiles: for each kind the values at equally spaced probabilities from 0 to 1, two or
+            more, ascending: the inverse of the distribution function, straight between them.
+
+    Raises:
+        InputError: a kind with fewer values, or with values that descend or are not finite.
+    """
+
+    quantiles: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        for kind, values in self.quantiles.items():
+            ascending = all(-math.inf < a <= b < math.inf for a, b in pairwise(values))
+            if len(values) < 2 or not ascending:
+                raise InputError(
+                    f"quantiles of kind {kind!r} are {len(values)} numbers; give two or more, "
+                    "finite and ascending"
+                )
+
+    def sample(self, kind: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Independent draws of one kind, float32 of that shape on the generator's device.
+
+        Raises:
+            InputError: the distribution has no such kind.
+        """
+        if kind not in self.quantiles:
+            raise unknown("kind of layer in the weight distribution", kind, self.quantiles)
+        device = generator.device
+        quantiles = torch.tensor(self.quantiles[kind], device=device)
+        place = torch.rand(shape, generator=generator, device=device) * (len(quantiles) - 1)
+        below = place.long().clamp_max(len(quantiles) - 2)  # the product can round up to the end
+        return torch.lerp(quantiles[below], quantiles[below + 1], place - below)
+
+
+def distribution_of(model: nn.Module) -> WeightDistribution:
+    """The weights of a trained network as a table that `initialize` can draw from.
+
+    Layers of one kind are pooled. Zeros are left out: in a pruned network they are the mask, not
+    values that training found, so its distribution has a gap around 0. Weights that no loss reached
+    belong in no such table; `dead_channels.remove_dead_gates` takes them out of a published one.
+
+    Raises:
+        InputError: a kind whose weights are all zero or not finite, or no layer at all.
+    """
+    pools: dict[str, list[Tensor]] = {}
+    for name, layer in model.named_modules():
+        kind = layer_kind(name, layer)
+        if kind is not None:
+            pools.setdefault(kind, []).append(layer.get_parameter("weight").detach().flatten())
+    if not pools:
+        raise InputError("this network has no convolution and no linear layer to take weights from")
+    probabilities = torch.linspace(0, 1, NUM_QUANTILES, dtype=torch.float64)
+    quantiles = {}
+    for kind, pool in pools.items():
+        values = torch.cat(pool).cpu().double()
+        values = values[values != 0]
+        if not (len(values) and values.isfinite().all()):
+            raise InputError(f"the weights of kind {kind!r} are all zero or not finite")
+        quantiles[kind] = tuple(values.quantile(probabilities).tolist())
+    return WeightDistribution(quantiles)
+
+
+@torch.no_grad()
+def initialize(
+    model: nn.Module,
+    how: str,
+    generator: torch.Generator,
+    distribution: WeightDistribution | None = None,
+) -> None:
+    """Set every convolution, linear layer and batch norm of the network in place.
+
+    Args:
+        model: other layers keep what they have.
+        how: a name of `INITIALIZATIONS`.
+        generator: the same state gives the same network; drawn from layer by layer, in order.
+        distribution: of `trained_distribution`, which needs it; the others take none.
+
+    Raises:
+        InputError: unknown name, a distribution missing or given where none is taken, or without a
+            kind that the network has.
+    """
+    if how not in INITIALIZATIONS:
+        raise unknown("initialization", how, INITIALIZATIONS)
+    if (how == "trained_distribution") != (distribution is not None):
+        raise InputError(
+            f"initialization {how!r} needs no distribution"
+            if distribution
+            else f"initialization {how!r} needs a distribution, as from distribution_of(network)"
+        )
+    for name, layer in model.named_modules():
+        kind = layer_kind(name, layer)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Conv2d | nn.Linear) and kind is not None:
+            if distribution is not None:
+                values = distribution.sample(kind, layer.weight.shape, generator)
+            elif how == "semi_orthogonal":
+                values = semi_orthogonal(layer.weight.shape, generator)
+            else:
+                values = released(layer, generator)
+            layer.weight.copy_(values)
+            if layer.bias is not None:
+                layer.bias.zero_()
+
+
+def semi_orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A weight whose matrix `[out_chs, fan_in]` has singular values of 1 only, float32.
+
+    [kim2020, section 3.1] is PyTorch's `orthogonal_`: factor a normal matrix (its transpose if it
+    is wide), and turn Q's columns by the signs of R's diagonal, which makes Q uniform over all
+    orthogonal matrices.
+    """
+    empty = torch.empty(shape, device=generator.device)
+    return nn.init.orthogonal_(empty, generator=generator)
+
+
+def released(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> Tensor:
+    """A weight as the released code draws it, float32 of the layer's weight's shape.
+
+    N(0, 2 / (kernel area * out_chs)) in every convolution, depthwise too, and N(0, 0.01^2) in the
+    linear layer; the second number is the variance.
+    """
+    std = LINEAR_STD
+    if isinstance(layer, nn.Conv2d):
+        std = math.sqrt(2 / (math.prod(layer.kernel_size) * layer.out_channels))
+    empty = torch.empty(layer.weight.shape, device=generator.device)
+    return empty.normal_(0, std, generator=generator)

@@ -1,0 +1,124 @@
+"""What the lab asks of a network, and the registry that builds one by name.
+
+A `Network` knows its `spec`, from which it can be built again, and its `classifier`. Nothing else
+in the lab depends on how a network is made, so a network of any library takes part: register a
+function that returns it, in `Wrapped` if it is no `Network` itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from micronet_lib.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that is needed to build a network again, before its weights are loaded.
+
+    Attributes:
+        name: registered with `register`.
+        options: arguments of the registered function, as plain JSON.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Network(nn.Module):
+    """The contract. Inputs are `[N, C, H, W]` floats, outputs `[N, num_classes]` logits.
+
+    Attributes:
+        spec: how to build the network again; `build` sets it.
+        foldable: whether batch norm may be merged into convolutions for inference. A network whose
+            layers are quantised as they are says False.
+    """
+
+    spec: NetworkSpec
+    foldable: bool = True
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer, a row a class."""
+        raise TypeError(f"{type(self).__name__} has no classifier: define the property")
+
+    def exits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every exit, the last one's at the end; one exit by default."""
+        return [self(x)]
+
+
+class Wrapped(Network):
+    """A network of another library.
+
+    Args:
+        network: any module from images to logits.
+        classifier: the dotted name of its last linear layer, such as `fc`.
+
+    Raises:
+        InputError: there is no linear layer of that name.
+    """
+
+    def __init__(self, network: nn.Module, classifier: str) -> None:
+        super().__init__()
+        self.network = network
+        found = dict(network.named_modules()).get(classifier)
+        if not isinstance(found, nn.Linear):
+            raise InputError(f"{type(network).__name__} has no linear layer {classifier!r}")
+        self._classifier_name = classifier
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer, a row a class."""
+        found = self.network.get_submodule(self._classifier_name)
+        assert isinstance(found, nn.Linear)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.network(x)
+
+
+Builder = Callable[..., Network]
+
+NETWORKS: dict[str, Builder] = {}
+"""Every registered network: name -> function of its options."""
+
+
+def register(name: str) -> Callable[[Builder], Builder]:
+    """Register a function that builds a network, under a name for recipes and files.
+
+    Raises:
+        InputError: the name is taken.
+    """
+
+    def add(builder: Builder) -> Builder:
+        if name in NETWORKS:
+            raise InputError(f"a network {name!r} is registered already")
+        NETWORKS[name] = builder
+        return builder
+
+    return add
+
+
+def build(name: str | NetworkSpec, **options: Any) -> Network:
+    """Build a freshly initialised network.
+
+    Args:
+        name: a name of `NETWORKS`, or a whole spec.
+        options: of the registered function; they override those of the spec.
+
+    Raises:
+        InputError: unknown name, or an option that the network does not have.
+    """
+    spec = NetworkSpec(name) if isinstance(name, str) else name
+    spec = NetworkSpec(spec.name, {**spec.options, **options})
+    if spec.name not in NETWORKS:
+        raise unknown("model", spec.name, NETWORKS)
+    try:
+        network = NETWORKS[spec.name](**spec.options)
+    except TypeError as error:
+        raise InputError(f"options of {spec.name}: {error}") from error
+    network.spec = spec
+    return network

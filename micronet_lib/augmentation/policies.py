@@ -1,0 +1,315 @@
+"""Random variants of images: Fast AutoAugment [lim2019], random crops and mirror images.
+
+A policy is a list of sub-policies; a sub-policy is two steps, each an operation, the probability
+that it is done, and a level from 0 to 1 for its strength. Every image gets a sub-policy of its
+own, then a crop, then perhaps its mirror image: the order of the winners' code [kim2020, section
+4]. The two steps are never merged into one resampling: two roundings to the nearest pixel are not
+one, and colours may change between them. Chapter `04_augmentation`.
+
+Drawing stands apart from applying. `draw` makes all random decisions, as tensors; two appliers
+turn the same decisions into the same images, to the last bit. `apply_subset` sorts the images by
+operation and is the fast one on a CPU. `apply_static` does the same work whatever was drawn, which
+a CUDA graph needs.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from micronet_lib.augmentation import image_ops
+from micronet_lib.augmentation.image_ops import (
+    BLEND,
+    CROP_PADDING,
+    GEOMETRY,
+    OPERATIONS,
+    SIZE,
+    TONE,
+)
+from micronet_lib.errors import InputError, unknown
+
+PolicyKind = Literal["none", "fast_autoaugment", "searched", "random"]
+MixKind = Literal["none", "cutmix", "mixup"]
+
+# The one name in a policy file that is no set: where its sets come from.
+PROVENANCE = "provenance"
+
+NO_OPERATION = len(OPERATIONS)
+NUM_STEPS = 2
+# The values that levels 0 and 1 of a policy stand for [lim2019].
+VALUE_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("ShearX", "ShearY"), (-0.3, 0.3)),
+    **dict.fromkeys(("TranslateX", "TranslateY"), (-0.45, 0.45)),
+    "Rotate": (-30, 30),
+    **dict.fromkeys(("AutoContrast", "Invert", "Equalize"), (0, 1)),
+    "Solarize": (0, 256),
+    "Posterize": (4, 8),
+    **dict.fromkeys(("Contrast", "Color", "Brightness", "Sharpness"), (0.1, 1.9)),
+    "Cutout": (0, 0.2),
+}
+
+# Images at a time: what a CPU's caches like, and what bounds the memory of a GPU.
+SUBSET_CHUNK = 512
+STATIC_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to training images.
+
+    Attributes:
+        policy: none, the published file's, those that our own search found, or random ones.
+        crop: pad by 4 pixels of level 128 and cut 32 x 32 out at random.
+        flip: mirror half of the images.
+        policy_set: name of a set in the published file, or `all` of them as one list, about as in
+            the released code, which takes each image once through each of its four sets.
+        mix: how images are mixed in pairs, see `micronet_lib.augmentation.mixing`.
+        mix_alpha: both parameters of the Beta distribution of the mixing weight.
+        mix_prob: fraction of batches that are mixed.
+
+    Raises:
+        InputError: for an unknown name or a number out of range.
+    """
+
+    policy: PolicyKind = "none"
+    crop: bool = True
+    flip: bool = True
+    policy_set: str = "all"
+    mix: MixKind = "none"
+    mix_alpha: float = 1.0
+    mix_prob: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, kinds in (("policy", get_args(PolicyKind)), ("mix", get_args(MixKind))):
+            if getattr(self, field) not in kinds:
+                raise unknown(field, getattr(self, field), kinds)
+        if not 0 < self.mix_alpha < float("inf"):
+            raise InputError(f"mix_alpha is {self.mix_alpha}: give a number above 0")
+        if not 0 <= self.mix_prob <= 1:
+            raise InputError(f"mix_prob is {self.mix_prob}: give a fraction from 0 to 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Policies:
+    """A table of sub-policies: one row each, one column a step.
+
+    Attributes:
+        ops: int64 [P,2], places in `OPERATIONS`.
+        probabilities: float64 [P,2], of doing the step.
+        values: float64 [P,2], in the units of `VALUE_RANGES`.
+    """
+
+    ops: Tensor
+    probabilities: Tensor
+    values: Tensor
+
+
+def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
+    """Read a policy file: JSON, name of a set -> list of sub-policies.
+
+    Args:
+        path: the file: the published one that `data fetch policies` makes, or our own search's.
+        policy_set: a name in it, or `all`. Repeated sub-policies count as often as they occur.
+            `provenance` is no set.
+
+    Raises:
+        InputError: when the file is missing or malformed, or has no such set.
+    """
+    try:
+        sets = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): `micronet data fetch policies` gets the "
+            "published file, `micronet search-policies` makes one of our own"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): delete it and get it again") from error
+    if isinstance(sets, dict):
+        sets.pop(PROVENANCE, None)
+    if not isinstance(sets, dict) or not all(isinstance(s, list) for s in sets.values()):
+        raise InputError(f"{path} does not map names of sets to lists of sub-policies")
+    if policy_set != "all" and policy_set not in sets:
+        raise unknown("policy set", policy_set, ["all", *sets])
+    chosen = sets.values() if policy_set == "all" else [sets[policy_set]]
+    try:
+        return compile_policies([sub_policy for one_set in chosen for sub_policy in one_set])
+    except InputError as error:
+        raise InputError(f"{path}, set {policy_set}: {error}") from error
+
+
+def compile_policies(sub_policies: Sequence[Sequence[Sequence[str | float]]]) -> Policies:
+    """Make the table of a list of sub-policies, each two `[operation, probability, level]`.
+
+    Raises:
+        InputError: for an empty list, or for what is no such pair, with its place.
+    """
+    if not sub_policies:
+        raise InputError("there is no sub-policy")
+    for place, sub_policy in enumerate(sub_policies):
+        if not isinstance(sub_policy, Sequence) or [*map(_is_step, sub_policy)] != [True, True]:
+            raise InputError(
+                f"sub-policy {place} is not two [operation, probability, level] with numbers from "
+                f"0 to 1 and an operation of {', '.join(OPERATIONS)}: {sub_policy}"
+            )
+    steps = [step for sub_policy in sub_policies for step in sub_policy]
+    ops = torch.tensor([OPERATIONS.index(str(name)) for name, *_ in steps]).view(-1, NUM_STEPS)
+    numbers = torch.tensor([step[1:] for step in steps], dtype=torch.float64)
+    probabilities, levels = numbers.view(-1, NUM_STEPS, 2).unbind(2)
+    return Policies(ops, probabilities, _values(ops, levels))
+
+
+def _is_step(step: object) -> bool:
+    match step:
+        case [str(name), int() | float() as probability, int() | float() as level]:
+            return name in OPERATIONS and 0 <= probability <= 1 and 0 <= level <= 1
+    return False
+
+
+def uniform_policies(generator: torch.Generator, num: int) -> Policies:
+    """`num` random sub-policies: operations, probabilities and levels are uniform.
+
+    For runs without a policy file, which have to say so, and as the control of a policy search.
+    """
+    device = generator.device
+    uniform = partial(torch.rand, generator=generator, device=device, dtype=torch.float64)
+    ops = torch.randint(NO_OPERATION, (num, NUM_STEPS), generator=generator, device=device)
+    return Policies(ops, uniform(num, NUM_STEPS), _values(ops, uniform(num, NUM_STEPS)))
+
+
+def _values(ops: Tensor, levels: Tensor) -> Tensor:
+    ranges = [VALUE_RANGES[name] for name in OPERATIONS]
+    low, high = torch.tensor(ranges, dtype=torch.float64, device=ops.device)[ops].unbind(-1)
+    return levels * (high - low) + low
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Every random decision about N images.
+
+    Attributes:
+        ops: int64 [N,S], places in `OPERATIONS`, or `NO_OPERATION`; S is 2, or 0 without policy.
+        values: float64 [N,S], with their signs.
+        centres: float64 [N,S,2], x and y of a cutout in pixels.
+        shifts: int64 [N,2], row and column of the crop in the padded image; 4, 4 is its middle.
+        flips: bool [N], whether to mirror.
+    """
+
+    ops: Tensor
+    values: Tensor
+    centres: Tensor
+    shifts: Tensor
+    flips: Tensor
+
+    def split(self, size: int) -> list["Draws"]:
+        """The same decisions, `size` images at a time."""
+        parts = (getattr(self, field.name).split(size) for field in fields(self))
+        return [Draws(*part) for part in zip(*parts, strict=True)]
+
+
+def draw(
+    policies: Policies | None,
+    num_images: int,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    *,
+    crop: bool = True,
+    flip: bool = True,
+) -> Draws:
+    """Decide what happens to N images.
+
+    As in the released code: one sub-policy an image, uniformly; each step with its probability;
+    half of the shears, translations and rotations the other way round; a cutout's centre uniform
+    from 1 to 32 (`numpy.random.uniform(32)` takes 32 for one end; the other is 1 by default).
+
+    Args:
+        policies: None for crops and mirror images only.
+        num_images: N.
+        generator: of random numbers. A CPU generator gives every machine the same images.
+        device: where the decisions shall be.
+        crop: False leaves every image in its place.
+        flip: False mirrors none.
+    """
+    source = generator.device
+    uniform = partial(torch.rand, generator=generator, device=source, dtype=torch.float64)
+    integers = partial(torch.randint, generator=generator, device=source)
+    if policies is None:
+        ops, values = integers(1, (num_images, 0)), uniform(num_images, 0)
+    else:
+        row = integers(len(policies.ops), (num_images,))
+        values = policies.values.to(source)[row]
+        mirrored = uniform(num_images, NUM_STEPS) > 0.5
+        done = uniform(num_images, NUM_STEPS) <= policies.probabilities.to(source)[row]
+        ops = torch.where(done, policies.ops.to(source)[row], NO_OPERATION)
+        values = torch.where(mirrored & (ops < len(GEOMETRY)), -values, values)
+    centres = SIZE - (SIZE - 1) * uniform(*ops.shape, 2)
+    shifts = integers(2 * CROP_PADDING + 1, (num_images, 2))
+    if not crop:
+        shifts = torch.full_like(shifts, CROP_PADDING)
+    flips = (uniform(num_images) < 0.5) & flip
+    return Draws(*(tensor.to(device) for tensor in (ops, values, centres, shifts, flips)))
+
+
+def augment(images: Tensor, draws: Draws) -> Tensor:
+    """Apply decisions to images, with the applier that suits their device, in chunks.
+
+    Args:
+        images: uint8 [N,3,32,32]; left as they are, the result is a new tensor like it.
+        draws: for N images, on the same device.
+
+    Raises:
+        InputError: for images of another type or shape, or another number of decisions.
+    """
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
+        raise InputError(
+            f"images are {images.dtype} {list(images.shape)}: augment before normalising, "
+            f"torch.uint8 [N, 3, {SIZE}, {SIZE}]"
+        )
+    if len(images) != len(draws.ops):
+        raise InputError(f"{len(images)} images, but decisions about {len(draws.ops)}")
+    on_cpu = images.device.type == "cpu"
+    apply, size = (apply_subset, SUBSET_CHUNK) if on_cpu else (apply_static, STATIC_CHUNK)
+    parts = zip(images.split(size), draws.split(size), strict=True)
+    return torch.cat([apply(chunk, part) for chunk, part in parts])
+
+
+def apply_subset(images: Tensor, draws: Draws) -> Tensor:
+    """Apply each operation to the images that drew it. Arguments and result as of `augment`."""
+    for step in range(draws.ops.shape[1]):
+        ops, values, centres = draws.ops[:, step], draws.values[:, step], draws.centres[:, step]
+        order, counts = ops.argsort(), torch.bincount(ops, minlength=NO_OPERATION + 1).tolist()
+        groups = (x.index_select(0, order).split(counts) for x in (images, values, centres))
+        *done, untouched = zip(*groups, strict=True)
+        results = [
+            image_ops.apply_operation(name, *group) if len(group[0]) else group[0]
+            for name, group in zip(OPERATIONS, done, strict=True)
+        ]
+        images = torch.cat([*results, untouched[0]]).index_select(0, order.argsort())
+    return image_ops.crop_and_flip(images, draws.shifts, draws.flips)
+
+
+def apply_static(images: Tensor, draws: Draws) -> Tensor:
+    """Work everything out for every image and keep what was drawn. Arguments as of `augment`.
+
+    Only matrices and tables are worked out one by one; pixels move once a kind of operation.
+    """
+    for step in range(draws.ops.shape[1]):
+        ops, values, centres = draws.ops[:, step], draws.values[:, step], draws.centres[:, step]
+        drew = {name: (ops == place).view(-1, 1, 1) for place, name in enumerate(OPERATIONS)}
+        matrices = image_ops.translate_x(torch.zeros_like(values))
+        for name, matrix in GEOMETRY.items():
+            matrices = torch.where(drew[name][:, 0], matrix(values), matrices)
+        images = image_ops.resample(images, matrices)
+        tables = image_ops.brightness(images, torch.ones_like(values))
+        for name, table in TONE.items():
+            tables = torch.where(drew[name], table(images, values), tables)
+        images = image_ops.look_up(images, tables)
+        for name, blend in BLEND.items():
+            images = torch.where(drew[name].unsqueeze(3), blend(images, values), images)
+        painted = image_ops.cutout(images, values, centres)
+        images = torch.where(drew["Cutout"].unsqueeze(3), painted, images)
+    return image_ops.crop_and_flip(images, draws.shifts, draws.flips)

@@ -1,0 +1,1 @@
+"""The images, and the files that hold them."""

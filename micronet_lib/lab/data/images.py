@@ -1,0 +1,306 @@
+"""The two data sets as tensors: the embedded one and CIFAR-100, with one fixed validation split.
+
+A split is read when it is asked for: rating a network on CIFAR-100 opens its test file only.
+"""
+
+import pickle
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR100
+from torchvision.datasets.utils import check_integrity
+
+from micronet_lib.errors import InputError, unknown
+from micronet_lib.lab.data import embedded
+from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
+
+DATA_SETS = ("embedded", "cifar100")
+SPLITS = ("train", "validation", "test")
+
+# Of CIFAR-100's training images, per channel, in units of the full range. The embedded set is
+# normalised by the same numbers: a network that moves between the two sees one scale.
+MEAN = (0.5071, 0.4865, 0.4409)
+STD = (0.2673, 0.2564, 0.2762)
+
+VALIDATION_SEED = 2019
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their labels, all on one device.
+
+    Attributes:
+        images: uint8 [N,3,32,32].
+        targets: int64 [N], the class of each image.
+        coarse_targets: int64 [N], the superclass of each image.
+    """
+
+    images: Tensor
+    targets: Tensor
+    coarse_targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same images on a device."""
+        return ImageSet(
+            self.images.to(device), self.targets.to(device), self.coarse_targets.to(device)
+        )
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at `indices`, int64 [M], in that order."""
+        return ImageSet(self.images[indices], self.targets[indices], self.coarse_targets[indices])
+
+    def first(self, num: int) -> "ImageSet":
+        """`num` of the images, the first of each class in turn; all of them for 0.
+
+        Raises:
+            InputError: for more images than there are.
+        """
+        if num > len(self):
+            raise InputError(f"{num} images asked for, but there are {len(self)}")
+        order = self.targets.argsort(stable=True)
+        counts = torch.bincount(self.targets)
+        rank = (
+            torch.arange(len(self), device=order.device)
+            - (counts.cumsum(0) - counts)[self.targets[order]]
+        )
+        chosen = order[rank.argsort(stable=True)][: num or len(self)]
+        return self.subset(chosen.sort().values) if num else self
+
+
+class Labels(NamedTuple):
+    """What the numbers in the targets mean.
+
+    Attributes:
+        class_names: of the 100 classes.
+        superclass_names: of the 20 superclasses.
+        superclass_of: int64 [100], the superclass of each class.
+    """
+
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...]
+    superclass_of: Tensor
+
+    def table(self) -> pd.DataFrame:
+        """One row a class, in the order of the labels: class, superclass."""
+        superclasses = [self.superclass_names[index] for index in self.superclass_of.tolist()]
+        return pd.DataFrame({"class": self.class_names, "superclass": superclasses})
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set with its three splits; validation is held out of the published training set.
+
+    Attributes:
+        name: one of `DATA_SETS`.
+        train: for learning.
+        validation: for choosing between recipes.
+        test: for the one number at the end.
+        class_names: of the 100 classes.
+        superclass_names: of the 20 superclasses.
+        superclass_of: int64 [100], the superclass of each class.
+    """
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...]
+    superclass_of: Tensor
+
+    @property
+    def everything(self) -> ImageSet:
+        """Training and validation images together: the published training set, in another order."""
+        parts = (self.train, self.validation)
+        return ImageSet(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.targets for part in parts]),
+            torch.cat([part.coarse_targets for part in parts]),
+        )
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """The same data set on a device."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            test=self.test.to(device),
+            superclass_of=self.superclass_of.to(device),
+        )
+
+
+def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
+    """All splits of a data set.
+
+    Args:
+        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training,
+            validation and test; `cifar100` has 45 000 + 5 000 + 10 000.
+        device: where the tensors shall be.
+
+    Raises:
+        InputError: for another name, or when CIFAR-100 is missing or damaged.
+    """
+    published, labels = _read(name, "train")
+    test, _ = _read(name, "test")
+    train, validation = (published.subset(part) for part in split_indices(published.targets))
+    return Dataset(name, train, validation, test, *labels).to(device)
+
+
+def load_labels(name: str) -> Labels:
+    """What the labels of a data set mean. Needs no images: CIFAR-100's names come with the book.
+
+    Args:
+        name: one of `DATA_SETS`.
+
+    Raises:
+        InputError: for another name.
+    """
+    match name:
+        case "embedded":
+            superclass_of = torch.tensor(embedded.SUPERCLASS_OF)
+            return Labels(embedded.CLASS_NAMES, embedded.SUPERCLASS_NAMES, superclass_of)
+        case "cifar100":
+            rows = pd.read_csv(CIFAR100_CLASSES)
+            superclasses = sorted(rows["superclass"].unique())  # the published numbering
+            numbers = [superclasses.index(superclass) for superclass in rows["superclass"]]
+            return Labels(tuple(rows["class"]), tuple(superclasses), torch.tensor(numbers))
+    raise unknown("data set", name, DATA_SETS)
+
+
+def load_split(name: str, split: str) -> ImageSet:
+    """One split of a data set, on the CPU; the file of the other splits is not opened.
+
+    Args:
+        name: one of `DATA_SETS`.
+        split: one of `SPLITS`.
+
+    Raises:
+        InputError: for another name or split, or when CIFAR-100 is missing or damaged.
+    """
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if split == "test":
+        return _read(name, "test")[0]
+    published, _ = _read(name, "train")
+    train, validation = split_indices(published.targets)
+    return published.subset(train if split == "train" else validation)
+
+
+def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hold out a tenth of every class for validation, the same on every machine.
+
+    Args:
+        targets: int64 [N] of the whole training set.
+
+    Returns:
+        Indices of the training and of the validation images, int64, each ascending.
+    """
+    labels = targets.cpu().numpy()
+    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
+    shuffled = np.argsort(np.random.PCG64(VALIDATION_SEED).random_raw(len(labels)), kind="stable")
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        held_out[members[: len(members) // 10]] = True
+    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Bring images to about zero mean and unit variance per channel with `MEAN` and `STD`.
+
+    Args:
+        images: uint8 [N,3,H,W].
+
+    Returns:
+        float32 [N,3,H,W] on the same device and in the same memory format.
+    """
+    pixels = images.float() / 255
+    # Numbers and not a tensor: a CUDA graph cannot capture the copy of one to the GPU.
+    for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+        pixels[:, channel].sub_(mean).div_(std)
+    return pixels
+
+
+def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+    """A split as it is published, validation images still inside."""
+    match name:
+        case "embedded":
+            return _read_embedded(split)
+        case "cifar100":
+            return _read_cifar100(split)
+    raise unknown("data set", name, DATA_SETS)
+
+
+@cache  # drawn once a process: nobody writes into an image set
+def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+    labels = load_labels("embedded")
+    images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))
+    return ImageSet(images, targets, labels.superclass_of[targets]), labels
+
+
+# torchvision checks the digest of every file in both lists before it opens one.
+class _TrainFile(CIFAR100):
+    test_list: ClassVar[list[list[str]]] = []
+
+
+class _TestFile(CIFAR100):
+    train_list: ClassVar[list[list[str]]] = []
+
+
+def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+    root = data_root()
+    kind = _TrainFile if split == "train" else _TestFile
+    expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    try:
+        files = kind(root, train=split == "train")
+        # torchvision drops the coarse labels; it has found both digests right by now.
+        content, meta = (_unpickle(root / kind.base_folder / name) for name, _ in expected)
+    except RuntimeError as error:
+        raise _fault(root / kind.base_folder, expected) from error
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}): make it readable, or point "
+            "MICRONET_DATA to another folder"
+        ) from error
+    images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
+    targets = torch.tensor(files.targets)
+    coarse_targets = torch.tensor(content["coarse_labels"])
+    superclass_of = torch.empty(len(files.classes), dtype=torch.int64)
+    superclass_of[targets] = coarse_targets
+    labels = Labels(tuple(files.classes), tuple(meta["coarse_label_names"]), superclass_of)
+    return ImageSet(images, targets, coarse_targets), labels
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return pickle.load(file, encoding="latin1")
+
+
+def _fault(folder: Path, expected: list[list[str]]) -> InputError:
+    """What is wrong with the folder, which of its files and how to get the right one."""
+    remedy = (
+        "run `python -m micronet_lib data fetch cifar100`, or unpack "
+        f"{CIFAR100.filename} by hand so that {folder} holds train, test and meta"
+    )
+    if not folder.is_dir():
+        return InputError(f"CIFAR-100 is not there, no folder {folder}: {remedy}")
+    for name, md5 in expected:
+        path = folder / name
+        if not path.is_file():
+            return InputError(f"{path} is missing: {remedy}")
+        if not check_integrity(path, md5):
+            size = path.stat().st_size
+            return InputError(
+                f"{path} is cut short or not the published file ({size} bytes, and its md5 is "
+                f"not {md5}): {remedy}"
+            )
+    return InputError(f"{folder} changed while it was read: try again")

@@ -1,0 +1,1 @@
+"""Recipes, profiles and sweeps: what is measured."""

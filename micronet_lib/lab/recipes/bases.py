@@ -1,0 +1,51 @@
+"""The two dense recipes of the entry, what the paper says and what its code does, and the stages.
+
+Every grid starts from one of them.
+"""
+
+from dataclasses import replace
+
+from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.label_smoothing import HARD_LABELS, PAPER_SMOOTHING
+from micronet_lib.srip.penalty import SripConfig
+
+DENSE = TrainConfig(epochs=600, initialization="released")
+PLAIN = Recipe(model="c_efficientnet_3.0", train=DENSE)
+PAPER_SRIP = SripConfig()
+ORN = replace(PLAIN, train=replace(DENSE, initialization="semi_orthogonal"), srip=PAPER_SRIP)
+ALS = replace(ORN, smoothing=PAPER_SMOOTHING)
+PAPER_POLICY = AugmentConfig(policy="fast_autoaugment", policy_set="fa_wresnet28x10_cifar100")
+STAGES = {
+    "vanilla": replace(PLAIN, train=replace(DENSE, decay_all=True)),
+    "no_bias_decay": PLAIN,
+    "orn": ORN,
+    "als": ALS,
+    "fast_autoaugment": replace(ALS, augment=PAPER_POLICY),
+    "cutmix": replace(ALS, augment=replace(PAPER_POLICY, mix="cutmix")),
+}
+"""The rows of [kim2020, Tables 2 to 4], each on top of the one before."""
+
+PAPER = STAGES["cutmix"]
+"""The dense network as [kim2020] describes it."""
+
+RELEASED = Recipe(
+    model="micronet_v1_released",
+    train=TrainConfig(
+        epochs=2400,
+        cycles=4,
+        lr_levels=150,
+        decay_all=True,
+        initialization="released",
+        watch_test=True,
+    ),
+    srip=SripConfig(coef=0.7, definition="released"),
+    smoothing=HARD_LABELS,
+    augment=AugmentConfig(policy="fast_autoaugment", policy_set="all", mix="cutmix"),
+)
+"""The dense network as the released code trains it by the README's command for version 1.
+
+150 epochs of four copies of the training set, four times over; `--batch_wd=False`, which the code
+reads as true; plain cross-entropy. Unlike the code it holds the validation images out.
+"""

@@ -1,0 +1,24 @@
+"""Chapter 01: what the networks cost, by expansion ratio."""
+
+from micronet_lib.architecture.micronet import EXPAND_RATIOS
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import Sweep
+
+SWEEPS = (
+    Sweep(
+        name="expand_ratio",
+        title="C-EfficientNet-i: storage and operations by expansion ratio",
+        chapter="01_architecture",
+        axes={"expand_ratio": EXPAND_RATIOS},
+        make=lambda expand_ratio: Recipe(model=f"c_efficientnet_{expand_ratio:.1f}_released"),
+        metrics=("revised.param_storage", "revised.math_ops", "revised.score"),
+    ),
+    Sweep(
+        name="printed_table",
+        title="Table 1 as printed, by expansion ratio",
+        chapter="01_architecture",
+        axes={"expand_ratio": EXPAND_RATIOS},
+        make=lambda expand_ratio: Recipe(model=f"table1_{expand_ratio:.1f}"),
+        metrics=("revised.param_storage", "revised.math_ops", "revised.score"),
+    ),
+)

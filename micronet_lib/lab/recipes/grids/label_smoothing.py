@@ -1,0 +1,44 @@
+"""Chapter 03: forms of label smoothing, and which classes look alike."""
+
+from dataclasses import replace
+
+from micronet_lib.lab.recipes.bases import ORN
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+from micronet_lib.label_smoothing import (
+    HARD_LABELS,
+    PAPER_SMOOTHING,
+    RELEASED_DENSE,
+    SLIDE,
+    SmoothingConfig,
+)
+
+_SMOOTHINGS = {
+    "none": HARD_LABELS,
+    "uniform": SmoothingConfig("uniform", smoothing=0.2),
+    "paper": PAPER_SMOOTHING,
+    "released": RELEASED_DENSE,
+    "slide": SLIDE,
+}
+
+SWEEPS = (
+    Sweep(
+        name="label_smoothing",
+        title="Forms of label smoothing",
+        chapter="03_label_smoothing",
+        axes={"form": tuple(_SMOOTHINGS)},
+        make=lambda form: replace(ORN, smoothing=_SMOOTHINGS[form]),
+        metrics=TRAINED,
+    ),
+    Sweep(
+        name="class_similarity",
+        title="Which classes the published networks find alike",
+        chapter="03_label_smoothing",
+        axes={"checkpoint": ("v1_pr_60", "v2_pr_30", "v2_pr_60")},
+        make=lambda checkpoint: Recipe(
+            checkpoint=f"micronet_{checkpoint}", inspect=("class_similarity",)
+        ),
+        metrics=("similarity_mean", "similarity_min", "similarity_max"),
+        profiles=("full",),
+    ),
+)

@@ -1,0 +1,49 @@
+"""Chapter 02: where SRIP acts, and what it does to the spectra."""
+
+from dataclasses import replace
+
+from micronet_lib.architecture.initialization import INITIALIZATIONS
+from micronet_lib.lab.recipes.bases import ORN, PAPER_SRIP
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+
+_SPECTRA = {
+    "v1_pr_60": Recipe(checkpoint="micronet_v1_pr_60"),
+    "v2_pr_60": Recipe(checkpoint="micronet_v2_pr_60"),
+}
+
+
+def _placement(placement: str) -> Recipe:
+    if placement == "none":
+        return replace(ORN, srip=replace(PAPER_SRIP, coef=0.0))
+    return replace(ORN, srip=replace(PAPER_SRIP, placement=placement))
+
+
+def _initialized(initialization: str) -> Recipe:
+    source = "micronet_v1_pr_60" if initialization == "trained_distribution" else ""
+    train = TrainConfig(initialization=initialization, initialize_from=source)
+    return Recipe(model="micronet_v1", train=train)
+
+
+SWEEPS = (
+    Sweep(
+        name="srip_placement",
+        title="SRIP on one kind of layer, on all, and on none",
+        chapter="02_srip",
+        axes={"placement": ("none", "fc", "depthwise", "pointwise", "all")},
+        make=_placement,
+        metrics=TRAINED,
+    ),
+    Sweep(
+        name="spectra",
+        title="Singular values of the published networks and of fresh ones",
+        chapter="02_srip",
+        axes={"network": (*_SPECTRA, *INITIALIZATIONS)},
+        make=lambda network: replace(
+            _SPECTRA.get(network) or _initialized(network), inspect=("spectrum",)
+        ),
+        metrics=("srip_penalty_paper", "srip_penalty_released"),
+        profiles=("full",),
+    ),
+)

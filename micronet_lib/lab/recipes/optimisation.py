@@ -1,0 +1,119 @@
+"""How long a network is trained, by which optimiser, and at which learning rate when."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from micronet_lib.architecture.initialization import INITIALIZATIONS
+from micronet_lib.errors import InputError, unknown
+
+Schedule = Literal["cosine", "steps"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of stochastic gradient descent; the defaults are [kim2020, section 2.2]'s.
+
+    Attributes:
+        epochs: passes over the training images in all; 0 leaves the network as it was made.
+        cycles: runs of the schedule one after the other, each from fresh momentum. The released
+            code makes 4 of its dense training, which the paper describes as one.
+        batch_size: images a step. The last, smaller batch of an epoch is dropped; the order is
+            drawn anew in every epoch, so no image is left out for good.
+        lr: highest learning rate.
+        min_lr: lowest.
+        schedule: `cosine`, or `steps`: a tenth after half and again after three quarters of a
+            cycle.
+        lr_levels: steps of the cosine's staircase in a cycle; 0 is one at every optimiser step.
+            The released code has 150 and begins on the second, so that `lr` itself is never used.
+        momentum: of Nesterov's method.
+        weight_decay: of weights of two or more dimensions.
+        decay_all: decay biases and batch norm as well.
+        dropout: before the classifier.
+        bn_momentum: weight of a batch in the running averages of batch norm.
+        initialization: a name of `initialization.INITIALIZATIONS`, or `default` for PyTorch's.
+        initialize_from: the published file whose weights `trained_distribution` draws from.
+        ema_decay: of an exponential moving average of weights and running averages, which is then
+            the network that is rated; 0 for none.
+        precision: `bf16` computes convolutions in bfloat16; weights, batch norm's averages, loss,
+            SRIP and optimiser stay in float32.
+        hold_out: keep the validation images out of training.
+        num_images: images trained on, the first of each class; 0 for all.
+        num_validation: validation images rated after an epoch; 0 for all.
+        watch_test: rate the test images after every epoch as the authors did, for
+            `best_on_test_top1`. Nothing is chosen by it.
+
+    Raises:
+        InputError: for a number out of its range, or an unknown name.
+    """
+
+    epochs: int = 0
+    cycles: int = 1
+    batch_size: int = 128
+    lr: float = 0.1
+    min_lr: float = 0.0005
+    schedule: Schedule = "cosine"
+    lr_levels: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    decay_all: bool = False
+    dropout: float = 0.3
+    bn_momentum: float = 0.01
+    initialization: str = "default"
+    initialize_from: str = ""
+    ema_decay: float = 0.0
+    precision: Precision = "fp32"
+    hold_out: bool = True
+    num_images: int = 0
+    num_validation: int = 0
+    watch_test: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("schedule", get_args(Schedule)),
+            ("precision", get_args(Precision)),
+            ("initialization", ("default", *INITIALIZATIONS)),
+        ):
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        for name, low, high in (
+            ("epochs", 0, math.inf),
+            ("cycles", 1, math.inf),
+            ("batch_size", 2, math.inf),
+            ("lr", 0, math.inf),
+            ("min_lr", 0, self.lr),
+            ("lr_levels", 0, math.inf),
+            ("momentum", 0, 1),
+            ("weight_decay", 0, math.inf),
+            ("dropout", 0, 1),
+            ("bn_momentum", 0, 1),
+            ("ema_decay", 0, 1),
+            ("num_images", 0, math.inf),
+            ("num_validation", 0, math.inf),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise InputError(
+                    f"train.{name} is {getattr(self, name)}; give a number from {low} to {high}"
+                )
+        if self.epochs % self.cycles:
+            raise InputError(
+                f"train.epochs is {self.epochs}; give a multiple of train.cycles, {self.cycles}"
+            )
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The learning rate of an optimiser step.
+
+    Args:
+        config: of the run.
+        progress: fraction of the whole run that lies behind, in [0, 1).
+    """
+    in_cycle = progress * config.cycles % 1
+    if config.schedule == "steps":
+        return max(
+            config.min_lr, config.lr * (0.01 if in_cycle >= 0.75 else 0.1 ** (in_cycle >= 0.5))
+        )
+    if config.lr_levels:
+        in_cycle = (math.floor(in_cycle * config.lr_levels + 1e-9) + 1) / config.lr_levels
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * in_cycle)) / 2

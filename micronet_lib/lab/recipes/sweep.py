@@ -1,0 +1,81 @@
+"""What a sweep is: a grid of recipes, under names that are file names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
+from typing import Any
+
+from micronet_lib.errors import unknown
+from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.recipe import Recipe
+
+TRAINED = ("top1", "top5", "loss", "validation_top1", "srip_penalty")
+"""What the tables of a sweep that trains show."""
+ACCURACY = ("correct", "top1", "top5", "loss")
+"""What the tables of a sweep that rates show."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe of a sweep under its name on disk."""
+
+    name: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of recipes.
+
+    Attributes:
+        name: on the command line and as a folder of records.
+        title: what it asks, for headings.
+        chapter: the notebook that shows it, for example `06_scoring`.
+        axes: the values of each axis; a point's name joins its values with `-`.
+        make: turns one value an axis into a recipe.
+        metrics: what its tables show, in order.
+        profiles: the budgets on which the question makes sense.
+    """
+
+    name: str
+    title: str
+    chapter: str
+    axes: Mapping[str, tuple[Any, ...]]
+    make: Callable[..., Recipe]
+    metrics: tuple[str, ...]
+    profiles: tuple[str, ...] = tuple(PROFILES)
+
+    def points(self) -> tuple[Point, ...]:
+        """Every point, in the order of the axes."""
+        grid = product(*self.axes.values())
+        return tuple(
+            Point(
+                "-".join(str(v) for v in values),
+                self.make(**dict(zip(self.axes, values, strict=True))),
+            )
+            for values in grid
+        )
+
+    def point(self, name: str) -> Point:
+        """The point of that name.
+
+        Raises:
+            InputError: for a name that is not in the sweep.
+        """
+        points = {point.name: point for point in self.points()}
+        if name not in points:
+            raise unknown(f"point of {self.name}", name, points)
+        return points[name]
+
+    def matching(self, pattern: str | None) -> tuple[Point, ...]:
+        """The points whose names match a pattern such as `3.0-*`; all of them for None.
+
+        Raises:
+            InputError: when none does.
+        """
+        points = self.points()
+        chosen = tuple(p for p in points if pattern is None or fnmatchcase(p.name, pattern))
+        if not chosen:
+            raise unknown(f"point of {self.name}", pattern, [point.name for point in points])
+        return chosen

@@ -1,0 +1,38 @@
+"""Records and the tables made of them."""
+
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.records.record import Record, promote, read, read_sweep, write
+from micronet_lib.lab.records.status import machines, status
+from micronet_lib.lab.records.tables import (
+    NOT_RUN,
+    arrays,
+    bill,
+    compare,
+    curves,
+    measured,
+    paper,
+    paper_wide,
+    provenance,
+    table,
+)
+
+__all__ = [
+    "NOT_RUN",
+    "Record",
+    "arrays",
+    "bill",
+    "compare",
+    "curves",
+    "machines",
+    "measured",
+    "paper",
+    "paper_wide",
+    "promote",
+    "provenance",
+    "read",
+    "read_sweep",
+    "recipe_id",
+    "status",
+    "table",
+    "write",
+]

@@ -1,0 +1,156 @@
+"""Tables made of records and of transcribed numbers."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from micronet_lib.errors import InputError
+from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES
+from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.lab.records.record import Record, read_sweep
+
+NOT_RUN = "not run"
+
+
+def paper(stem: str) -> pd.DataFrame:
+    """Transcribed numbers of one chapter: point, metric, value, source, locator."""
+    return pd.read_csv(PAPER_TABLES / f"{stem}.csv", dtype={"point": str, "value": float})
+
+
+def paper_wide(stem: str, source: str) -> pd.DataFrame:
+    """The transcribed numbers of one source: a row a point in the file's order, a column a metric.
+
+    Args:
+        stem: of the chapter.
+        source: a key of the bibliography, for example `kim2020`.
+    """
+    rows = paper(stem).query("source == @source")
+    wide = rows.pivot_table(index="point", columns="metric", values="value", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
+
+
+def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
+    """Paper and measurement side by side, for points that have both.
+
+    Args:
+        rows: a `table` of measured records.
+        stem: of the chapter whose transcribed numbers are taken.
+        pairs: for each metric of the paper the measured metric and the factor that brings it to
+            the paper's unit.
+
+    Returns:
+        Columns point, metric, paper, measured, difference, n, source, locator.
+    """
+    lines = []
+    for quoted in paper(stem).itertuples():
+        found = rows[(rows["point"] == quoted.point) & (rows["n"] > 0)]
+        if quoted.metric in pairs and len(found):
+            name, factor = pairs[quoted.metric]
+            value = found[name].iloc[0] * factor
+            lines.append(
+                {
+                    "point": quoted.point,
+                    "metric": quoted.metric,
+                    "paper": quoted.value,
+                    "measured": value,
+                    "difference": value - quoted.value,
+                    "n": found["n"].iloc[0],
+                    "source": quoted.source,
+                    "locator": quoted.locator,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+def table(
+    sweep: Sweep, records: Iterable[Record], source: str = "measured", profile: str = "full"
+) -> pd.DataFrame:
+    """One row a point and profile: mean, spread and number of runs of each metric.
+
+    Columns: sweep, point, profile, source, n, device, torch, commit, then each metric that a record
+    has, those of the sweep first, and `<metric>_std` (`NaN` for a single run). A point without a
+    record has `n` 0 and `NaN`. `profile` labels the rows of a sweep without any record.
+    """
+    records = list(records)
+    metrics = list(dict.fromkeys([*sweep.metrics, *(m for r in records for m in r.metrics)]))
+    rows = []
+    for name in dict.fromkeys([r.profile for r in records]) or [profile]:
+        for point in sweep.points():
+            runs = [r for r in records if r.point == point.name and r.profile == name]
+            row: dict[str, Any] = {
+                "sweep": sweep.name,
+                "point": point.name,
+                "profile": name,
+                "source": source,
+                "n": len(runs),
+            }
+            for key in ("device", "torch", "commit"):
+                row[key] = ", ".join(sorted({str(run.env[key]) for run in runs}))
+            values = pd.DataFrame([run.metrics for run in runs], columns=metrics, dtype=float)
+            row |= values.mean().to_dict() | values.std().add_suffix("_std").to_dict()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
+    """The committed records of a sweep as a `table`."""
+    return table(sweep, read_sweep(sweep, profile, MEASURED), profile=profile)
+
+
+def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
+    """The committed per-layer table of one point: layer, kind, quantity, count, bits and costs.
+
+    Raises:
+        InputError: when the point has no record, or its record has no such table.
+    """
+    for record in read_sweep(sweep, profile, MEASURED):
+        if record.point == point and record.layers:
+            return pd.DataFrame(record.layers)
+    raise InputError(f"no record of {sweep.name}/{point} at {profile} holds a per-layer table")
+
+
+def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
+    """What the committed record of a point keeps by `Recipe.inspect`, as numpy arrays.
+
+    Raises:
+        InputError: when the point has no record.
+    """
+    for record in read_sweep(sweep, profile, MEASURED):
+        if record.point == point:
+            return {name: _as_arrays(value) for name, value in record.arrays.items()}
+    raise InputError(f"{sweep.name}/{point} has no record at {profile}")
+
+
+def _as_arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_arrays(entry) for name, entry in value.items()}
+    return np.asarray(value)
+
+
+def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
+    """What every epoch of a sweep's training runs came to: point, seed, epoch, then the curves."""
+    rows = [
+        pd.DataFrame(record.curve).assign(
+            point=record.point, seed=record.seed, epoch=range(1, len(record.curve["lr"]) + 1)
+        )
+        for record in read_sweep(sweep, profile, root)
+        if record.curve
+    ]
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def provenance(rows: pd.DataFrame) -> str:
+    """The footer of a figure or table: source, profile, hardware, version, n and commit."""
+    run = rows[rows["n"] > 0]
+    if run.empty:
+        return NOT_RUN
+    each = {  # a cell lists what its runs differ in
+        name: " + ".join(dict.fromkeys(part for cell in run[name] for part in cell.split(", ")))
+        for name in ("source", "profile", "device", "torch", "commit")
+    }
+    counts = "/".join(str(n) for n in sorted(set(run["n"])))
+    where = f"{each['device']} · torch {each['torch']} · n={counts} · {each['commit']}"
+    return f"{each['source']} · {each['profile']} · {where}"

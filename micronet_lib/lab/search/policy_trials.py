@@ -1,0 +1,208 @@
+"""Trials of the policy search: sub-policies are proposed, and a network says what it makes of them.
+
+See `micronet_lib.lab.search.policy_search` and chapter `04_augmentation`.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from micronet_lib.augmentation.image_ops import OPERATIONS
+from micronet_lib.augmentation.policies import (
+    Policies,
+    augment,
+    compile_policies,
+    draw,
+    load_policies,
+    uniform_policies,
+)
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import ImageSet
+from micronet_lib.lab.host.places import policy_path
+from micronet_lib.lab.host.progress import bar
+from micronet_lib.lab.training.evaluation import Evaluation, logits_of, rate
+
+SubPolicy = list[list[Any]]
+
+
+def rate_policies(
+    network: torch.nn.Module, data: ImageSet, policies: Policies | None, num_draws: int, seed: int
+) -> Evaluation:
+    """Rate a network on images that policies have changed: the mean over all draws of all images.
+
+    Args:
+        network: in evaluation mode; fastest with its batch norm folded.
+        data: N images.
+        policies: None for the images as they are, once.
+        num_draws: how often each image is changed.
+        seed: of the draws. The same seed throws the same coins for policies of as many rows, which
+            takes much of the noise out of a comparison.
+    """
+    images, targets = data.images, data.targets
+    if policies is not None:
+        images, targets = images.repeat(num_draws, 1, 1, 1), targets.repeat(num_draws)
+        generator = torch.Generator().manual_seed(seed)
+        device = images.device
+        draws = draw(policies, len(images), generator, device, crop=False, flip=False)
+        images = augment(images, draws)
+    return rate(logits_of(network, images), targets, seconds=float("inf"))
+
+
+def propose(trial: Any, set_size: int) -> list[SubPolicy]:
+    """Let an Optuna trial choose sub-policies; probabilities and levels come in hundredths."""
+    return [
+        [
+            [
+                trial.suggest_categorical(f"operation_{number}_{step}", OPERATIONS),
+                round(trial.suggest_float(f"probability_{number}_{step}", 0, 1, step=0.01), 2),
+                round(trial.suggest_float(f"level_{number}_{step}", 0, 1, step=0.01), 2),
+            ]
+            for step in (1, 2)
+        ]
+        for number in range(1, set_size + 1)
+    ]
+
+
+def run_trials(
+    network: torch.nn.Module,
+    data: ImageSet,
+    folder: Path,
+    fold: int,
+    seed: int,
+    *,
+    num_trials: int,
+    startup: int,
+    set_size: int,
+    num_draws: int = 1,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Run what is missing of a fold's trials.
+
+    Args:
+        network: of the fold.
+        data: the images that it has not seen.
+        folder: keeps `trials.db`, a study a fold, as Optuna's own tools read it.
+        fold: its number.
+        seed: of the search.
+        num_trials: in all.
+        startup: of these, how many are random before the sampler learns from them.
+        set_size: sub-policies proposed together.
+        num_draws: how often each image is changed for one proposal.
+        progress: a bar on stderr.
+
+    Returns:
+        All trials in their order: number, loss, sub_policies.
+
+    Raises:
+        InputError: the database cannot be read or written, or Optuna is not installed.
+    """
+    try:
+        import optuna
+        import sqlalchemy.exc
+    except ModuleNotFoundError as error:
+        raise InputError(f"a search needs Optuna ({error}): pip install optuna") from error
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    name, database = f"fold{fold}", folder / "trials.db"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        kept = optuna.create_study(
+            storage=f"sqlite:///{database}", study_name=name, load_if_exists=True
+        )
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise InputError(
+            f"{database} cannot be used ({str(error).splitlines()[0]}): make room, get the right "
+            "to write there, or delete it if it is damaged, and search again"
+        ) from error
+    # Trials are made in memory and kept when they are whole, so that none is ever half there.
+    study = optuna.create_study()
+    study.add_trials(kept.get_trials(deepcopy=False)[:num_trials])
+    for number in bar(range(len(study.trials), num_trials), f"search {name}", "trial", progress):
+        # A sampler of its own a trial: the next proposal follows from the trials before it, and
+        # not from whether one process made them all.
+        own = np.random.SeedSequence([seed, fold, number]).generate_state(1)
+        study.sampler = optuna.samplers.TPESampler(seed=int(own[0]), n_startup_trials=startup)
+        trial = study.ask()
+        policies = compile_policies(propose(trial, set_size))
+        found = rate_policies(network, data, policies, num_draws, seed)
+        trial.set_user_attr("top1", found.top1)
+        kept.add_trial(study.tell(trial, found.loss))
+    return [
+        {
+            "number": number,
+            "loss": trial.value,
+            "sub_policies": propose(optuna.trial.FixedTrial(trial.params), set_size),
+        }
+        for number, trial in enumerate(study.get_trials(deepcopy=False))
+    ]
+
+
+def without_repeats(sub_policies: Sequence[SubPolicy]) -> list[SubPolicy]:
+    """The sub-policies in their order, each once: all three values of both steps must differ."""
+    return [sub for place, sub in enumerate(sub_policies) if sub not in sub_policies[:place]]
+
+
+def compare(
+    networks: Sequence[torch.nn.Module],
+    data: ImageSet,
+    searched: Sequence[SubPolicy],
+    seed: int,
+    num_draws: int = 1,
+) -> list[dict[str, Any]]:
+    """Hold the policies found against controls, on images that no network and no trial has seen.
+
+    `random` are as many uniform sub-policies. `shuffled` keeps the found probabilities and levels
+    and deals the found operations anew: what is better than that is a matter of which operation
+    goes with which strength. `published` is there where its file is.
+
+    Args:
+        networks: one a fold.
+        data: those images.
+        searched: the policies found.
+        seed: of the controls, and of other draws than the search chose by.
+        num_draws: how often each image is changed.
+
+    Returns:
+        A row a fold and kind: fold, policies, loss, top1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    table = compile_policies(searched)
+    steps = torch.randperm(table.ops.numel(), generator=generator)
+    operations = [name for sub in searched for name, _, _ in sub]
+    dealt = [operations[place] for place in steps.tolist()]
+    shuffled = [
+        [[dealt[2 * row + step], *sub[step][1:]] for step in (0, 1)]
+        for row, sub in enumerate(searched)
+    ]
+    kinds: dict[str, Policies | None] = {
+        "none": None,
+        "searched": table,
+        "shuffled": compile_policies(shuffled),
+        "random": uniform_policies(generator, len(searched)),
+    }
+    published = policy_path("fast_autoaugment")
+    if published.is_file():
+        kinds["published"] = load_policies(published)
+    rows = []
+    for fold, network in enumerate(networks):
+        for kind, policies in kinds.items():
+            found = rate_policies(network, data, policies, num_draws, seed + 10**6)
+            rows.append({"fold": fold, "policies": kind, "loss": found.loss, "top1": found.top1})
+    return rows
+
+
+def mean_controls(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """What `compare` found, as means over the folds: kind of policies -> loss and top1."""
+    return {
+        kind: {
+            name: fmean(row[name] for row in rows if row["policies"] == kind)
+            for name in ("loss", "top1")
+        }
+        for kind in dict.fromkeys(row["policies"] for row in rows)
+    }

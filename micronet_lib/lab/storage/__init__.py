@@ -1,0 +1,1 @@
+"""Networks and training states on disk."""

@@ -1,0 +1,255 @@
+"""Work that a GPU repeats without the host: captured once in a CUDA graph, then replayed.
+
+A training step of these networks is some thousand kernels of a few microseconds. Launched one by
+one they keep the host busy and the GPU idle; a graph launches them all at once. What is captured
+is `Step.update` itself, so that what a step means is in one place, `lab/step.py`; here it only
+gets inputs that stay where they are. If the machine refuses, a line says so and the work is done
+without a graph.
+"""
+
+import gc
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.augmentation.mixing import MixDraw
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import ImageSet, normalize
+from micronet_lib.lab.host.progress import say
+from micronet_lib.lab.training.evaluation import GPU_BATCH_SIZE, evaluate
+from micronet_lib.lab.training.step import Step
+
+WARM_UP = 3
+WORTH_COMPILING = 2000
+"""Steps; below that, compiling for a minute costs more than it saves."""
+
+
+def capture(body: Callable[[], None], generator: torch.Generator | None) -> Callable[[], None]:
+    """What does `body` again, on the tensors that it used, without the host.
+
+    The body has been run before, on a stream of its own (`warm_up`). Capturing does not run it.
+
+    Args:
+        body: launches work on the GPU and never waits for it.
+        generator: what it draws from besides PyTorch's own generator; each replay draws anew.
+    """
+    gc.collect()  # an earlier run's graph and its memory hang in a cycle of references
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
+
+
+def warm_up(body: Callable[[], None]) -> None:
+    """Run a body a few times on a stream of its own, so that nothing is set up while captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            body()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+class CapturedStep:
+    """A `Step` on a GPU, called as the step itself: same draws, same numbers up to rounding.
+
+    The first call captures it. Networks and states must not be replaced after that, only written
+    into: a state is loaded before the first step.
+
+    Args:
+        step: with its network on the GPU.
+        compiled: also compile forward and loss, which takes about a minute.
+    """
+
+    def __init__(self, step: Step, compiled: bool) -> None:
+        self.step = step
+        self.how = "eager"
+        self._ways = ([("compiled and captured", _compile)] if compiled else []) + [
+            ("captured", lambda plain: plain)
+        ]
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        draw: MixDraw | None,
+        lr: float,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Take one step; arguments as of a `Step`, in every call of the same shapes and kind."""
+        while self._replay is None and self._ways:
+            self._capture(images, targets, draw, generator)
+        if self._replay is None:
+            self.step(images, targets, draw, lr, generator)
+            return
+        for static, new in zip(self._static, _given(images, targets, draw), strict=True):
+            static.copy_(new)
+        self._lr.fill_(lr)
+        self._replay()
+
+    def _capture(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        draw: MixDraw | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Capture in the first of the ways that are left; strikes it out if that fails."""
+        step = self.step
+        how, prepare = self._ways.pop(0)
+        images, targets = images.clone(), targets.clone()
+        if draw is not None:
+            box = None if draw.box is None else draw.box.clone()
+            draw = MixDraw(draw.lam.clone(), box, draw.permutation.clone())
+        self._static = _given(images, targets, draw)
+        self._lr = torch.zeros((), device=step.device)
+        before = _Snapshot(step, generator)
+        plain = step.loss_of
+
+        def body() -> None:
+            step.update(images, targets, draw, generator)
+
+        try:
+            step.loss_of = prepare(plain)
+            for group in step.optimizer.param_groups:
+                group["lr"] = self._lr  # read by the kernel at every replay
+            with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
+                warm_up(body)
+            before.restore()
+            self._replay, self.how = capture(body, generator), how
+        except Exception as error:  # of the driver, the compiler, the library: each has its own
+            before.restore()
+            step.loss_of = plain
+            step.optimizer.zero_grad()
+            left = self._ways[0][0] if self._ways else "eager, which is slower"
+            say(f"the training step cannot be {how} ({_reason(error)}); going on {left}")
+
+
+def _reason(error: BaseException) -> str:
+    """A line on what went wrong first: a capture that breaks off hides it behind its own end."""
+    while cause := getattr(error, "inner_exception", None) or error.__cause__ or error.__context__:
+        error = cause
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor]:
+    return [part for part in (images, targets, *(draw or ())) if part is not None]
+
+
+def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # One process may train many networks of a sweep, and each is compiled for itself.
+    torch._dynamo.config.recompile_limit = 256
+    # Dropout then draws what it draws without the compiler.
+    return torch.compile(loss_of, fullgraph=True, dynamic=False, options={"fallback_random": True})
+
+
+class _Snapshot:
+    """What warming up changes of a step, to be put back in place."""
+
+    def __init__(self, step: Step, generator: torch.Generator | None) -> None:
+        self._step = step
+        self._saved = [(tensor, tensor.clone()) for tensor in self._tensors()]
+        self._srip = {} if step.srip is None else _copies(step.srip.state_dict())
+        self._generator = generator
+        self._drawn = None if generator is None else generator.get_state()
+        self._momenta = {
+            id(state["momentum_buffer"]): state["momentum_buffer"].clone()
+            for state in step.optimizer.state.values()
+            if state.get("momentum_buffer") is not None
+        }
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return (*self._step.model.state_dict().values(), self._step.loss, self._step.penalty)
+
+    def restore(self) -> None:
+        """Write everything back, and forget momentum that there was none of."""
+        with torch.no_grad():
+            for tensor, saved in self._saved:
+                tensor.copy_(saved)
+            for state in self._step.optimizer.state.values():
+                buffer = state.get("momentum_buffer")
+                if buffer is not None and id(buffer) in self._momenta:
+                    buffer.copy_(self._momenta[id(buffer)])
+                elif buffer is not None:
+                    buffer.zero_()
+        if self._step.srip is not None:
+            self._step.srip.load_state_dict(self._srip)
+        if self._generator is not None and self._drawn is not None:
+            self._generator.set_state(self._drawn)
+
+
+def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+class CapturedTop1:
+    """The top-1 accuracy of a network on the same images again and again, as it is trained.
+
+    It reads the network's weights where they are, batch norm unfolded, in float32.
+
+    Args:
+        model: on the GPU.
+        data: on the GPU too; they must stay where they are.
+    """
+
+    def __init__(self, model: MicroNet, data: ImageSet) -> None:
+        self.model, self.data = model, data
+        self._found = torch.zeros(2, dtype=torch.int64, device=data.images.device)
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self) -> float:
+        """A fraction of the images; waits for it.
+
+        Raises:
+            InputError: when a logit is NaN or infinite.
+        """
+        self.model.eval()
+        if self._replay is None:
+            try:
+                warm_up(self._rate)
+                self._replay = capture(self._rate, None)
+            except Exception as error:  # as above
+                reason = _reason(error)
+                say(f"rating validation images cannot be captured ({reason}); going on without")
+                self._replay = self._rate
+        self._replay()
+        correct, damaged = self._found.tolist()
+        if damaged:
+            raise InputError(
+                "the network's logits hold NaN or infinite values, so it cannot be rated"
+            )
+        return correct / len(self.data)
+
+    @torch.no_grad()
+    def _rate(self) -> None:
+        self._found.zero_()
+        batches = zip(
+            self.data.images.split(GPU_BATCH_SIZE),
+            self.data.targets.split(GPU_BATCH_SIZE),
+            strict=True,
+        )
+        for images, targets in batches:
+            inputs = normalize(images).contiguous(memory_format=torch.channels_last)
+            logits = self.model(inputs)
+            correct = (logits.argmax(1) == targets).sum()
+            damaged = (~logits.isfinite()).sum()
+            self._found += torch.stack((correct, damaged))
+
+
+def fastest_step(step: Step, num_steps: int) -> "Step | CapturedStep":
+    """What takes the steps of a run of that many: on a CPU the step itself."""
+    if step.device.type != "cuda":
+        return step
+    return CapturedStep(step, compiled=num_steps >= WORTH_COMPILING)
+
+
+def fastest_top1(model: MicroNet, data: ImageSet) -> Callable[[], float]:
+    """What rates a network after every epoch: on a CPU `evaluate`, which folds batch norm."""
+    if data.images.device.type != "cuda":
+        return lambda: evaluate(model, data).top1
+    return CapturedTop1(model, data)

@@ -1,0 +1,318 @@
+"""The one training loop: every recipe, on a CPU or a GPU, resumable to the last bit.
+
+What is random in an epoch (order, augmentation, mixing, SRIP's start vectors, dropout) is drawn
+from generators whose seeds are functions of the run's seed and the epoch's number. So the state of
+every generator and the order of the images at the start of an epoch are in that number, and a run
+that is killed and resumed from the last epoch saved ends in the same weights, bit by bit, as one
+that was left alone (same machine, float32 on a CPU).
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.augmentation.mixing import MixDraw, draw_mix
+from micronet_lib.augmentation.policies import Policies, augment, draw
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import ImageSet
+from micronet_lib.lab.host.progress import TrainingBar
+from micronet_lib.lab.recipes.optimisation import learning_rate
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.states import load_state, save_state
+from micronet_lib.lab.training.captured import fastest_step, fastest_top1
+from micronet_lib.lab.training.step import Step
+from micronet_lib.pruning.masks import HeldMasks
+
+CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
+SAVE_EVERY_S = 30.0
+
+
+class DivergedError(InputError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a run learns from and looks at, all on its device.
+
+    Attributes:
+        train: to learn from.
+        validation: rated after every epoch.
+        test: rated after every epoch where the recipe watches it, else None.
+        policies: the augmentation policy, or None.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet | None = None
+    policies: Policies | None = None
+
+
+@dataclass(eq=False)
+class Trained:
+    """What a run ends in.
+
+    Attributes:
+        model: after the last epoch, in evaluation mode; the moving average where there is one.
+        best_state: the state dict after the epoch that was best on the validation images.
+        curve: one number an epoch under each name of `CURVES` that the run has.
+        images_per_s: trained, without validation.
+    """
+
+    model: MicroNet
+    best_state: dict[str, Tensor]
+    curve: dict[str, list[float]]
+    images_per_s: float
+
+
+class Run:
+    """A training run that can be saved after any epoch and go on from there.
+
+    Args:
+        model: initialised, on the data's device; it is trained in place.
+        recipe: resolved for its profile.
+        data: see `TrainingData`.
+        seed: of everything random.
+        masks: of a pruned network; None trains every weight.
+
+    Raises:
+        InputError: fewer training images than one batch.
+    """
+
+    def __init__(
+        self,
+        model: MicroNet,
+        recipe: Recipe,
+        data: TrainingData,
+        seed: int,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.recipe, self.data, self.seed = recipe, data, seed
+        train = recipe.train
+        self.steps = len(data.train) // train.batch_size
+        if not self.steps:
+            raise InputError(
+                f"{len(data.train)} training images do not fill one batch of {train.batch_size}"
+            )
+        self.device = data.train.images.device
+        self.model = model.to(memory_format=torch.channels_last)
+        self.model.head.dropout.p = train.dropout
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = train.bn_momentum
+        self.on_device = torch.Generator(self.device).manual_seed(seed)
+        held = None
+        if masks is not None:
+            held = HeldMasks(self.model, masks, recipe.prune.mask_updates)
+        self.step = Step(self.model, recipe, self.on_device, held)
+        self.take_step = fastest_step(self.step, self.steps * train.epochs)
+        self.average: AveragedModel | None = None
+        if train.ema_decay:
+            average = get_ema_multi_avg_fn(train.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.top1 = {
+            name: fastest_top1(self.rated, images)
+            for name, images in (("validation_top1", data.validation), ("test_top1", data.test))
+            if images is not None and (name != "test_top1" or train.watch_test)
+        }
+        self.epoch = 0
+        self.seconds = 0.0
+        self.curve: dict[str, list[float]] = {
+            name: [] for name in CURVES if name != "test_top1" or name in self.top1
+        }
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def rated(self) -> MicroNet:
+        """The network that is rated: the moving average where there is one."""
+        return self.model if self.average is None else cast(MicroNet, self.average.module)
+
+    def run_epoch(self, bar: TrainingBar | None = None) -> None:
+        """Train one epoch and rate the network on the validation images.
+
+        Raises:
+            DivergedError: the loss or a weight became NaN or infinite; the run is then of no
+                further use.
+        """
+        start = time.perf_counter()
+        with _seeded(self.seed, self.epoch, self.on_device) as generator:
+            self._train_epoch(generator, bar)
+        losses = {
+            "train_loss": self.step.loss.item() / self.steps,
+            "srip_penalty": self.step.penalty.item() / self.steps,
+        }
+        self.seconds += time.perf_counter() - start
+        if not all(map(math.isfinite, losses.values())):
+            raise DivergedError(
+                f"the loss became {losses['train_loss']} in epoch "
+                f"{self.epoch + 1} (SRIP penalty {losses['srip_penalty']}): no record is written; "
+                "try a lower train.lr"
+            )
+        if not _finite(self.rated.state_dict()):
+            raise DivergedError(
+                f"weights became NaN or infinite in the last step of epoch {self.epoch + 1}: no "
+                "record is written; try a lower train.lr"
+            )
+        self.epoch += 1
+        losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
+        losses |= {name: top1() for name, top1 in self.top1.items()}
+        for name, values in self.curve.items():
+            values.append(losses[name])
+        if losses["validation_top1"] >= max(self.curve["validation_top1"]):
+            self.best_state = _copy(self.rated.state_dict())
+        if bar is not None:
+            bar.rated(losses["train_loss"], losses["validation_top1"])
+
+    def _train_epoch(self, generator: torch.Generator, bar: TrainingBar | None) -> None:
+        train, config = self.data.train, self.recipe.augment
+        batch = self.recipe.train.batch_size
+        self.model.train()
+        self.step.table.refresh(self.model.head.classifier.weight)
+        self.step.loss.zero_()
+        self.step.penalty.zero_()
+        if self.epoch % self._epochs_per_cycle() == 0:
+            self._forget_momentum()
+        order = torch.randperm(len(train), generator=generator)[: self.steps * batch]
+        draws = draw(
+            self.data.policies,
+            len(order),
+            generator,
+            self.device,
+            crop=config.crop,
+            flip=config.flip,
+        )
+        order = order.to(self.device)
+        images = augment(train.images[order], draws)
+        targets = train.targets[order]
+        mixes = self._mixes(generator)
+        for number in range(self.steps):
+            part = slice(number * batch, (number + 1) * batch)
+            lr = self._lr(self.epoch, number)
+            self.take_step(images[part], targets[part], mixes[number], lr, self.on_device)
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            if bar is not None:
+                bar.stepped(self.epoch, number + 1, self.step.loss)
+
+    def _mixes(self, generator: torch.Generator) -> list[MixDraw | None]:
+        """How every batch of an epoch is mixed; brought to the device at once, so none waits."""
+        train, config = self.recipe.train, self.recipe.augment
+        if config.mix == "none":
+            return [None] * self.steps
+        drawn = [
+            draw_mix(
+                config.mix,
+                train.batch_size,
+                generator,
+                alpha=config.mix_alpha,
+                prob=config.mix_prob,
+            )
+            for _ in range(self.steps)
+        ]
+        stacked = (
+            [None] * self.steps if parts[0] is None else torch.stack(parts).to(self.device)
+            for parts in zip(*drawn, strict=True)
+        )
+        return [MixDraw(*parts) for parts in zip(*stacked, strict=True)]
+
+    def _lr(self, epoch: int, step: int) -> float:
+        config = self.recipe.train
+        return learning_rate(config, (epoch * self.steps + step) / (config.epochs * self.steps))
+
+    def _epochs_per_cycle(self) -> int:
+        return max(1, self.recipe.train.epochs // self.recipe.train.cycles)
+
+    def _forget_momentum(self) -> None:
+        for state in self.step.optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next epoch depends on, and what a record will tell of the past ones."""
+        return {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "curve": self.curve,
+            "best_state": self.best_state,
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "srip": {} if self.step.srip is None else self.step.srip.state_dict(),
+            "table": self.step.table.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of the same recipe, data and seed."""
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.curve = state["curve"]
+        best = state["best_state"]  # read on the CPU
+        self.best_state = {name: value.to(self.device) for name, value in best.items()}
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        if self.step.srip is not None:
+            self.step.srip.load_state_dict(state["srip"])
+        self.step.table.load_state_dict(state["table"])
+
+
+def train(run: Run, folder: Path | None, key: str, progress: bool = True) -> Trained:
+    """Take a run to its end, from the newest state in the folder that is whole.
+
+    Args:
+        run: fresh; the state in the folder is loaded into it.
+        folder: where the state is kept; None keeps none.
+        key: names recipe and seed; a state under another key is not used.
+        progress: a bar on stderr.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite; the last good state stays in the folder.
+        InputError: the folder cannot be written.
+    """
+    state = load_state(folder, key) if folder else None
+    if state is not None:
+        run.load_state_dict(state)
+    epochs = run.recipe.train.epochs
+    images = run.steps * run.recipe.train.batch_size
+    saved = time.monotonic()
+    with TrainingBar(key, epochs, images, run.steps, run.epoch, progress) as bar:
+        while run.epoch < epochs:
+            run.run_epoch(bar)
+            due = time.monotonic() - saved >= SAVE_EVERY_S or run.epoch == epochs
+            if folder and due:
+                save_state(folder, key, run.state_dict())
+                saved = time.monotonic()
+    per_s = images * epochs / run.seconds if run.seconds else 0.0
+    return Trained(run.rated.eval(), run.best_state, run.curve, per_s)
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
+    """An epoch's generator on the CPU; the run's own on the device begins anew, as it must.
+
+    Dropout draws from PyTorch's own generators, which are as before when the epoch is over.
+    """
+    source = torch.Generator().manual_seed(seed)
+    seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()
+    devices = [on_device.device] if on_device.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seeds[2])
+        on_device.manual_seed(seeds[1])
+        yield torch.Generator().manual_seed(seeds[0])
+
+
+def _finite(state: Mapping[str, Tensor]) -> bool:
+    return bool(torch.stack([torch.isfinite(value).all() for value in state.values()]).all())
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}

@@ -1,0 +1,24 @@
+"""Pruning: masks, schedules, and where the zeros are (chapter 05)."""
+
+from micronet_lib.pruning.density import current_masks, density_table
+from micronet_lib.pruning.masks import (
+    HeldMasks,
+    apply_masks,
+    magnitude_masks,
+    prunable_weights,
+    weight_groups,
+)
+from micronet_lib.pruning.schedules import README_PRUNING, SCHEDULES, exponential
+
+__all__ = [
+    "README_PRUNING",
+    "SCHEDULES",
+    "HeldMasks",
+    "apply_masks",
+    "current_masks",
+    "density_table",
+    "exponential",
+    "magnitude_masks",
+    "prunable_weights",
+    "weight_groups",
+]

@@ -1,0 +1,66 @@
+"""Where a network's zeros are, and what it costs to store where (chapter `05_pruning`)."""
+
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import nn
+
+from micronet_lib.architecture.layers import KINDS
+from micronet_lib.errors import unknown
+from micronet_lib.pruning.masks import Masks, prunable_weights, weight_kinds
+
+
+def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> pd.DataFrame:
+    """Zeros of each layer or of each kind of layer.
+
+    One threshold for all spares a layer whose weights are large. Of the networks of [kim2020] with
+    60 % zeros it took 63 to 69 % of the expansions and projections, 25 and 28 % of the depthwise
+    weights, and 6 and 8 % of the classifier's.
+
+    Args:
+        model: any network; a weight counts as pruned where it is exactly 0.
+        by: a row for each `layer` in the network's order, or for each `kind` in that of `KINDS`.
+
+    Returns:
+        Columns layer (for layers), kind, num_weights, num_zeros, sparsity, density. The last row is
+        the whole network, `all`.
+
+    Raises:
+        InputError: unknown `by`, or nothing to prune.
+    """
+    if by not in ("layer", "kind"):
+        raise unknown("grouping of the density table", by, ("layer", "kind"))
+    weights = prunable_weights(model)
+    nonzeros = torch.stack([weight.detach().count_nonzero() for weight in weights.values()])
+    table = pd.DataFrame(
+        {
+            "layer": [name.removesuffix(".weight") for name in weights],
+            "kind": list(weight_kinds(model).values()),
+            "num_weights": [weight.numel() for weight in weights.values()],
+        }
+    )
+    table["num_zeros"] = table["num_weights"] - nonzeros.tolist()
+    whole = table[["num_weights", "num_zeros"]].sum().to_frame().T
+    if by == "kind":
+        sums = table.groupby("kind")[["num_weights", "num_zeros"]].sum()
+        table = sums.loc[[kind for kind in KINDS if kind in sums.index]].reset_index()
+    whole = whole.assign(**dict.fromkeys(table.columns.difference(whole.columns), "all"))
+    table = pd.concat([table, whole], ignore_index=True)[list(table.columns)]
+    table["sparsity"] = table["num_zeros"] / table["num_weights"]
+    table["density"] = 1 - table["sparsity"]
+    return table
+
+
+def current_masks(model: nn.Module) -> Masks:
+    """The masks that a pruned network shows: false where a prunable weight is exactly 0."""
+    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+
+
+def mask_params(model: nn.Module) -> float:
+    """What a network's masks cost, in 32-bit parameters: one bit a prunable weight, kept or not.
+
+    This is the rules' `mask_params`: of `published` always, of `official` for a network in which
+    every layer has a zero, because there a layer without one needs no mask.
+    """
+    return sum(weight.numel() for weight in prunable_weights(model).values()) / 32

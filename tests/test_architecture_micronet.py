@@ -1,0 +1,441 @@
+"""The networks are the released ones to the last weight, and the chapter's numbers follow."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from micronet_lib import plots
+from micronet_lib.architecture.micronet import (
+    ARCHITECTURES,
+    EXPAND_RATIOS,
+    Architecture,
+    HardSwish,
+    MBConv,
+    MicroNet,
+    SqueezeExcite,
+    build,
+    c_efficientnet,
+    get_architecture,
+    table1,
+)
+from micronet_lib.errors import InputError
+from micronet_lib.lab import records
+from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.storage.published import load_published
+from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
+from micronet_lib.scoring.dead_channels import remove_dead_gates
+
+V1_WIDTHS = [16] * 2 + [32] * 2 + [48] * 3 + [72] * 5 + [80] + [88] * 2 + [106]
+V2_WIDTHS = [20] * 2 + [36] * 2 + [56] * 3 + [80] * 5 + [88] + [96] * 2 + [114]
+STRIDE_2 = [2, 7, 12]
+
+each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+RELEASED = ["micronet_v1_released", "micronet_v2_released"]
+
+
+def num_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def on_meta(architecture: Architecture) -> MicroNet:
+    """Shapes without storage, so that every named network is built in no time."""
+    with torch.device("meta"):
+        return MicroNet(architecture)
+
+
+def expected_params(architecture: Architecture) -> int:
+    """The closed formula of the chapter, with batch norms and biases, from the stages alone."""
+    total, chs = 3 * 9 * architecture.stem_chs + 2 * architecture.stem_chs, architecture.stem_chs
+    for stage in architecture.stages:
+        for index in range(stage.num_blocks):
+            out, hidden = stage.out_chs, int(chs * architecture.expand_ratio)
+            stride = stage.stride if index == 0 else 1
+            total += hidden * (chs + 9 + out) + 2 * (2 * hidden + out)
+            if stride == 1 or architecture.downsample_se != "none":
+                total += 2 * out * (out // 4) + out // 4 + out
+            if stride == 1 and chs != out:
+                total += chs * out + 2 * out
+            chs = out
+    return total + 100 * chs + 100
+
+
+# ------------------------------------------------------------------------------ counts
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("micronet_v1_released", 464_918),
+        ("micronet_v2_released", 485_330),
+        ("micronet_v1", 458_384),
+        ("micronet_v2", 477_355),
+    ],
+)
+def test_named_networks_have_the_pinned_number_of_parameters(name: str, count: int) -> None:
+    assert num_params(build(name)) == count
+
+
+@each_architecture
+def test_parameters_follow_the_closed_formula(name: str) -> None:
+    architecture = get_architecture(name)
+    assert num_params(on_meta(architecture)) == expected_params(architecture)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        (RELEASED[0], [864, 174_912, 23_976, 187_536, 18_416, 34_152, 10_600]),
+        (RELEASED[1], [864, 180_000, 22_320, 192_680, 22_048, 41_872, 11_400]),
+    ],
+)
+def test_weights_by_kind_of_layer(name: str, sizes: list[int]) -> None:
+    model = build(name)
+
+    def weights(*layers: nn.Module | None) -> int:
+        return sum(layer.weight.numel() for layer in layers if layer is not None)  # type: ignore
+
+    blocks = list(model.blocks)
+    gates = [block.se for block in blocks]
+    assert sizes == [
+        weights(model.stem.conv),
+        weights(*(block.conv_expand for block in blocks)),
+        weights(*(block.conv_dw for block in blocks)),
+        weights(*(block.conv_project for block in blocks)),
+        weights(*(block.conv_shortcut for block in blocks)),
+        weights(*(se.conv_reduce for se in gates), *(se.conv_expand for se in gates)),
+        weights(model.head.classifier),
+    ]
+
+
+# ----------------------------------------------------------------------------- structure
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "widths", "pointwise_shortcuts"),
+    [
+        ("micronet_v1", 3.0, V1_WIDTHS, [0, 4, 13, 15]),
+        ("micronet_v2", 2.5, V2_WIDTHS, [0, 4, 13, 15]),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", "_released"])
+def test_block_tables_are_the_released_ones(
+    name: str, ratio: float, widths: list[int], pointwise_shortcuts: list[int], suffix: str
+) -> None:
+    blocks = get_architecture(name + suffix).blocks
+    assert [block.out_chs for block in blocks] == widths
+    assert [block.in_chs for block in blocks] == [32, *widths[:-1]]
+    assert [block.hidden_chs for block in blocks] == [b.in_chs * ratio for b in blocks]
+    assert [i for i, block in enumerate(blocks) if block.stride == 2] == STRIDE_2
+    assert [i for i, block in enumerate(blocks) if block.pointwise_shortcut] == pointwise_shortcuts
+    assert {block.stride for block in blocks} == {1, 2}
+    for index, block in enumerate(blocks):
+        gated = bool(suffix) or index not in STRIDE_2
+        assert block.se_chs == (block.out_chs // 4 if gated else 0)
+        assert block.se_applied == (index not in STRIDE_2)
+
+
+def test_table_1_is_v2_with_one_block_more_in_stage_3() -> None:
+    printed, v2 = table1(2.5), get_architecture("micronet_v2")
+    assert [stage.out_chs for stage in printed.stages] == [stage.out_chs for stage in v2.stages]
+    more = [p.num_blocks - v.num_blocks for p, v in zip(printed.stages, v2.stages, strict=True)]
+    assert more == [0, 1, 0, 0, 0, 0, 0]
+    assert all(block.se_applied and block.se_chs for block in printed.blocks)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_layers_of_a_block(name: str) -> None:
+    for block in build(name).blocks:
+        config = block.config
+        assert block.conv_expand.kernel_size == block.conv_project.kernel_size == (1, 1)
+        assert block.conv_dw.kernel_size == (3, 3)
+        assert block.conv_dw.groups == config.hidden_chs
+        assert block.conv_dw.stride == (config.stride, config.stride)
+        assert (block.conv_shortcut is not None) == config.pointwise_shortcut
+        for norm in (block.bn_expand, block.bn_dw, block.bn_project):
+            assert norm.momentum == pytest.approx(1 - 0.99)
+
+
+@pytest.mark.parametrize("name", ["micronet_v1", "micronet_v2_released", "table1_3.0"])
+def test_shapes_at_every_stage(name: str) -> None:
+    model = build(name).eval()
+    features = model.stem(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 32, 32, 32)
+    size = 32
+    for block in model.blocks:
+        features = block(features)
+        size //= block.config.stride
+        assert features.shape == (2, block.config.out_chs, size, size)
+    assert size == 4
+    assert model.head(features).shape == (2, 100)
+
+
+def test_the_network_is_its_parts_in_a_row() -> None:
+    torch.manual_seed(0)
+    model = build("micronet_v1").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), model.head(model.blocks(model.stem(images))))
+
+
+# ------------------------------------------------------------------------- the block's parts
+
+
+def test_hard_swish_is_torchs() -> None:
+    x = torch.linspace(-7, 7, 1001, dtype=torch.float64)
+    torch.testing.assert_close(HardSwish()(x), F.hardswish(x))
+    torch.testing.assert_close(HardSwish(scaled=False)(x), 6 * F.hardswish(x))
+
+
+def test_the_gate_is_between_0_and_1_and_sees_only_the_mean() -> None:
+    torch.manual_seed(0)
+    se = SqueezeExcite(8, 2, HardSwish())
+    x = torch.randn(3, 8, 4, 4)
+    gate = se(x)
+    assert gate.shape == (3, 8, 1, 1)
+    assert ((gate > 0) & (gate < 1)).all()
+    assert gate.std() > 0
+    shuffled = x.flatten(2)[:, :, torch.randperm(16)].view_as(x)
+    torch.testing.assert_close(se(shuffled), gate)
+
+
+def test_a_block_by_hand_agrees_in_evaluation_mode() -> None:
+    """The chapter does it with the batch's statistics; here with the running ones."""
+    torch.manual_seed(0)
+    block = build("micronet_v1").blocks[5].double().eval()
+    assert isinstance(block, MBConv)
+    for tensor in (*block.parameters(), *block.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.1, 1)
+
+    def convolve(x: torch.Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:
+        """The merged form that is deployed: batch norm inside the weight and a bias."""
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        weight = conv.weight * scale[:, None, None, None]
+        bias = norm.bias - norm.running_mean * scale
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+
+    x = torch.randn(2, 48, 6, 6, dtype=torch.float64)
+    hidden = F.hardswish(convolve(x, block.conv_expand, block.bn_expand))
+    hidden = F.hardswish(convolve(hidden, block.conv_dw, block.bn_dw))
+    out = convolve(hidden, block.conv_project, block.bn_project)
+    squeezed = F.hardswish(block.se.conv_reduce(out.mean((2, 3), keepdim=True)))
+    gate = torch.sigmoid(block.se.conv_expand(squeezed))
+    torch.testing.assert_close(gate * out + x, block(x))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_shortcut_is_added(index: int) -> None:
+    """With the projection silenced, what is left of a stride-1 block is its shortcut."""
+    torch.manual_seed(0)
+    block = build("micronet_v1").blocks[index].eval()
+    nn.init.zeros_(block.bn_project.weight)
+    x = torch.randn(2, block.config.in_chs, 8, 8)
+    expected = x if index else block.bn_shortcut(block.conv_shortcut(x))
+    assert torch.equal(block(x), expected)
+
+
+def test_a_stride_2_block_has_no_shortcut() -> None:
+    block = build("micronet_v1").blocks[2].eval()
+    nn.init.zeros_(block.bn_project.weight)
+    assert not block(torch.randn(2, 16, 8, 8)).any()
+
+
+# --------------------------------------------------------------------- squeeze-and-excitation
+
+
+def scramble(se: SqueezeExcite) -> None:
+    for parameter in se.parameters():
+        nn.init.normal_(parameter)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_dead_gate_has_no_effect_and_no_gradient(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name).eval()
+    images = torch.randn(2, 3, 32, 32)
+    logits = model(images)
+    logits.square().sum().backward()
+    for index, block in enumerate(model.blocks):
+        grads = [parameter.grad for parameter in block.se.parameters()]
+        assert all((grad is None) == (index in STRIDE_2) for grad in grads)
+
+    for index in STRIDE_2:
+        scramble(model.blocks[index].se)
+    assert torch.equal(model(images), logits)
+    scramble(model.blocks[3].se)
+    assert not torch.equal(model(images), logits)
+
+
+def test_an_applied_gate_has_an_effect() -> None:
+    torch.manual_seed(0)
+    dead = get_architecture("micronet_v1_released")
+    model = MicroNet(replace(dead, downsample_se="applied")).eval()
+    images = torch.randn(2, 3, 32, 32)
+    logits = model(images)
+    scramble(model.blocks[STRIDE_2[0]].se)
+    assert not torch.equal(model(images), logits)
+
+
+# ---------------------------------------------------------------------- building and naming
+
+
+def test_the_classifier_starts_without_bias() -> None:
+    for name in ("micronet_v1", "c_efficientnet_1.0", "table1_4.0"):
+        assert not build(name).head.classifier.bias.any()
+
+
+def test_given_blocks_rebuild_the_network_of_the_table() -> None:
+    architecture = get_architecture("micronet_v1_released")
+    rebuilt = replace(architecture, name="cut", cut_blocks=architecture.blocks)
+    assert rebuilt.blocks == architecture.blocks
+    model = MicroNet(architecture).eval()
+    twin = MicroNet(rebuilt).eval()
+    twin.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(twin(images), model(images))
+
+
+def test_a_cut_block_keeps_the_rest() -> None:
+    architecture = get_architecture("micronet_v1")
+    first, *others = architecture.blocks
+    narrow = replace(first, hidden_chs=first.hidden_chs - 1)
+    cut = replace(architecture, cut_blocks=(narrow, *others))
+    saved = num_params(on_meta(architecture)) - num_params(on_meta(cut))
+    assert saved == first.in_chs + 2 + 9 + 2 + first.out_chs
+
+
+def test_width_mult_scales_every_width_to_an_even_number() -> None:
+    small = replace(get_architecture("micronet_v1"), width_mult=0.75)
+    assert small.scaled_stem_chs == 24
+    assert sorted({block.out_chs for block in small.blocks}) == [12, 24, 36, 54, 60, 66, 80]
+    assert MicroNet(small).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 100)
+
+
+def test_width_mult_leaves_no_layer_empty() -> None:
+    tiny = replace(get_architecture("micronet_v1_released"), width_mult=0.01)
+    assert all(block.out_chs == 4 and block.se_chs == 1 for block in tiny.blocks)
+    assert MicroNet(tiny).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 100)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown model 'micronet_v3'; choose from micronet_v1,"):
+        build("micronet_v3")
+
+
+def test_a_ratio_under_1_is_refused() -> None:
+    with pytest.raises(InputError, match=r"expand_ratio 0\.5 is under 1"):
+        c_efficientnet(0.5)
+
+
+def test_c_efficientnet_3_is_micronet_v1() -> None:
+    assert c_efficientnet(3.0).blocks == get_architecture("micronet_v1").blocks
+    assert c_efficientnet(2.25).blocks[1].hidden_chs == 36
+
+
+# ----------------------------------------------------------------------- against the paper
+
+
+@pytest.fixture(scope="module")
+def paper() -> pd.DataFrame:
+    return records.paper_wide("architecture", "kim2020").set_index("point")
+
+
+def test_the_transcription_is_complete() -> None:
+    rows = records.paper("architecture")
+    assert list(rows.columns) == ["point", "metric", "value", "source", "locator"]
+    assert not rows.isna().any().any()
+    assert not rows.duplicated(["point", "metric"]).any()
+    ratios = [f"{ratio:.1f}" for ratio in EXPAND_RATIOS]
+    assert {metric: list(group["point"]) for metric, group in rows.groupby("metric")} == {
+        "top1_vanilla_percent": ratios,
+        "top1_no_bias_decay_percent": ratios,
+        "param_storage_millions": ratios,
+        "math_ops_millions": ratios,
+        "score": ratios,
+    }
+    assert set(rows["source"]) == {"kim2020"}
+    assert rows["locator"].str.match(r"Table 2, row .+").all()
+
+
+def test_the_printed_score_is_equation_1_on_the_printed_numbers(paper: pd.DataFrame) -> None:
+    storage = paper["param_storage_millions"] * 1e6 / PARAM_BASE
+    operations = paper["math_ops_millions"] * 1e6 / OPS_BASE
+    assert ((storage + operations).round(4) == paper["score"]).all()
+
+
+def committed(sweep: str, metric: str) -> pd.Series:
+    """The committed records of a sweep in millions, by point."""
+    rows = records.measured(SWEEPS[sweep]).set_index("point")
+    assert (rows["n"] > 0).all()
+    return rows[metric] / 1e6
+
+
+def test_storage_is_the_papers_at_all_seven_ratios(paper: pd.DataFrame) -> None:
+    counted = committed("expand_ratio", "revised.param_storage")
+    assert list(counted.map("{:.2f}".format)) == list(
+        paper["param_storage_millions"].map("{:.2f}".format)
+    )
+
+
+def test_the_printed_table_is_another_network(paper: pd.DataFrame) -> None:
+    counted = committed("printed_table", "revised.param_storage")
+    assert list(counted.round(3)) == [0.121, 0.162, 0.203, 0.244, 0.284, 0.325, 0.366]
+    assert ((counted - paper["param_storage_millions"]).abs() > 0.02).all()
+
+
+def test_operations_are_up_to_3_percent_low(paper: pd.DataFrame) -> None:
+    counted = committed("expand_ratio", "revised.math_ops")
+    assert list(counted.round(2)) == [21.80, 31.00, 40.21, 49.42, 58.63, 67.83, 77.04]
+    residual = counted / paper["math_ops_millions"] - 1
+    assert residual.between(-0.032, -0.009).all()
+
+
+def test_the_comparison_marks_what_rounds_to_the_printed_digit() -> None:
+    metrics = ["param_storage_millions", "math_ops_millions", "score"]
+    rows = pd.DataFrame(
+        {
+            "point": ["1.0"] * 3 + ["2.0"] * 3,
+            "metric": metrics * 2,
+            "paper": [0.10, 22.0, 0.0048, 0.16, 41.0, 0.0083],
+            "measured": [0.1049, 21.4, 0.00481, 0.1551, 41.4, 0.00836],
+        }
+    )
+    rows["difference"] = rows["measured"] - rows["paper"]
+    table = plots.expand_ratio_table(rows)
+    assert list(table["i"]) == ["1.0", "2.0"]
+    assert list(table["NP rounds"]) == [True, True]
+    assert list(table["MO rounds"]) == [False, True]
+    assert list(table["score rounds"]) == [True, False]
+    assert table["MO off"][0] == pytest.approx(21.4 / 22 - 1)
+
+
+# ------------------------------------------------------------------------ the published files
+
+
+@pytest.mark.parametrize(
+    ("name", "num_zero_biases"),
+    [("micronet_v1_pr_60", 230), ("micronet_v2_pr_30", 255), ("micronet_v2_pr_60", 255)],
+)
+def test_the_dead_gates_of_the_published_files_were_never_trained(
+    name: str, num_zero_biases: int
+) -> None:
+    path = checkpoint_path(name)
+    if not path.is_file():
+        pytest.skip(f"skipped: no {path.name} under $MICRONET_DATA/kaist")
+    model = load_published(path)
+    dead = {
+        f"blocks.{index}.se.{layer}.bias"
+        for index in STRIDE_2
+        for layer in ("conv_reduce", "conv_expand")
+    }
+    vectors = {n: p for n, p in model.named_parameters() if p.ndim == 1}
+    assert {n for n, p in vectors.items() if (p == 0).any()} == dead
+    assert sum(vectors[n].numel() for n in dead) == num_zero_biases
+    assert not any(vectors[n].any() for n in dead)
+
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(remove_dead_gates(model)(images), model(images))

@@ -1,0 +1,461 @@
+"""Policies and draws; both appliers against Pillow, image by image, with the same decisions."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from test_augmentation_image_ops import (
+    BLENDED,
+    PILLOW,
+    PILLOW_ROUNDS_TWICE,
+    POLICY_FILE,
+    from_pillow,
+    sample_images,
+    to_pillow,
+)
+from torch import Tensor
+from torchvision.transforms import functional as torchvision
+
+from micronet_lib.augmentation import policies as augmentation
+from micronet_lib.augmentation.image_ops import GEOMETRY, OPERATIONS
+from micronet_lib.augmentation.policies import (
+    NO_OPERATION,
+    VALUE_RANGES,
+    AugmentConfig,
+    Draws,
+    Policies,
+    apply_static,
+    apply_subset,
+    augment,
+    compile_policies,
+    draw,
+    load_policies,
+    uniform_policies,
+)
+from micronet_lib.errors import InputError
+
+SUB_POLICY = [["Rotate", 0.5, 0.25], ["Invert", 1.0, 0.5]]
+
+needs_policies = pytest.mark.skipif(
+    not POLICY_FILE.is_file(), reason="no policies: python -m micronet_lib data fetch policies"
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def many_draws(num_images: int, seed: int = 0) -> Draws:
+    """Draws in which nearly every step is done."""
+    policies = uniform_policies(generator(seed), 600)
+    always = Policies(policies.ops, policies.probabilities.sqrt().sqrt(), policies.values)
+    return draw(always, num_images, generator(seed + 1))
+
+
+def by_pillow(images: Tensor, draws: Draws) -> Tensor:
+    """The pipeline as it is usually written, one Pillow image after the other."""
+    results = []
+    for number, tensor in enumerate(images):
+        image = to_pillow(tensor)
+        for step in range(draws.ops.shape[1]):
+            place = int(draws.ops[number, step])
+            if place != NO_OPERATION:
+                x, y = draws.centres[number, step].tolist()
+                value = float(draws.values[number, step])
+                image = PILLOW[OPERATIONS[place]](image, value, (x, y))
+        row, column = draws.shifts[number].tolist()
+        image = torchvision.crop(torchvision.pad(image, 4, fill=128), row, column, 32, 32)
+        if draws.flips[number]:
+            image = torchvision.hflip(image)
+        results.append(from_pillow(image))
+    return torch.stack(results)
+
+
+# ------------------------------------------------------------------------------------- applying
+
+
+def test_both_appliers_and_pillow_agree():
+    images = sample_images().repeat(30, 1, 1, 1)
+    draws = many_draws(len(images))
+    assert set(draws.ops.flatten().tolist()) == set(range(NO_OPERATION + 1))
+    before = images.clone()
+    subset = apply_subset(images, draws)
+    assert torch.equal(subset, apply_static(images, draws))
+    assert torch.equal(images, before)
+    if not PILLOW_ROUNDS_TWICE:
+        blended = torch.tensor([OPERATIONS.index(name) for name in BLENDED])
+        same = ~torch.isin(draws.ops, blended).any(1)
+        images, subset = images[same], subset[same]
+        draws = Draws(*(getattr(draws, field.name)[same] for field in fields(draws)))
+    assert torch.equal(subset, by_pillow(images, draws))
+
+
+@needs_policies
+def test_the_published_policies_make_pillows_images():
+    images = sample_images().repeat(10, 1, 1, 1)
+    draws = draw(load_policies(POLICY_FILE), len(images), generator())
+    subset = apply_subset(images, draws)
+    assert torch.equal(subset, apply_static(images, draws))
+    wrong = (subset.int() - by_pillow(images, draws).int()).abs().flatten(1).amax(1) > 0
+    assert wrong.sum() == 0 if PILLOW_ROUNDS_TWICE else wrong.float().mean() < 0.05
+
+
+def test_steps_happen_one_after_the_other():
+    """A turn by 30 degrees and back is not the image: two resamplings, each with black corners."""
+    rotate = OPERATIONS.index("Rotate")
+    images = sample_images()[29:37]
+    draws = draw(None, len(images), generator(), crop=False, flip=False)
+    turned = Draws(
+        ops=torch.full((len(images), 2), rotate),
+        values=torch.tensor([[30.0, -30.0]], dtype=torch.float64).expand(len(images), 2),
+        centres=torch.zeros(len(images), 2, 2, dtype=torch.float64),
+        shifts=draws.shifts,
+        flips=draws.flips,
+    )
+    result = apply_subset(images, turned)
+    assert torch.equal(result, by_pillow(images, turned))
+    assert (result[:, :, 0, 0] == 0).all()
+    assert not torch.equal(result, images)
+
+
+@pytest.mark.parametrize(("crop", "flip"), [(False, False), (True, False), (False, True)])
+def test_without_policy_only_crop_and_flip_are_left(crop, flip):
+    images = sample_images()
+    draws = draw(None, len(images), generator(), crop=crop, flip=flip)
+    result = augment(images, draws)
+    assert torch.equal(result, by_pillow(images, draws))
+    assert torch.equal(result, apply_static(images, draws))
+    assert torch.equal(result, images) == (not crop and not flip)
+
+
+@pytest.mark.parametrize(("applier", "device_type"), [("subset", "cpu"), ("static", "meta")])
+def test_augment_cuts_into_chunks_and_chooses_by_device(applier, device_type, monkeypatch):
+    seen = []
+
+    def fake(images, draws):
+        seen.append((len(images), len(draws.ops), len(draws.flips)))
+        return images
+
+    monkeypatch.setattr(augmentation, f"apply_{applier}", fake)
+    monkeypatch.setattr(augmentation, f"{applier.upper()}_CHUNK", 4)
+    images = torch.empty(10, 3, 32, 32, dtype=torch.uint8, device=device_type)
+    augment(images, draw(None, 10, generator(), device_type))
+    assert seen == [(4, 4, 4), (4, 4, 4), (2, 2, 2)]
+
+
+def test_chunks_change_nothing(monkeypatch):
+    images, draws = sample_images(), many_draws(40)
+    expected = apply_subset(images, draws)
+    assert torch.equal(augment(images, draws), expected)
+    monkeypatch.setattr(augmentation, "SUBSET_CHUNK", 7)
+    assert torch.equal(augment(images, draws), expected)
+
+
+def test_one_image_and_none():
+    images, draws = sample_images(), many_draws(40)
+    one = [augment(images[i : i + 1], part) for i, part in enumerate(draws.split(1))]
+    assert torch.equal(torch.cat(one), augment(images, draws))
+    assert augment(images[:0], many_draws(0)).shape == (0, 3, 32, 32)
+
+
+def test_the_static_applier_is_one_graph():
+    """No branch on data, no shape that depends on it: the trace has no break."""
+    traced = torch.compile(apply_static, fullgraph=True, backend="eager", dynamic=False)
+    images = sample_images()
+    for seed in (0, 1):  # the second call reuses the first one's graph
+        with torch.compiler.set_stance("default" if seed == 0 else "fail_on_recompile"):
+            draws = many_draws(len(images), seed)
+            assert torch.equal(traced(images, draws), apply_subset(images, draws))
+
+
+def test_the_static_applier_stays_on_its_device():
+    """On the device without contents every wait for a value and every foreign tensor raises."""
+    images = torch.empty(5, 3, 32, 32, dtype=torch.uint8, device="meta")
+    policies = uniform_policies(generator(), 20)
+    result = apply_static(images, draw(policies, 5, generator(), "meta"))
+    assert (result.device.type, result.shape, result.dtype) == ("meta", images.shape, torch.uint8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_makes_the_cpus_images():
+    images = sample_images().cuda()
+    draws = draw(uniform_policies(generator(), 600), 40, generator(), "cuda")
+    apply_static(images, draws)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = apply_static(images, draws)
+    for seed in (1, 2):
+        fresh = many_draws(40, seed)
+        for field in fields(draws):
+            getattr(draws, field.name).copy_(getattr(fresh, field.name))
+        graph.replay()
+        assert torch.equal(result.cpu(), apply_subset(images.cpu(), fresh))
+
+
+def test_images_of_the_wrong_kind():
+    draws = many_draws(2)
+    with pytest.raises(InputError, match=r"torch.float32 \[2, 3, 32, 32\]: augment before"):
+        augment(torch.zeros(2, 3, 32, 32), draws)
+    with pytest.raises(InputError, match=r"\[2, 3, 28, 28\]"):
+        augment(torch.zeros(2, 3, 28, 28, dtype=torch.uint8), draws)
+    with pytest.raises(InputError, match="3 images, but decisions about 2"):
+        augment(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), draws)
+
+
+# -------------------------------------------------------------------------------------- drawing
+
+
+def equal(draws: Draws, others: Draws) -> bool:
+    pairs = [(getattr(draws, f.name), getattr(others, f.name)) for f in fields(Draws)]
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_the_same_seed_draws_the_same():
+    policies = uniform_policies(generator(), 20)
+    first, again, other = (draw(policies, 50, generator(seed)) for seed in (1, 1, 2))
+    assert equal(first, again)
+    assert not equal(first, other)
+    running = generator(1)
+    draw(policies, 50, running)
+    assert not equal(first, draw(policies, 50, running))
+    torch.manual_seed(7)
+    assert equal(first, draw(policies, 50, generator(1)))
+
+
+def test_shapes_types_and_bounds():
+    draws = many_draws(300)
+    assert (draws.ops.dtype, draws.ops.shape) == (torch.int64, (300, 2))
+    assert (draws.values.dtype, draws.values.shape) == (torch.float64, (300, 2))
+    assert (draws.centres.dtype, draws.centres.shape) == (torch.float64, (300, 2, 2))
+    assert (draws.shifts.dtype, draws.shifts.shape) == (torch.int64, (300, 2))
+    assert (draws.flips.dtype, draws.flips.shape) == (torch.bool, (300,))
+    assert draw(None, 5, generator()).ops.shape == (5, 0)
+    assert (draws.shifts.min(), draws.shifts.max()) == (0, 8)
+    for op, value in zip(
+        draws.ops.flatten().tolist(), draws.values.flatten().tolist(), strict=True
+    ):
+        if op != NO_OPERATION:
+            low, high = VALUE_RANGES[OPERATIONS[op]]
+            assert low <= value <= high
+
+
+def sigmas(count: Tensor, num: int, probability: float) -> float:
+    """How far a count is from what a coin of this probability gives, in standard deviations."""
+    return abs(float(count) - num * probability) / (num * probability * (1 - probability)) ** 0.5
+
+
+def test_each_step_happens_with_its_probability():
+    policies = compile_policies(
+        [
+            [("Rotate", 0.2, 0.9), ("Posterize", 0.7, 0.5)],
+            [("Color", 0.0, 0.1), ("ShearX", 1.0, 1.0)],
+        ]
+    )
+    num = 20_000
+    draws = draw(policies, num, generator())
+    rotate, posterize, shear, none = (
+        draws.ops == op
+        for op in (*map(OPERATIONS.index, ("Rotate", "Posterize", "ShearX")), NO_OPERATION)
+    )
+    assert sigmas(rotate[:, 0].sum(), num, 0.5 * 0.2) < 4
+    assert sigmas(posterize[:, 1].sum(), num, 0.5 * 0.7) < 4
+    assert sigmas(shear[:, 1].sum(), num, 0.5) < 4
+    assert sigmas(none[:, 0].sum(), num, 0.5 * 0.8 + 0.5) < 4
+    both = rotate[:, 0] & posterize[:, 1]
+    assert sigmas(both.sum(), num, 0.5 * 0.2 * 0.7) < 4  # the two steps decide on their own
+    assert not (posterize[:, 1] & (draws.ops[:, 0] == OPERATIONS.index("Color"))).any()
+    # Geometry goes either way, tone does not.
+    assert set(draws.values[rotate].tolist()) == {0.9 * 60 - 30, 30 - 0.9 * 60}
+    assert set(draws.values[shear].tolist()) == {0.3, -0.3}
+    assert set(draws.values[posterize].tolist()) == {6.0}
+    assert sigmas((draws.values[shear] < 0).sum(), int(shear.sum()), 0.5) < 4
+
+
+def test_places_are_uniform():
+    num = 20_000
+    draws = draw(uniform_policies(generator(), 3), num, generator())
+    assert sigmas(draws.flips.sum(), num, 0.5) < 4
+    for shift in range(9):
+        for axis in (0, 1):
+            assert sigmas((draws.shifts[:, axis] == shift).sum(), num, 1 / 9) < 4
+    # numpy.random.uniform(32) is uniform between 1 and 32, as the released cutouts are.
+    assert (draws.centres > 1).all()
+    assert (draws.centres <= 32).all()
+    for quarter in range(4):
+        inside = (draws.centres > 1 + 7.75 * quarter) & (draws.centres <= 8.75 + 7.75 * quarter)
+        assert sigmas(inside.sum(), draws.centres.numel(), 0.25) < 4
+
+
+# ------------------------------------------------------------------------------------- policies
+
+
+def test_a_table_by_hand():
+    policies = compile_policies([SUB_POLICY, [("Posterize", 0, 1), ("Cutout", 1, 0.5)]])
+    names = [[OPERATIONS[op] for op in pair] for pair in policies.ops.tolist()]
+    assert names == [["Rotate", "Invert"], ["Posterize", "Cutout"]]
+    assert policies.probabilities.tolist() == [[0.5, 1.0], [0.0, 1.0]]
+    assert policies.values.tolist() == [[-15.0, 0.5], [8.0, 0.1]]
+
+
+def test_geometry_comes_first():
+    """`draw` tells what may go either way by the place in the list."""
+    assert OPERATIONS[: len(GEOMETRY)] == tuple(GEOMETRY)
+    assert set(GEOMETRY) == {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
+
+
+def test_random_policies_are_uniform_and_repeatable():
+    policies = uniform_policies(generator(), 10_000)
+    again = uniform_policies(generator(), 10_000)
+    assert torch.equal(policies.ops, again.ops)
+    assert torch.equal(policies.values, again.values)
+    assert policies.ops.shape == policies.probabilities.shape == policies.values.shape
+    for op, name in enumerate(OPERATIONS):
+        here = policies.ops == op
+        assert sigmas(here.sum(), 20_000, 1 / 15) < 4
+        low, high = VALUE_RANGES[name]
+        upper_half = policies.values[here] > (low + high) / 2
+        assert sigmas(upper_half.sum(), int(here.sum()), 0.5) < 4
+        assert policies.values[here].min() >= low
+        assert policies.values[here].max() <= high
+    assert sigmas((policies.probabilities < 0.25).sum(), 20_000, 0.25) < 4
+
+
+@needs_policies
+@pytest.mark.parametrize(
+    ("policy_set", "num", "num_unique"),
+    [
+        ("fa_wresnet28x10_cifar100", 496, 248),
+        ("fa_shake26_2x96d_cifar100", 498, 498),
+        ("fa_wresnet40x2_cifar100", 500, 250),
+        ("fa_wresnet40x2_cifar100_r5", 490, 245),
+        ("all", 1984, 1241),
+    ],
+)
+def test_the_published_file(policy_set, num, num_unique):
+    policies = load_policies(POLICY_FILE, policy_set)
+    rows = torch.cat([policies.ops.double(), policies.probabilities, policies.values], 1)
+    assert len(rows) == num
+    assert len(rows.unique(dim=0)) == num_unique
+
+
+@needs_policies
+def test_values_are_the_doubles_of_the_formula():
+    sub_policies = json.loads(POLICY_FILE.read_text(encoding="utf-8"))["fa_wresnet28x10_cifar100"]
+    expected = [
+        [level * (VALUE_RANGES[op][1] - VALUE_RANGES[op][0]) + VALUE_RANGES[op][0]]
+        for sub_policy in sub_policies
+        for op, _, level in sub_policy
+    ]
+    values = load_policies(POLICY_FILE, "fa_wresnet28x10_cifar100").values
+    assert values.view(-1, 1).tolist() == expected
+
+
+def test_sets_are_chosen_by_name(tmp_path):
+    path = tmp_path / "policies.json"
+    other = [["Color", 0.1, 0.2], ["Cutout", 0.3, 0.4]]
+    path.write_text(json.dumps({"one": [SUB_POLICY], "two": [other, other]}))
+    assert load_policies(path, "one").probabilities.tolist() == [[0.5, 1.0]]
+    assert load_policies(str(path), "two").probabilities.tolist() == [[0.1, 0.3]] * 2
+    assert len(load_policies(path).ops) == 3
+    with pytest.raises(InputError, match="unknown policy set 'three'; choose from all, one, two"):
+        load_policies(path, "three")
+
+
+@pytest.mark.parametrize(
+    "sub_policy",
+    [
+        [["Rotate", 0.5, 0.25]],
+        [*SUB_POLICY, ["Invert", 1.0, 0.5]],
+        [["Rotate", 0.5], ["Invert", 1.0, 0.5]],
+        [["Blur", 0.5, 0.25], ["Invert", 1.0, 0.5]],
+        [["Rotate", 1.5, 0.25], ["Invert", 1.0, 0.5]],
+        [["Rotate", 0.5, -0.1], ["Invert", 1.0, 0.5]],
+        [["Rotate", float("nan"), 0.1], ["Invert", 1.0, 0.5]],
+        [["Rotate", "0.5", 0.1], ["Invert", 1.0, 0.5]],
+        [["Rotate", None, 0.1], ["Invert", 1.0, 0.5]],
+        [[3, 0.5, 0.1], ["Invert", 1.0, 0.5]],
+        "ab",
+        7,
+        {"Rotate": 1, "Invert": 2},
+        [],
+    ],
+    ids=str,
+)
+def test_a_malformed_sub_policy_is_named(sub_policy, tmp_path):
+    with pytest.raises(InputError, match="sub-policy 1 is not two"):
+        compile_policies([SUB_POLICY, sub_policy])
+    path = tmp_path / "policies.json"
+    path.write_text(json.dumps({"mine": [SUB_POLICY, sub_policy]}))
+    with pytest.raises(InputError, match=r"policies.json, set mine: sub-policy 1 is not two") as e:
+        load_policies(path, "mine")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "does not map names"),
+        ('{"one": 3}', "does not map names"),
+        ("{}", "there is no sub-policy"),
+        ('{"one": []}', "there is no sub-policy"),
+        (b"\xff\xfe\xff", "is not JSON"),
+    ],
+)
+def test_a_malformed_file(content, message, tmp_path):
+    path = tmp_path / "policies.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        load_policies(path)
+
+
+def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch):
+    path = tmp_path / "policies.json"
+    with pytest.raises(InputError, match=r"No such file .*data fetch policies"):
+        load_policies(path)
+    monkeypatch.setattr(augmentation, "SEARCHED_FILE", path)
+    with pytest.raises(InputError, match=r"No such file .*micronet_lib search-policies"):
+        load_policies(path)
+
+
+def test_provenance_is_no_set(tmp_path):
+    path = tmp_path / "policies.json"
+    path.write_text(json.dumps({"provenance": {"seed": 1}, "searched": [SUB_POLICY]}))
+    assert len(load_policies(path).ops) == 1
+    with pytest.raises(InputError, match="choose from all, searched"):
+        load_policies(path, "provenance")
+    path.write_text(json.dumps({"provenance": {"seed": 1}, "other": {"seed": 1}}))
+    with pytest.raises(InputError, match="does not map names"):
+        load_policies(path)
+
+
+# ---------------------------------------------------------------------------------------- config
+
+
+def test_the_default_config_is_crop_and_flip():
+    config = AugmentConfig()
+    assert (config.policy, config.crop, config.flip, config.mix) == ("none", True, True, "none")
+    AugmentConfig(policy="fast_autoaugment", policy_set="mine", mix="cutmix", mix_prob=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"policy": "auto"},
+            "unknown policy 'auto'; choose from none, fast_autoaugment, searched, random",
+        ),
+        ({"mix": "cutout"}, "unknown mix 'cutout'; choose from none, cutmix, mixup"),
+        ({"mix_alpha": 0.0}, "mix_alpha is 0.0: give a number above 0"),
+        ({"mix_alpha": float("inf")}, "mix_alpha is inf"),
+        ({"mix_alpha": float("nan")}, "mix_alpha is nan"),
+        ({"mix_prob": 1.1}, "mix_prob is 1.1: give a fraction from 0 to 1"),
+        ({"mix_prob": -0.1}, "mix_prob is -0.1"),
+    ],
+)
+def test_a_config_that_cannot_be(settings, message):
+    with pytest.raises(InputError, match=message):
+        AugmentConfig(**settings)

@@ -1,0 +1,69 @@
+import re
+import subprocess
+
+import pytest
+import torch
+
+from micronet_lib.lab.host import machine
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "micronet_lib").mkdir()
+    (tmp_path / "micronet_lib" / "code.py").write_text("x = 1\n")
+    (tmp_path / "notes.md").write_text("a\n")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_environment_says_what_a_record_needs():
+    env = machine.environment(wall_s=1.23456)
+    assert env["wall_s"] == 1.23
+    assert env["torch"] == torch.__version__
+    assert env["cuda"] is None
+    assert env["device"].startswith(f"{torch.get_num_threads()} CPU threads (")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", env["date"])
+    assert set(env) == {"device", "torch", "cuda", "python", "commit", "date", "wall_s"}
+
+
+def test_commit_carries_a_plus_for_changed_code_and_only_for_code(checkout):
+    assert machine.environment()["commit"] == "unknown"  # nothing was committed yet
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    commit = machine.environment()["commit"]
+    assert re.fullmatch("[0-9a-f]{7}", commit)
+    (checkout / "notes.md").write_text("b\n")
+    assert machine.environment()["commit"] == commit
+    (checkout / "micronet_lib" / "code.py").write_text("x = 2\n")
+    assert machine.environment()["commit"] == commit + "+"
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine.environment()["commit"] == "unknown"
+
+
+def test_outside_of_its_repository_the_code_is_told_its_commit(tmp_path, monkeypatch, checkout):
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    commit = machine.environment()["commit"]
+    monkeypatch.setenv("MICRONET_COMMIT", "abc1234")
+    assert machine.environment()["commit"] == commit  # git knows better
+    copy = checkout / "copy"  # in a repository, but not of it
+    (copy / "micronet_lib").mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", copy)
+    assert machine.environment()["commit"] == "abc1234"
+    monkeypatch.delenv("MICRONET_COMMIT")
+    assert machine.environment()["commit"] == "unknown"
+
+
+def test_stamp_names_profile_seed_and_machine():
+    stamp = machine.stamp("smoke", 3)
+    assert stamp.startswith("this run: profile smoke · seed 3 · torch ")
+    assert "device: " in stamp

@@ -1,0 +1,144 @@
+from math import ceil, log2
+
+import pytest
+import torch
+from torch import nn
+
+from micronet_lib.errors import InputError
+from micronet_lib.scoring.bill import score_network
+from micronet_lib.scoring.operations import record_operations
+from micronet_lib.scoring.rules import (
+    RULE_SETS,
+    Item,
+    OfficialRules,
+    Precision,
+    get_rules,
+    rules_of,
+)
+
+
+def items_of(model: nn.Module, rules: str, shape: tuple[int, ...]) -> list[Item]:
+    priced = [i for op in record_operations(model, shape) for i in get_rules(rules).price(op)]
+    return [item for item in priced if item.count]
+
+
+@pytest.fixture
+def half_empty() -> nn.Sequential:
+    conv = nn.Conv2d(8, 4, 3, padding=1, bias=False)
+    conv.weight.data.fill_(1.0)[:, ::2] = 0  # 144 of 288 weights are left
+    return nn.Sequential(conv, nn.BatchNorm2d(4))
+
+
+# One row a rule set: multiplications, additions, parameters, mask positions on a 5 x 5 picture.
+OUTPUTS = 4 * 5 * 5
+BY_HAND = {
+    "first": (OUTPUTS * 36, OUTPUTS * 36 * 71 / 72, 144, 0),
+    "revised": (OUTPUTS * 36, OUTPUTS * 36, 148, 0),
+    "published": (OUTPUTS * 36, OUTPUTS * 36, 148, 288),
+    "official": (OUTPUTS * 36, OUTPUTS * 35 + OUTPUTS, 148, 288),
+    "official_quirk": (OUTPUTS * 36, OUTPUTS * 35 + OUTPUTS, 148, 288),
+}
+
+
+@pytest.mark.parametrize("rules", RULE_SETS)
+def test_a_sparse_convolution_by_hand(rules: str, half_empty: nn.Sequential) -> None:
+    items = items_of(half_empty, rules, (8, 5, 5))
+    totals = [
+        sum(item.count for item in items if item.quantity == quantity)
+        for quantity in ("mult", "add", "param", "mask")
+    ]
+    assert totals == pytest.approx(BY_HAND[rules])
+    widths = {item.quantity: item.bits for item in items}
+    assert widths == {"mult": 16, "add": 32, "param": 16} | ({"mask": 1} if totals[3] else {})
+
+
+def test_dense_tensors_need_no_mask_officially_but_get_one_from_the_winners() -> None:
+    conv = nn.Conv2d(8, 4, 1)
+    masks = {
+        rules: sum(i.count for i in items_of(conv, rules, (8, 2, 2)) if i.quantity == "mask")
+        for rules in ("published", "official")
+    }
+    assert masks == {"published": 32, "official": 0}
+
+
+def test_the_classifier_by_hand() -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(6, 10))
+    linear[1].weight.data[:, 0] = 0  # 50 weights
+    linear[1].bias.data.fill_(1.0)[0] = 0
+    published = score_network(linear, "published", (6, 1, 1))
+    assert (published.num_mults, published.num_params) == (50, 59)
+    assert published.num_adds == pytest.approx(5 * 10 * 5 / 6)  # their bias is stored, not added
+    official = score_network(linear, "official", (6, 1, 1))
+    assert (official.num_mults, official.num_adds, official.num_params) == (50, 50, 60)
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dw = nn.Conv2d(4, 12, 1, bias=False)
+        self.deep = nn.Conv2d(12, 12, 1, groups=12, bias=False)
+        self.back = nn.Conv2d(12, 4, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.back(self.deep(self.dw(x)))
+        return out * out.mean((2, 3), keepdim=True).sigmoid() + x
+
+
+def test_gates_and_residuals_are_free_only_for_the_winners() -> None:
+    def adds_and_mults(rules: str) -> dict[str, float]:
+        items = items_of(Gated(), rules, (4, 3, 3))
+        return {f"{i.kind}.{i.quantity}": i.count for i in items if i.kind in ("gate", "residual")}
+
+    assert adds_and_mults("published") == {}
+    assert adds_and_mults("official") == {"gate.mult": 36, "residual.add": 36}
+    assert adds_and_mults("official_quirk") == {"gate.mult": 36, "residual.add": 12 * 9}
+
+
+def tree_adds(n: int, width: int) -> float:
+    """Total bit width of the additions of a balanced tree over n products."""
+    total, values = 0.0, [width] * n
+    while len(values) > 1:
+        pairs = [max(a, b) for a, b in zip(values[::2], values[1::2], strict=False)]
+        total += sum(pairs)
+        values = [w + 1 for w in pairs] + values[len(pairs) * 2 :]
+    return total
+
+
+@pytest.mark.parametrize("terms", [2, 4, 8, 64])
+def test_accumulators_by_hand(terms: int) -> None:
+    """w4a8: products of 12 bits, summed in fp32, in an exact integer, in a growing tree."""
+    conv = nn.Conv2d(terms, 1, 1, bias=False)
+    model = nn.Sequential(nn.ReLU(), conv)
+    widths = {}
+    for accumulator in ("fp32", "integer", "adder_tree"):
+        rules = rules_of("official", 4, 8, accumulator)
+        items = [i for op in record_operations(model, (terms, 1, 1)) for i in rules.price(op)]
+        (add,) = [i for i in items if i.quantity == "add" and i.kind == "conv"]
+        widths[accumulator] = add.count * add.bits
+    assert widths["fp32"] == 32 * (terms - 1)
+    assert widths["integer"] == (12 + ceil(log2(terms))) * (terms - 1)
+    assert widths["adder_tree"] == pytest.approx(tree_adds(terms, 12))
+
+
+def test_quantised_multiplications_cost_the_wider_input_and_the_image_has_eight_bits() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
+    rules = OfficialRules(precision=Precision(weight_bits=2, activation_bits=4))
+    items = [i for op in record_operations(model, (3, 1, 1)) for i in rules.price(op)]
+    products = [i.bits for i in items if i.quantity == "mult"]
+    assert products == [8, 16, 4, 16]  # each followed by the rescaling of its outputs
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("officials",), "unknown rule set 'officials'; choose from first"),
+        (("official", 8, 8, "int"), "unknown accumulator 'int'; choose from fp32"),
+        (("official", 8), "given together"),
+        (("official", 33, 8), "from 1 to 32"),
+        (("official", 0, 0, "integer"), "needs weight and activation bits"),
+        (("published", 8, 8), "has no bit widths; use official"),
+    ],
+)
+def test_wrong_rules_are_refused(given: tuple, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        rules_of(*given)

@@ -1,0 +1,303 @@
+"""Reading the authors' files: every form they come in, and nothing else."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from published_format import authors_name, pruned_network, published_state, save
+from torch import nn
+
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.errors import InputError
+from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.storage.published import identify, load_published, read_state, rename
+from micronet_lib.lab.storage.states import (
+    forget_states,
+    load_own,
+    load_state,
+    save_own,
+    save_state,
+)
+
+PUBLISHED = checkpoint_path("micronet_v1_pr_60")
+
+
+@pytest.fixture(scope="module")
+def network() -> MicroNet:
+    return pruned_network()
+
+
+@pytest.fixture
+def state(network):
+    return published_state(network)
+
+
+def same_network(loaded: nn.Module, expected: nn.Module) -> bool:
+    ours, theirs = loaded.state_dict(), expected.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype
+        for name in theirs
+    )
+
+
+# ------------------------------------------------------------------- what must be readable
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda state: state, id="bare"),
+        pytest.param(lambda state: {"net4": state, "acc": 80.07}, id="under a key"),
+        pytest.param(lambda state: {"net": state, "acc": torch.tensor(80.07)}, id="acc a tensor"),
+        pytest.param(
+            lambda state: {"net": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+            id="optimizer beside",
+        ),
+        pytest.param(lambda s: {f"module.{k}": v for k, v in s.items()}, id="data parallel"),
+        pytest.param(lambda s: {k: nn.Parameter(v, False) for k, v in s.items()}, id="parameters"),
+        pytest.param(
+            lambda s: {k: v.bool() if "mask" in k else v for k, v in s.items()}, id="bool"
+        ),
+        pytest.param(lambda s: {k: v for k, v in s.items() if "mask" not in k}, id="no masks"),
+    ],
+)
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+def test_every_form_gives_the_same_network(network, state, tmp_path, form, as_zip):
+    path = save(form(state), tmp_path / "network.t7", as_zip=as_zip)
+    loaded = load_published(path)
+    assert loaded.architecture.name == "micronet_v1_released"
+    assert not loaded.training
+    assert same_network(loaded, network)
+
+
+@pytest.mark.parametrize("name", ["micronet_v2_released", "micronet_v1", "c_efficientnet_1.5"])
+def test_the_shapes_tell_which_network_it_is(tmp_path, name):
+    model = pruned_network(name)
+    loaded = load_published(save(published_state(model), tmp_path / "network.t7"))
+    assert loaded.architecture == get_architecture(name)
+    assert same_network(loaded, model)
+
+
+def test_double_precision_is_loaded_as_single(network, state, tmp_path):
+    doubled = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+    assert same_network(load_published(save(doubled, tmp_path / "network.t7")), network)
+
+
+def test_masks_that_nobody_applied_are_applied(network, state, tmp_path):
+    dense = {
+        key: torch.where(state[key.replace(".weight", ".mask")] == 0, 7.0, value)
+        if key.replace(".weight", ".mask") in state and key.endswith(".weight")
+        else value
+        for key, value in state.items()
+    }
+    assert (dense["layers.3.conv2.weight"] == 7).any()
+    assert same_network(load_published(save(dense, tmp_path / "network.t7")), network)
+
+
+def test_loaded_network_computes_what_the_saved_one_does(network, state, tmp_path):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    loaded = load_published(save(state, tmp_path / "network.t7"))
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), network(images))
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="python -m micronet_lib data fetch kaist")
+def test_the_tests_write_the_authors_format():
+    theirs = read_state(PUBLISHED)
+    ours = published_state(load_published(PUBLISHED))
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert value.shape == theirs[key].shape, key
+        assert value.dtype == theirs[key].dtype, key
+
+
+# -------------------------------------------------------------------------- names and shapes
+
+
+def test_rename_is_the_inverse_of_the_authors_names(network, state):
+    weights, masks = rename(state)
+    ours = network.state_dict()
+    assert weights.keys() == ours.keys()
+    assert masks.keys() == {name for name, value in ours.items() if value.ndim > 1}
+    for name, value in weights.items():
+        assert value is state[authors_name(name)]
+
+
+@pytest.mark.parametrize(
+    "key", ["stem.conv.weight", "layers.3.conv9.weight", "layers.x.conv1.weight", "weight", ""]
+)
+def test_rename_names_the_tensor_it_cannot_place(key):
+    with pytest.raises(InputError, match=re.escape(f"no place for the tensor {key!r}")):
+        rename({key: torch.ones(1)})
+
+
+def test_identify_names_the_nearest_network_and_the_first_difference(network):
+    shapes = dict(network.state_dict())
+    shapes["head.classifier.weight"] = torch.ones(10, 106)
+    with pytest.raises(
+        InputError,
+        match=r"nearest is micronet_v1_released with 1 differences, the first: "
+        r"head\.classifier\.weight is \(10, 106\), not \(100, 106\)",
+    ):
+        identify(shapes)
+
+
+# --------------------------------------------------------------------------- what is refused
+
+
+def refusal(path) -> str:
+    with pytest.raises(InputError) as caught:
+        load_published(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+def test_missing_file_and_folder_are_no_checkpoints(tmp_path):
+    assert "no checkpoint at" in refusal(tmp_path / "nowhere.t7")
+    assert "data fetch kaist" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+def test_whatever_the_damage_the_file_is_refused_in_one_sentence(tmp_path, as_zip):
+    """One byte altered, or the file cut there, at places spread over all of it."""
+    few = {f"layers.{i}.bn1.bias": torch.ones(4) for i in range(3)}
+    whole = save(few, tmp_path / "network.t7", as_zip=as_zip).read_bytes()
+    path = tmp_path / "damaged.t7"
+    refusals = []
+    for place in range(0, len(whole), max(1, len(whole) // 250)):
+        for damaged in (whole[:place], whole[:place] + b"\x28" + whole[place + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                read_state(path)
+            except InputError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 250
+    assert all(message.startswith(str(path)) for message in refusals)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({}, id="empty"),
+        pytest.param([torch.ones(1)], id="list"),
+        pytest.param(torch.ones(3), id="tensor"),
+        pytest.param({"linear.weight": 3.0}, id="number"),
+        pytest.param({0: torch.ones(1)}, id="unnamed tensors"),
+        pytest.param({"a": {"b": {"linear.weight": torch.ones(1)}}}, id="too deep"),
+        pytest.param({"linear.weight": torch.eye(3).to_sparse()}, id="sparse"),
+        pytest.param({"linear.weight": torch.ones(3, device="meta")}, id="no data"),
+        pytest.param({"linear.weight": torch.ones(3, dtype=torch.complex64)}, id="complex"),
+    ],
+)
+def test_what_is_no_dictionary_of_dense_tensors_holds_no_network(tmp_path, content):
+    assert "holds no network" in refusal(save(content, tmp_path / "network.t7"))
+
+
+@pytest.mark.parametrize("names", [("a", "b"), (1, 2)])
+def test_two_networks_in_one_file_are_ambiguous(state, tmp_path, names):
+    both = {name: {"linear.bias": state["linear.bias"]} for name in names}
+    first, second = names
+    message = refusal(save(both, tmp_path / "network.t7"))
+    assert f"holds 2 networks ({first}, {second}); save one of them alone" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "alter", "says"),
+    [
+        ("linear.weight", lambda v: v * torch.nan, "head.classifier.weight holds NaN or infinite"),
+        ("bn1.running_var", lambda v: v / 0, "stem.bn.running_var holds NaN or infinite"),
+        ("linear.bias", lambda v: v.double() + 1e300, "head.classifier.bias holds NaN or infinite"),
+        ("conv1.mask", lambda v: v * torch.nan, "stem.conv.weight holds NaN or infinite"),
+        ("conv1.mask", lambda v: v[:1], "the mask of stem.conv.weight does not fit its weight"),
+    ],
+)
+def test_values_that_are_not_finite_and_masks_that_do_not_fit(state, tmp_path, key, alter, says):
+    state[key] = alter(state[key])
+    assert says in refusal(save(state, tmp_path / "network.t7"))
+
+
+def test_a_mask_without_a_weight_does_not_fit(state, tmp_path):
+    state["layers.99.conv1.mask"] = torch.ones(1)
+    message = refusal(save(state, tmp_path / "network.t7"))
+    assert "the mask of blocks.99.conv_expand.weight does not fit" in message
+
+
+def test_a_whole_module_is_refused_because_loading_it_would_run_code(network, tmp_path):
+    path = tmp_path / "network.t7"
+    torch.save(network, path)
+    assert "nothing of it was executed" in refusal(path)
+
+
+def test_reading_never_unpickles_freely(state, tmp_path, monkeypatch):
+    """The safe reader stays the only one, whatever torch's default is."""
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("an unrestricted unpickler was made")
+
+    path = save(state, tmp_path / "network.t7", as_zip=False)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setattr(pickle, "Unpickler", forbidden)
+    monkeypatch.setattr(pickle, "load", forbidden)
+    assert read_state(path).keys() == state.keys()
+
+
+# ----------------------------------------------------------------------------------- our own files
+
+STATE = {"epoch": 3, "model": {"weight": torch.arange(4.0)}, "curve": {"loss": [1.5]}}
+
+
+def test_own_file_is_read_back_under_its_key_only(tmp_path):
+    save_own(tmp_path / "a.pt", "key", STATE)
+    found = load_own(tmp_path / "a.pt", "key")
+    assert found is not None
+    assert found["epoch"] == 3
+    assert torch.equal(found["model"]["weight"], STATE["model"]["weight"])
+    assert load_own(tmp_path / "a.pt", "other") is None
+    assert load_own(tmp_path / "b.pt", "key") is None
+
+
+@pytest.mark.parametrize("fault", ["cut", "a flipped bit", "empty"])
+def test_a_file_that_is_not_whole_is_recognised_and_its_predecessor_used(tmp_path, capsys, fault):
+    for epoch in (1, 2):
+        save_state(tmp_path, "key", STATE | {"epoch": epoch})
+    newest = tmp_path / "state.pt"
+    content = bytearray(newest.read_bytes())
+    match fault:
+        case "cut":
+            content = content[: len(content) // 2]
+        case "empty":
+            content = content[:0]
+        case _:
+            content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 1
+    assert "state.pt is not whole and is not used" in capsys.readouterr().err
+
+
+def test_the_newest_state_is_used_and_states_are_forgotten(tmp_path):
+    assert load_state(tmp_path, "key") is None
+    for epoch in (1, 2, 3):
+        save_state(tmp_path, "key", STATE | {"epoch": epoch})
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 3
+    forget_states(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_while_saving_leaves_a_state(tmp_path, monkeypatch):
+    save_state(tmp_path, "key", STATE)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"cannot write the checkpoint state.pt \(No space left"):
+        save_state(tmp_path, "key", STATE | {"epoch": 4})
+    state = load_state(tmp_path, "key")
+    assert state is not None
+    assert state["epoch"] == 3

@@ -1,0 +1,229 @@
+"""Captured work is the eager work: on a CPU with a stand-in for the graph, on a GPU with one."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from small_networks import seeded, single_thread
+from test_step import RECIPE, batch, narrow
+from test_training_loop import images, start, tiny, weights
+
+from micronet_lib.augmentation.mixing import draw_mix
+from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.errors import InputError
+from micronet_lib.lab.host.machine import set_up
+from micronet_lib.lab.recipes.bases import PAPER, RELEASED
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.training import captured
+from micronet_lib.lab.training.captured import (
+    CapturedStep,
+    CapturedTop1,
+    fastest_step,
+    fastest_top1,
+)
+from micronet_lib.lab.training.evaluation import evaluate
+from micronet_lib.lab.training.step import Step
+from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
+from micronet_lib.srip.penalty import SripConfig
+
+MIXES = ("none", "cutmix", "mixup")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with single_thread():
+        yield
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """On a CPU: warming up runs the body, and a replay is the body on the same tensors."""
+
+    def warm_up(body: Callable[[], None]) -> None:
+        for _ in range(captured.WARM_UP):
+            body()
+
+    monkeypatch.setattr(captured, "warm_up", warm_up)
+    monkeypatch.setattr(captured, "capture", lambda body, _: body)
+
+
+def recipe_of(mix: str, start: str = "fresh") -> Recipe:
+    return replace(
+        RECIPE,
+        augment=AugmentConfig(mix=mix),
+        srip=replace(RECIPE.srip, start=start),
+    )
+
+
+def take(step: Step, how: Callable, mix: str, num: int = 3) -> list[torch.Tensor]:
+    """Some steps with other images, mixes and learning rates each; what they end in."""
+    on_device = torch.Generator(step.device).manual_seed(7)
+    torch.manual_seed(3)
+    for number in range(num):
+        pixels, targets = (part.to(step.device) for part in batch())
+        pixels = pixels.roll(number, 0)
+        draw = None if mix == "none" else draw_mix(mix, 16, seeded(number), step.device)
+        how(pixels, targets, draw, 0.1 / (1 + number), on_device)
+    state = step.optimizer.state_dict()["state"].values()
+    momenta = [each["momentum_buffer"] for each in state]
+    return [*step.model.state_dict().values(), step.loss, step.penalty, *momenta]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("srip_start", ["fresh", "warm"])
+def test_what_is_replayed_is_the_step(stand_in, mix, srip_start):
+    """Warming up leaves no trace; every replay sees new images, mix, rate and start vectors."""
+    recipe = recipe_of(mix, srip_start)
+    results = []
+    for wrap in (lambda step: step, lambda step: CapturedStep(step, compiled=False)):
+        model = narrow(dropout=0.3)
+        masks = HeldMasks(model, magnitude_masks(prunable_weights(model), 0.5))
+        step = Step(model, recipe, seeded(5), masks)
+        results.append(take(step, wrap(step), mix))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_capture_in_the_middle_of_a_run_keeps_its_momentum(stand_in):
+    eager, other = (Step(narrow(), recipe_of("cutmix"), seeded(5)) for _ in range(2))
+    take(eager, eager, "cutmix")
+    take(other, other, "cutmix")
+    expected = take(eager, eager, "cutmix")
+    found = take(other, CapturedStep(other, compiled=False), "cutmix")
+    for theirs, ours in zip(expected, found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_forward_and_loss_compile_to_one_graph_of_fixed_shapes(mix):
+    """`fullgraph` refuses what depends on data; the backward pass is traced along."""
+    results = []
+    for backend in (None, "aot_eager"):
+        step = Step(narrow(), recipe_of(mix))
+        if backend:
+            step.loss_of = torch.compile(
+                step.loss_of, fullgraph=True, dynamic=False, backend=backend
+            )
+        results.append(take(step, step, mix, num=2))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_that_cannot_be_captured_goes_on_eager_and_says_so(monkeypatch, capsys):
+    def refuse(body: Callable[[], None]) -> None:
+        body()
+        raise RuntimeError("no graphs today\nand a long story")
+
+    monkeypatch.setattr(captured, "warm_up", refuse)
+    monkeypatch.setattr(captured, "_compile", lambda loss_of: loss_of)
+    eager, other = (Step(narrow(), recipe_of("cutmix"), seeded(5)) for _ in range(2))
+    expected = take(eager, eager, "cutmix")
+    fast = CapturedStep(other, compiled=True)
+    found = take(other, fast, "cutmix")
+    assert all(map(torch.equal, found, expected))
+    assert fast.how == "eager"
+    assert capsys.readouterr().err.splitlines() == [
+        "micronet: the training step cannot be compiled and captured (no graphs today); "
+        "going on captured",
+        "micronet: the training step cannot be captured (no graphs today); "
+        "going on eager, which is slower",
+    ]
+
+
+def test_a_cpu_takes_the_step_itself():
+    step = Step(narrow(), RECIPE)
+    assert fastest_step(step, 10**6) is step
+    model, data = narrow().eval(), images(30, 1)
+    assert fastest_top1(model, data)() == evaluate(model, data).top1
+
+
+def test_captured_top1_follows_the_weights(stand_in):
+    model, data = narrow(), images(30, 1)
+    top1 = CapturedTop1(model, data)
+    first = top1()
+    assert first == evaluate(model, data).top1
+    with torch.no_grad():
+        model.head.classifier.bias[3] += 1e3
+    assert top1() == evaluate(model, data).top1 == 0.1
+    with torch.no_grad():
+        model.head.classifier.bias[3] = torch.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        top1()
+
+
+def test_rating_that_cannot_be_captured_goes_on_without_and_says_so(monkeypatch, capsys):
+    def refuse(body: Callable[[], None]) -> None:
+        raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(captured, "warm_up", refuse)
+    model, data = narrow(), images(30, 1)
+    top1 = CapturedTop1(model, data)
+    assert top1() == top1() == evaluate(model, data).top1
+    assert capsys.readouterr().err.splitlines() == [
+        "micronet: rating validation images cannot be captured (no graphs today); going on without"
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("base", [PAPER, RELEASED], ids=["paper", "released"])
+def test_on_a_gpu_the_captured_step_is_the_eager_one(mix, compiled, base):
+    set_up(torch.device("cuda"))
+    recipe = replace(base, augment=AugmentConfig(mix=mix), model=RECIPE.model)
+    results = []
+    for fast in (False, True):
+        model = narrow(dropout=0.3).cuda()
+        masks = HeldMasks(model, magnitude_masks(prunable_weights(model), 0.5))
+        step = Step(model, recipe, torch.Generator("cuda").manual_seed(5), masks)
+        how = CapturedStep(step, compiled) if fast else step
+        results.append(take(step, how, mix))
+        if fast:
+            assert how.how == ("compiled and captured" if compiled else "captured")
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_capture_that_breaks_off_goes_on_eager(capsys):
+    """Whatever waits for the host ends a capture; dropout and SRIP draw on after it."""
+    step = Step(narrow(dropout=0.3).cuda(), recipe_of("cutmix"))
+    honest = step.loss_of
+
+    def waits(*given):
+        loss = honest(*given)
+        loss.item()
+        return loss
+
+    step.loss_of = waits
+    fast = CapturedStep(step, compiled=False)
+    assert all(tensor.isfinite().all() for tensor in take(step, fast, "cutmix"))
+    assert fast.how == "eager"
+    assert "going on eager" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_run_trains_captured_and_rates_captured():
+    set_up(torch.device("cuda"))
+    recipe = tiny(replace(PAPER, srip=SripConfig()), epochs=2)
+    eager, fast = start(recipe), start(recipe)
+    data = replace(
+        fast.data,
+        train=fast.data.train.to("cuda"),
+        validation=fast.data.validation.to("cuda"),
+        test=None,
+    )
+    on_gpu = type(fast)(copy.deepcopy(fast.model).cuda(), recipe, data, 0)
+    for _ in range(2):
+        eager.run_epoch()
+        on_gpu.run_epoch()
+    assert isinstance(on_gpu.take_step, CapturedStep)
+    assert on_gpu.take_step.how == "captured"
+    assert on_gpu.curve["train_loss"] == pytest.approx(eager.curve["train_loss"], rel=0.02)
+    assert on_gpu.top1["validation_top1"]() == evaluate(on_gpu.rated, data.validation).top1
+    assert len(weights(on_gpu)) == len(weights(eager))
