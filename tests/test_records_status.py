@@ -1,6 +1,6 @@
 """The status page's tables, from records made up here."""
 
-from test_records import SWEEP, record
+from test_records_record import SWEEP, record
 
 from micronet_lib.lab import records
 from micronet_lib.lab.records import status

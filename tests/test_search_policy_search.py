@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_networks import single_thread
-from test_policy_trials import image_set, outspoken_network
+from test_search_policy_trials import image_set, outspoken_network
 
 from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.augmentation.image_ops import OPERATIONS
@@ -179,7 +179,7 @@ SLOW_SEARCH = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_policy_search import found_in
+from test_search_policy_search import found_in
 from micronet_lib.lab.search import policy_trials
 rate = policy_trials.rate_policies
 policy_trials.rate_policies = lambda *args: time.sleep(0.3) or rate(*args)

@@ -19,7 +19,7 @@ from PIL import Image
 from plain_step import PlainStep
 from ratios import compare
 from small_networks import seeded
-from test_augmentation import PillowPolicy
+from test_augmentation_policies import PillowPolicy
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
