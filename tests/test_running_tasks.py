@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from micronet_lib.lab.running.tasks import Finished, Job, Left, Schedule, keep, perform
 from small_networks import single_thread
 from tiny_pipeline import Place, same
 
@@ -22,7 +23,6 @@ from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.running import measure as experiments
 from micronet_lib.lab.running import runs, tasks
 from micronet_lib.lab.running.measure import ensure, resolve
-from micronet_lib.lab.running.tasks import Finished, Job, Left, Schedule, keep, perform
 from micronet_lib.lab.training.loop import DivergedError
 
 SWEEP, POINTS = SWEEPS["prune_schedule"], "*-[01]"

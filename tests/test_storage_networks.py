@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from micronet_lib.lab.running.runs import fresh_network
 from published_format import pruned_network, published_state, save
 
 from micronet_lib.__main__ import main
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.running.runs import fresh_network
 from micronet_lib.lab.storage.networks import export_network, load_exported, load_network
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights

@@ -13,7 +13,7 @@ from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
-from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import score_network
 
