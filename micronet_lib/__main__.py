@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
 
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
-    result = {"model": model.architecture.name, "dataset": args.dataset, **found.metrics()}
+    result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
     return result, _lines(result)
 
 
@@ -113,7 +113,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     """Count a network under a rule set."""
     import torch
 
-    from micronet_lib.architecture.micronet import build
+    from micronet_lib.architecture import build
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.scoring.bill import score_network
     from micronet_lib.scoring.dead_channels import apply_savings
@@ -122,9 +122,10 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
     model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
-    model = apply_savings(model, args.save or ())
+    if args.save:
+        model = apply_savings(model, args.save)
     found = score_network(model, rules)
-    result = {"model": model.architecture.name, "rules": found.rules, **found.metrics()}
+    result = {"model": model.spec.name, "rules": found.rules, **found.metrics()}
     text = _lines(result)
     if args.layers:
         table = found.table()

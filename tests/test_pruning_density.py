@@ -6,8 +6,8 @@ from published_format import pruned_network
 from small_networks import network
 from torch import nn
 
+from micronet_lib.architecture import build
 from micronet_lib.architecture.layers import KINDS
-from micronet_lib.architecture.micronet import build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.records.tables import paper

@@ -9,7 +9,8 @@ import pytest
 import torch
 from published_format import pruned_network, published_state, save
 
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.host.files import only_one

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from micronet_lib.architecture.micronet import MicroNet, build, get_architecture
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
