@@ -196,6 +196,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.plan import require
     from micronet_lib.lab.storage.networks import export_network
+    from micronet_lib.scoring.bill import score_network
 
     sweep = get_sweep(args.sweep)
     require(sweep, args.profile, args.point)
@@ -204,8 +205,9 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
     told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     told |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
-    metadata = export_network(model, recipe, args.file, **told)
-    result = {"file": str(args.file), **told, "score": metadata["score"]["score"]}
+    score = score_network(model, "published").metrics()
+    export_network(model, args.file, recipe, score=score, **told)
+    result = {"file": str(args.file), **told, "score": score["score"]}
     return result, _lines(result)
 
 

@@ -526,7 +526,7 @@ def test_a_round_whose_predecessor_is_damaged_is_made_again_from_it(tiny, runs, 
     expected = network.read_bytes()
     network.write_bytes(expected[:-1])
     ensure(sweep, "smoke", point="first", progress=False)
-    assert "network.pt is not whole and is not used" in capsys.readouterr().err
+    assert "network.pt is damaged" in capsys.readouterr().err
     assert network.stat().st_size == pytest.approx(len(expected), abs=64)  # of the seconds in it
 
 

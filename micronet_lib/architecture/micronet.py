@@ -119,11 +119,10 @@ class HardSwish(nn.Module):
     def __init__(self, scaled: bool = True) -> None:
         super().__init__()
         self.scaled = scaled
-        self.inplace = False  # for inference: overwrites its input, which nothing else reads
 
     def forward(self, x: Tensor) -> Tensor:
         """Element-wise; any shape."""
-        return F.hardswish(x, self.inplace) if self.scaled else x * F.relu6(x + 3)
+        return F.hardswish(x) if self.scaled else x * F.relu6(x + 3)
 
 
 class SqueezeExcite(nn.Module):

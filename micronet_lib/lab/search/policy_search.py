@@ -222,7 +222,7 @@ def search(
         PROVENANCE: {
             "what": "sets of least mean cross-entropy on the fold that a network has not seen",
             "setting": setting,
-            "network": networks[0].architecture.name,
+            "network": network.spec.name,
             "folds": rows,
             "control": control,
             "env": env,
