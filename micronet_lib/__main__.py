@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
 
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
-    result = {"model": model.architecture.name, "dataset": args.dataset, **found.metrics()}
+    result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
     return result, _lines(result)
 
 
@@ -113,7 +113,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     """Count a network under a rule set."""
     import torch
 
-    from micronet_lib.architecture.micronet import build
+    from micronet_lib.architecture import build
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.scoring.bill import score_network
     from micronet_lib.scoring.dead_channels import apply_savings
@@ -122,9 +122,10 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
     model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
-    model = apply_savings(model, args.save or ())
+    if args.save:
+        model = apply_savings(model, args.save)
     found = score_network(model, rules)
-    result = {"model": model.architecture.name, "rules": found.rules, **found.metrics()}
+    result = {"model": model.spec.name, "rules": found.rules, **found.metrics()}
     text = _lines(result)
     if args.layers:
         table = found.table()
@@ -233,6 +234,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.plan import require
     from micronet_lib.lab.storage.networks import export_network
+    from micronet_lib.scoring.bill import score_network
 
     sweep = get_sweep(args.sweep)
     require(jobs(cases(sweep, get_profile(args.profile), args.seed, point=args.point)))
@@ -241,8 +243,9 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
     told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     told |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
-    metadata = export_network(model, recipe, args.file, **told)
-    result = {"file": str(args.file), **told, "score": metadata["score"]["score"]}
+    score = score_network(model, "published").metrics()
+    export_network(model, args.file, recipe, score=score, **told)
+    result = {"file": str(args.file), **told, "score": score["score"]}
     return result, _lines(result)
 
 

@@ -10,7 +10,8 @@ import torch
 from micronet_lib.lab.running.runs import missing_files
 from published_format import pruned_network, published_state, save
 
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.host.files import only_one
@@ -525,7 +526,7 @@ def test_a_round_whose_predecessor_is_damaged_is_made_again_from_it(tiny, runs, 
     expected = network.read_bytes()
     network.write_bytes(expected[:-1])
     ensure(sweep, "smoke", point="first", progress=False)
-    assert "network.pt is not whole and is not used" in capsys.readouterr().err
+    assert "network.pt is damaged" in capsys.readouterr().err
     assert network.stat().st_size == pytest.approx(len(expected), abs=64)  # of the seconds in it
 
 
