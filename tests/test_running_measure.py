@@ -27,7 +27,7 @@ from micronet_lib.lab.running.measure import ensure, measure, prepare, resolve, 
 from micronet_lib.lab.running.plan import require
 from micronet_lib.lab.training import loop as training
 from micronet_lib.lab.training.loop import DivergedError, Run
-from micronet_lib.pruning.density import current_masks
+from micronet_lib.pruning.masks import current_masks
 from micronet_lib.pruning.schedules import PruneConfig
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.rules import RULE_SETS, rules_of

@@ -121,7 +121,7 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
         if head not in known:
             raise unknown(f"key of {type(config).__name__}", head, known)
         kinds = _kinds(type(config), head)
-        nested = next((kind for kind in kinds if is_dataclass(kind)), None)
+        nested: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
         below = {rest: value} if rest else value
         if nested is not None and isinstance(below, Mapping):
             old = known[head]

@@ -15,7 +15,8 @@ from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.host.places import checkpoint_path
-from micronet_lib.lab.running.networks import content_of, restored
+from micronet_lib.lab.running.networks import content_of
+from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
 from micronet_lib.label_smoothing import class_similarity
@@ -83,7 +84,7 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
         metrics["best_on_test_top1"] = max(curve["test_top1"])
     last, best = content["model"], content["best"]
     if not all(torch.equal(value, best[name]) for name, value in last.items()):
-        selected = restored(content, "best").to(device)
+        selected = restore(content["spec"], best).to(device)
         metrics["selected_top1"] = evaluate(selected, test, progress).top1
     return Found(metrics)
 

@@ -4,8 +4,7 @@ A trained network has one address, the identity of its recipe and its seed, what
 it: `runs/<profile>/networks/<recipe id>-s<seed>/network.pt`.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from micronet_lib.architecture.initialization import (
     distribution_of,
     initialize,
 )
-from micronet_lib.architecture.network import Network, NetworkSpec, build
+from micronet_lib.architecture.network import Network, build
 from micronet_lib.augmentation.policies import Policies, load_policies, uniform_policies
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
@@ -27,6 +26,7 @@ from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_p
 from micronet_lib.lab.recipes.identity import run_id
 from micronet_lib.lab.recipes.profile import Profile
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
 from micronet_lib.lab.training.loop import Run, TrainingData, train
@@ -73,7 +73,8 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
         InputError: its network, or one that it starts from, is not on this machine.
     """
     if recipe.train.epochs:
-        return restored(content_of(recipe, profile, seed)).eval()
+        content = content_of(recipe, profile, seed)
+        return restore(content["spec"], content["model"])
     # One fresh network in forty draws a weight of exactly zero; all are drawn with seed 0.
     network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
     for change in recipe.changes:
@@ -99,21 +100,6 @@ def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
     if content is None:
         raise InputError(f"no trained network at {path}: measure its point first")
     return content
-
-
-def restored(content: Mapping[str, Any], which: str = "model") -> Network:
-    """Return a network as its file says it is, and not what a training step made of it.
-
-    Args:
-        content: of `content_of`.
-        which: `model`, after the last epoch, or `best` on the validation images.
-    """
-    network = build(NetworkSpec(**content["spec"]))
-    network.load_state_dict(content[which])
-    return network
-
-
-# ------------------------------------------------------------------------------------- training
 
 
 def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
@@ -186,8 +172,7 @@ def train_network(
     run = Run(network, recipe, data, drawn_from, hooks, teacher)
     trained = train(run, folder, key, name, progress)
     content = {
-        "spec": asdict(trained.network.spec),
-        "model": trained.network.state_dict(),
+        **pack(trained.network),
         "best": trained.best_state,
         "masks": masks,
         "curve": trained.curve,
@@ -225,7 +210,8 @@ def _begin_round(
     config = recipe.prune
     assert recipe.parent is not None
     before = content_of(recipe.parent, profile, seed)
-    network = restored(before, "best" if config.threshold_from == "last_epoch" else "model")
+    which = "best" if config.threshold_from == "last_epoch" else "model"
+    network = restore(before["spec"], before[which])
     rewound = None
     if config.rewind != "none":
         epochs = 0 if config.rewind == "initial" else config.early_epoch

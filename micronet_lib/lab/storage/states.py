@@ -96,6 +96,10 @@ def is_whole(path: Path, key: str) -> bool:
         digest, _, payload = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): make it readable or move it away"
+        ) from error
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         return False
     return torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)["key"] == key

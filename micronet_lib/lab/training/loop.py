@@ -291,8 +291,8 @@ def train(
 def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
     """Yield this epoch's CPU generator and reseed the device generator.
 
-    So a resumed epoch draws the same numbers. Dropout draws from PyTorch's own generators, which are
-    as before when the epoch is over.
+    So a resumed epoch draws the same numbers. Dropout draws from PyTorch's own generators, which
+    are as before when the epoch is over.
     """
     source = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()

@@ -257,6 +257,7 @@ class _Float32Conv2d(nn.Conv2d):
 def _keep_strided_depthwise_in_float32(network: nn.Module) -> None:
     """On a CPU these layers' bfloat16 backward takes many times as long as float32's."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and 1 < module.groups == module.in_channels:
-            if max(module.stride) > 1:
-                module.__class__ = _Float32Conv2d
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+            continue
+        if 1 < module.groups == module.in_channels:
+            module.__class__ = _Float32Conv2d
