@@ -72,7 +72,7 @@ def environment(
         hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
     return {
         "device": hardware,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no file of ours may hold
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
         "commit": commits[0],
