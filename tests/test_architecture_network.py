@@ -108,7 +108,7 @@ def test_a_network_without_a_classifier_says_so() -> None:
         _ = contract.Network().classifier
 
 
-@pytest.mark.parametrize(("name", "pointwise"), zip(TORCHVISION, (3, 34), strict=True))
+@pytest.mark.parametrize(("name", "pointwise"), list(zip(TORCHVISION, (3, 34), strict=True)))
 def test_srip_and_pruning_take_a_network_of_another_library(name: str, pointwise: int) -> None:
     model = build(name)
     chosen = srip_weights(model, "pointwise")
