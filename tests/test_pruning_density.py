@@ -12,8 +12,8 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.records.tables import paper
 from micronet_lib.lab.storage.published import from_kaist, load_published, read_state
-from micronet_lib.pruning.density import current_masks, density_table, mask_params
-from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.pruning.density import density_table, mask_params
+from micronet_lib.pruning.masks import apply_masks, current_masks, magnitude_masks, prunable_weights
 from micronet_lib.scoring.bill import score_network
 
 NETWORK_KINDS = KINDS[:7]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micronet_lib.lab.running.runs import missing_files
 from published_format import pruned_network, published_state, save
 
 from micronet_lib.architecture import build
@@ -24,10 +25,9 @@ from micronet_lib.lab.running import measure as experiments
 from micronet_lib.lab.running import runs as lab_runs
 from micronet_lib.lab.running.measure import ensure, measure, prepare, resolve, round_before
 from micronet_lib.lab.running.plan import require
-from micronet_lib.lab.running.runs import missing_files
 from micronet_lib.lab.training import loop as training
 from micronet_lib.lab.training.loop import DivergedError, Run
-from micronet_lib.pruning.density import current_masks
+from micronet_lib.pruning.masks import current_masks
 from micronet_lib.pruning.schedules import PruneConfig
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.rules import RULE_SETS, rules_of

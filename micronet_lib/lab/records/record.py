@@ -14,6 +14,7 @@ from typing import Any
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.places import MEASURED
+from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
@@ -65,7 +66,7 @@ def record_path(sweep: str, point: str, profile: str, seed: int) -> Path:
     return Path(profile) / sweep / f"{point}-s{seed}.json"
 
 
-def write(record: Record, root: Path) -> Path:
+def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
     """Write a record atomically: the file is whole or absent, whatever happens.
 
     Raises:
@@ -74,9 +75,8 @@ def write(record: Record, root: Path) -> Path:
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
     text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
-    folder = path.with_suffix("")  # of a run that trains; its lock clears it of unfinished files
     what = f"the record {record.path} under {root}"
-    write_atomically(path, text.encode(), what, unfinished=folder if folder.is_dir() else None)
+    write_atomically(path, text.encode(), what, unfinished)
     return path
 
 
@@ -101,6 +101,14 @@ def read(path: Path) -> Record:
     return record
 
 
+def set_aside(path: Path) -> None:
+    """Rename a record that is there and cannot be read, and say so; it is measured again."""
+    if path.is_file() and kept(path) is None:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
+
+
 def kept(path: Path) -> Record | None:
     """A record of this machine, where one that is missing or damaged can be measured again."""
     try:
@@ -115,12 +123,6 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     found = [read(path) for path in sorted((root / profile / sweep.name).glob("*.json"))]
     known = [record for record in found if record.point in order]
     return sorted(known, key=lambda record: (order[record.point], record.seed))
-
-
-def find(root: Path, profile: str, identity: str, seed: int) -> Record | None:
-    """A record of that recipe id and seed, whichever sweep it was measured for; or None."""
-    found = map(kept, sorted((root / profile).glob(f"*/*-s{seed}.json")))
-    return next((record for record in found if record and record.recipe_id == identity), None)
 
 
 def promote(path: Path, root: Path = MEASURED) -> Path:

@@ -90,6 +90,21 @@ def _set_aside(path: Path) -> None:
     say(f"{path} is damaged: it is {aside.name} now and is not used")
 
 
+def is_whole(path: Path, key: str) -> bool:
+    """Return whether a file is there, is whole, and belongs to that key; change nothing."""
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): make it readable or move it away"
+        ) from error
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        return False
+    return torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)["key"] == key
+
+
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
     """Keep a training state and the one before it. Arguments and errors as of `save_own`."""
     save_own(folder / "state.pt", key, state, previous=folder / "state.previous.pt")
