@@ -2,6 +2,7 @@
 
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.records.record import Record, promote, read, read_sweep, write
+from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import machines, status
 from micronet_lib.lab.records.tables import (
     NOT_RUN,
@@ -23,6 +24,7 @@ __all__ = [
     "bill",
     "compare",
     "curves",
+    "gain",
     "machines",
     "measured",
     "paper",
@@ -32,6 +34,7 @@ __all__ = [
     "read",
     "read_sweep",
     "recipe_id",
+    "runs",
     "status",
     "table",
     "write",
