@@ -3,7 +3,7 @@
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.records.record import Record, promote, read, read_sweep, write
 from micronet_lib.lab.records.statistics import gain, runs
-from micronet_lib.lab.records.status import machines, status
+from micronet_lib.lab.records.status import coverage, machines
 from micronet_lib.lab.records.tables import (
     NOT_RUN,
     arrays,
@@ -23,6 +23,7 @@ __all__ = [
     "arrays",
     "bill",
     "compare",
+    "coverage",
     "curves",
     "gain",
     "machines",
@@ -35,7 +36,6 @@ __all__ = [
     "read_sweep",
     "recipe_id",
     "runs",
-    "status",
     "table",
     "write",
 ]

@@ -78,7 +78,9 @@ def write(record: Record, root: Path) -> Path:
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
     for pattern in _ONE_LINE:
-        text = pattern.sub(lambda found: " ".join(map(str.strip, found[1].splitlines())), text)
+        text = pattern.sub(
+            lambda found: " ".join(map(str.strip, found[1].split("\n"))).strip(), text
+        )
     folder = path.with_suffix("")  # of a run that trains; its lock clears it of unfinished files
     what = f"the record {record.path} under {root}"
     write_atomically(path, text.encode(), what, unfinished=folder if folder.is_dir() else None)
@@ -117,22 +119,22 @@ def kept(path: Path) -> Record | None:
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     """Read the sweep's records of one profile, by point in the sweep's order, then by seed.
 
-    A point without a file of its own for a seed takes the record of the same recipe id from
-    another point or sweep, so that a recipe is measured once for all of them.
+    Where a point has no file of its own for a seed, the record of the same training under another
+    name is taken, so that a recipe of several sweeps is trained once.
 
     Raises:
         InputError: when a file of this sweep is damaged.
     """
     folder = root / profile / sweep.name
     own = [read(path) for path in sorted(folder.glob("*.json"))]
-    others = filter(None, map(kept, sorted((root / profile).glob("*/*.json"))))
-    measured: dict[str, dict[int, Record]] = {}
-    for record in others:
-        measured.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
+    trained: dict[str, dict[int, Record]] = {}
+    for record in map(kept, sorted((root / profile).glob("*/*.json"))):
+        if record is not None and record.curve:
+            trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
     for point in sweep.points():
         identity = recipe_id(PROFILES[profile].apply(point.recipe))
-        by_seed = measured.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
+        by_seed = trained.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
         rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
     return rows
 
