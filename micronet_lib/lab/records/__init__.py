@@ -1,7 +1,7 @@
 """Records and the tables made of them."""
 
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.records.record import Record, promote, read, read_sweep, write
+from micronet_lib.lab.records.record import Record, promote, read, read_sweep, record_path, write
 from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import coverage, machines
 from micronet_lib.lab.records.tables import (
@@ -35,6 +35,7 @@ __all__ = [
     "read",
     "read_sweep",
     "recipe_id",
+    "record_path",
     "runs",
     "table",
     "write",
