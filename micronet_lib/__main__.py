@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
 
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
-    result = {"model": model.architecture.name, "dataset": args.dataset, **found.metrics()}
+    result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
     return result, _lines(result)
 
 
@@ -113,7 +113,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     """Count a network under a rule set."""
     import torch
 
-    from micronet_lib.architecture.micronet import build
+    from micronet_lib.architecture import build
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.scoring.bill import score_network
     from micronet_lib.scoring.dead_channels import apply_savings
@@ -122,9 +122,10 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
     model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
-    model = apply_savings(model, args.save or ())
+    if args.save:
+        model = apply_savings(model, args.save)
     found = score_network(model, rules)
-    result = {"model": model.architecture.name, "rules": found.rules, **found.metrics()}
+    result = {"model": model.spec.name, "rules": found.rules, **found.metrics()}
     text = _lines(result)
     if args.layers:
         table = found.table()
@@ -136,29 +137,66 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure what is missing of a sweep, on this machine or on a cluster."""
     from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.records.tables import provenance
+    from micronet_lib.lab.recipes.profile import get_profile
+    from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
-    from micronet_lib.lab.running.plan import in_all, plan, require
+    from micronet_lib.lab.running.lineage import cases, jobs
+    from micronet_lib.lab.running.plan import in_all, require, table_of
 
     sweep = get_sweep(args.sweep)
     overrides = dict(_override(text) for text in args.override)
-    ahead = plan(sweep, args.profile, args.seed, overrides, args.point)
-    foreseen = f"{ahead.to_string(index=False)}\n{in_all(ahead)}"
-    if args.plan:
-        told = json.loads(ahead.to_json(orient="records"))
-        return {"sweep": sweep.name, "profile": args.profile, "plan": told}, foreseen
-    require(sweep, args.profile, args.point, overrides)
-    if ahead["images"].sum() and not args.json:
+    asked = cases(sweep, get_profile(args.profile), args.seed, overrides, args.point)
+    ahead = jobs(asked, retrain=args.retrain)
+    trains = any(job.does == "train" for job in ahead)
+    if args.plan or (trains and not args.json):
+        plan = table_of(ahead, sweep)
+        foreseen = f"{plan.to_string(index=False)}\n{in_all(plan)}"
+        if args.plan:
+            rows = json.loads(plan.to_json(orient="records"))
+            return {"sweep": sweep.name, "profile": args.profile, "plan": rows}, foreseen
         print(foreseen, file=sys.stderr)
-    where = {"engine": args.engine, "gpus_per_point": args.gpus_per_point}
-    table = engines.run(sweep, args.profile, args.seed, overrides, args.point, **where)
+    require(ahead)
+    table = engines.run(
+        sweep,
+        args.profile,
+        args.seed,
+        overrides,
+        args.point,
+        engine=args.engine,
+        gpus_per_point=args.gpus_per_point,
+        retrain=args.retrain,
+    )
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
-    to_run = set(ahead["point"][ahead["state"] == "to run"])
-    if to_run & set(table["point"][table["n"] == 0]):  # diverged, or left to another process
+    possible = {job.case.point for job in ahead if job.recorded and job.does != "impossible"}
+    if possible & set(table["point"][table["n"] == 0]):  # diverged, or left to another process
         result["exit_status"] = 1
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
+
+
+def recipe(args: argparse.Namespace) -> tuple[Result, str]:
+    """Print the recipe of a point as it is run on a profile."""
+    from dataclasses import asdict
+
+    from micronet_lib.lab.recipes.grids import get_sweep
+    from micronet_lib.lab.recipes.identity import recipe_id
+    from micronet_lib.lab.recipes.profile import get_profile, resolved
+
+    point = get_sweep(args.sweep).point(args.point)
+    overrides = dict(_override(text) for text in args.override)
+    found = resolved(point.recipe, get_profile(args.profile), overrides)
+    result = {"recipe_id": recipe_id(found), "recipe": asdict(found)}
+    return result, _lines({"recipe_id": result["recipe_id"], **_flat(asdict(found))})
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys, as overrides name them."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -192,19 +230,22 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     """Write the network of a trained point to a file, with recipe and score."""
     from micronet_lib.lab.recipes.grids import get_sweep
     from micronet_lib.lab.recipes.profile import get_profile, resolved
+    from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.plan import require
     from micronet_lib.lab.storage.networks import export_network
+    from micronet_lib.scoring.bill import score_network
 
     sweep = get_sweep(args.sweep)
-    require(sweep, args.profile, args.point)
+    require(jobs(cases(sweep, get_profile(args.profile), args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
     recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
     told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     told |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
-    metadata = export_network(model, recipe, args.file, **told)
-    result = {"file": str(args.file), **told, "score": metadata["score"]["score"]}
+    score = score_network(model, "published").metrics()
+    export_network(model, args.file, recipe, score=score, **told)
+    result = {"file": str(args.file), **told, "score": score["score"]}
     return result, _lines(result)
 
 
@@ -266,6 +307,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", action="store_true", help="say what would run, and stop")
     sub.add_argument("--engine", default="local", help="local, or ray: on a cluster of machines")
     sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="of a GPU; ray only")
+
+    sub.add_argument("--retrain", action="store_true", help="networks too that have a record")
+
+    sub = add(verbs, "recipe", recipe)
+    sub.add_argument("sweep")
+    sub.add_argument("point")
+    sub.add_argument("--profile", required=True)
+    sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
 
     sub = add(verbs, "search-policies", search_policies)
     sub.add_argument("--profile", required=True)

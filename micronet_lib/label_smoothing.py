@@ -28,7 +28,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from micronet_lib.errors import InputError, unknown
 
@@ -206,35 +206,6 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             "(smoothed_targets turns class numbers into them)"
         )
     return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, targets.dtype)), targets)
-
-
-class SmoothingTable(nn.Module):
-    """The target table in a buffer that stays where it is; `refresh` it when an epoch starts.
-
-    As in the released code, the table stands still within an epoch. `refresh` writes in place, so
-    a captured CUDA graph goes on with the new values (move the module to its device before the
-    capture). The buffer is in the state dict, so a run resumed within an epoch keeps its table.
-    """
-
-    table: Tensor
-
-    def __init__(self, weight: Tensor, config: SmoothingConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("table", target_table(weight, config))
-
-    def refresh(self, weight: Tensor) -> None:
-        """Recompute from the classifier's weight `[C, D]`; InputError if C is not as before."""
-        table = target_table(weight, self.config)
-        if table.shape != self.table.shape:
-            raise InputError(f"the table is for {len(self.table)} classes, not {len(table)}")
-        self.table.copy_(table)
-
-    def forward(
-        self, targets: Tensor, targets_b: Tensor | None = None, lam: float | Tensor | None = None
-    ) -> Tensor:
-        """`smoothed_targets` of the present table."""
-        return smoothed_targets(self.table, targets, targets_b, lam)
 
 
 def nearest_classes(similarity: Tensor, k: int) -> Tensor:

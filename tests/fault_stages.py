@@ -211,7 +211,7 @@ def damaged_checkpoint(trial: Trial) -> None:
 
     def noticed() -> bool:
         """Whether the last process said so of every file that was damaged before it."""
-        told = [f"{name} is not whole" for name in damaged]
+        told = [f"{name} is damaged" for name in damaged]
         return all(any(line in said for said in place.said()) for line in told)
 
     kinds = list(DAMAGES)

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet
 
 PARTS = {
     "conv_expand": "conv1",

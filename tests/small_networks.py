@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torchvision
 from torch import nn
 
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import Network, Wrapped, build, register
+from micronet_lib.architecture.micronet import MicroNet
 
 
 @contextmanager
@@ -36,3 +38,18 @@ def orthogonal_layers() -> nn.Sequential:
         for layer in model:
             layer.weight.copy_(torch.eye(6).roll(1, 0).view(layer.weight.shape))
     return model
+
+
+TORCHVISION = ("torchvision_resnet18", "torchvision_mobilenet_v2")
+"""Networks of another library, registered here; images are 32x32."""
+
+
+@register("torchvision_resnet18")
+def _resnet18(num_classes: int = 100) -> Network:
+    return Wrapped(torchvision.models.resnet18(num_classes=num_classes), "fc")
+
+
+@register("torchvision_mobilenet_v2")
+def _mobilenet_v2(num_classes: int = 100, width_mult: float = 0.25) -> Network:
+    model = torchvision.models.mobilenet_v2(num_classes=num_classes, width_mult=width_mult)
+    return Wrapped(model, "classifier.1")

@@ -7,6 +7,7 @@ import torch
 from small_networks import seeded, single_thread
 from torch import Tensor, nn
 
+from micronet_lib.architecture import build
 from micronet_lib.architecture.initialization import (
     INITIALIZATIONS,
     WeightDistribution,
@@ -14,7 +15,7 @@ from micronet_lib.architecture.initialization import (
     initialize,
 )
 from micronet_lib.architecture.layers import layer_kind
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.storage.published import load_published

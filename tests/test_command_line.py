@@ -24,7 +24,8 @@ from PIL import Image
 from published_format import pruned_network, published_state, save
 
 from micronet_lib import __main__ as command_line
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.augmentation.policies import load_policies
 from micronet_lib.lab import records
 from micronet_lib.lab.data import downloads

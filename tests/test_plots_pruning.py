@@ -8,7 +8,7 @@ from made_records import top1_table
 from matplotlib.colors import to_rgba
 
 from micronet_lib import plots
-from micronet_lib.architecture.micronet import build
+from micronet_lib.architecture import build
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.plots.style import BLUE, ORANGE

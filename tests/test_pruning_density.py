@@ -6,14 +6,14 @@ from published_format import pruned_network
 from small_networks import network
 from torch import nn
 
+from micronet_lib.architecture import build
 from micronet_lib.architecture.layers import KINDS
-from micronet_lib.architecture.micronet import build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.records.tables import paper
-from micronet_lib.lab.storage.published import load_published, read_state, rename
-from micronet_lib.pruning.density import current_masks, density_table, mask_params
-from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.lab.storage.published import from_kaist, load_published, read_state
+from micronet_lib.pruning.density import density_table, mask_params
+from micronet_lib.pruning.masks import apply_masks, current_masks, magnitude_masks, prunable_weights
 from micronet_lib.scoring.bill import score_network
 
 NETWORK_KINDS = KINDS[:7]
@@ -66,7 +66,7 @@ def test_the_transcribed_counts_are_whole_and_add_up(name):
 @pytest.mark.parametrize("name", ["v1_pr_60", "v2_pr_30", "v2_pr_60"])
 def test_the_published_masks_are_the_zeros(name):
     path = published(name)
-    masks = rename(read_state(path))[1]
+    masks = from_kaist(read_state(path))[1]
     found = current_masks(load_published(path))
     assert masks.keys() == found.keys()
     assert all(torch.equal(masks[key] != 0, mask) for key, mask in found.items())

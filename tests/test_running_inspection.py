@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from micronet_lib.lab.running.inspection import INSPECTIONS
 from small_networks import network
 
-from micronet_lib.lab.running.inspection import INSPECTIONS
 from micronet_lib.label_smoothing import class_similarity
 from micronet_lib.srip.penalty import exact_deviation, srip_weights
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from micronet_lib.lab.running.runs import missing_files
 from published_format import pruned_network, published_state, save
 
-from micronet_lib.architecture.micronet import MicroNet, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.host.files import only_one
@@ -23,10 +25,9 @@ from micronet_lib.lab.running import measure as experiments
 from micronet_lib.lab.running import runs as lab_runs
 from micronet_lib.lab.running.measure import ensure, measure, prepare, resolve, round_before
 from micronet_lib.lab.running.plan import require
-from micronet_lib.lab.running.runs import missing_files
 from micronet_lib.lab.training import loop as training
 from micronet_lib.lab.training.loop import DivergedError, Run
-from micronet_lib.pruning.density import current_masks
+from micronet_lib.pruning.masks import current_masks
 from micronet_lib.pruning.schedules import PruneConfig
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
@@ -525,7 +526,7 @@ def test_a_round_whose_predecessor_is_damaged_is_made_again_from_it(tiny, runs, 
     expected = network.read_bytes()
     network.write_bytes(expected[:-1])
     ensure(sweep, "smoke", point="first", progress=False)
-    assert "network.pt is not whole and is not used" in capsys.readouterr().err
+    assert "network.pt is damaged" in capsys.readouterr().err
     assert network.stat().st_size == pytest.approx(len(expected), abs=64)  # of the seconds in it
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from micronet_lib.lab.running.runs import kept_network, missing_files, ratings, train_recipe
 from published_format import pruned_network, published_state, save
 from small_networks import single_thread
 
@@ -18,15 +19,7 @@ from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import runs
-from micronet_lib.lab.running.runs import (
-    fresh_network,
-    kept_network,
-    missing_files,
-    policies_of,
-    ratings,
-    train_recipe,
-    training_data,
-)
+from micronet_lib.lab.running.networks import fresh_network, policies_of, training_data
 
 TINY = Profile(
     *("tiny", "embedded", "tests"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from micronet_lib.lab.running.tasks import Finished, Left, keep
 from small_networks import single_thread
 from tiny_pipeline import Place, same
 
@@ -17,12 +18,13 @@ from micronet_lib.lab import records
 from micronet_lib.lab.data.images import load_dataset
 from micronet_lib.lab.host.files import only_one
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.optimisation import Schedule
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.running import measure as experiments
 from micronet_lib.lab.running import runs, tasks
-from micronet_lib.lab.running.measure import ensure, resolve
-from micronet_lib.lab.running.tasks import Finished, Job, Left, Schedule, keep, perform
+from micronet_lib.lab.running.lineage import Job
+from micronet_lib.lab.running.measure import ensure, perform, resolve
 from micronet_lib.lab.training.loop import DivergedError
 
 SWEEP, POINTS = SWEEPS["prune_schedule"], "*-[01]"

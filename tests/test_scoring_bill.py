@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from micronet_lib.architecture.micronet import EXPAND_RATIOS, build
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import EXPAND_RATIOS
 from micronet_lib.lab import records
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score_operations

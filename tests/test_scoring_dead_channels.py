@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from micronet_lib.architecture.micronet import MicroNet, build, get_architecture
+from micronet_lib.architecture import build
+from micronet_lib.architecture.micronet import MicroNet, get_architecture
 from micronet_lib.errors import InputError
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import score_network

@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from micronet_lib.architecture.micronet import build
+from micronet_lib.architecture import build
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.operations import record_operations
 

@@ -1,4 +1,4 @@
-"""A network goes to a file and comes back, with its recipe and score; anything else is refused."""
+"""A network goes to a file and comes back, with what there is to say of it; else it is refused."""
 
 import json
 from dataclasses import asdict, replace
@@ -7,71 +7,154 @@ from pathlib import Path
 import pytest
 import torch
 from published_format import pruned_network, published_state, save
+from small_networks import TORCHVISION, network
 
 from micronet_lib.__main__ import main
+from micronet_lib.architecture import NetworkSpec, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.running.runs import fresh_network
-from micronet_lib.lab.storage.networks import export_network, load_exported, load_network
+from micronet_lib.lab.storage.networks import (
+    export_network,
+    load_exported,
+    load_network,
+    pack,
+    restore,
+)
+from micronet_lib.lab.storage.states import save_own
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
-from micronet_lib.scoring.bill import score_network
+from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 
 RECIPE = PROFILES["smoke"].apply(SWEEPS["stages"].point("3.0-cutmix").recipe)
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def model():
-    model = fresh_network(RECIPE, 0).eval()
+    model = build("c_efficientnet_3.0", width_mult=0.25).eval()
     apply_masks(model, magnitude_masks(prunable_weights(model), 0.6))
     return model
 
 
-def test_a_network_comes_back_with_its_recipe_and_score(tmp_path, model):
+def same_network(one, other) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name])
+        for name, value in ours.items()
+    )
+
+
+# ------------------------------------------------------------------------- there and back
+
+
+def test_a_network_comes_back_with_its_recipe_and_what_else_was_said(tmp_path, model):
     path = tmp_path / "a.safetensors"
-    told = export_network(model, RECIPE, path, top1=0.5)
+    said = export_network(model, path, RECIPE, top1=0.5, score={"score": 0.01})
     again, metadata = load_exported(path)
-    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
-    assert metadata == json.loads(json.dumps(told))
-    assert metadata["recipe"] == json.loads(json.dumps(asdict(RECIPE)))
-    assert metadata["top1"] == 0.5
-    assert metadata["score"]["score"] == score_network(again, "published").score
+    assert same_network(again, model)
     assert not again.training
+    assert metadata == json.loads(json.dumps(said))
+    assert metadata["spec"] == asdict(model.spec)
+    assert metadata["recipe"] == json.loads(json.dumps(asdict(RECIPE)))
+    assert metadata["recipe_id"] == recipe_id(RECIPE)
+    assert metadata["top1"] == 0.5
 
 
-def test_the_ending_tells_the_format(tmp_path, model):
-    export_network(model, RECIPE, tmp_path / "a.safetensors")
+@pytest.mark.parametrize("count", range(len(SAVINGS) + 1))
+def test_a_trimmed_network_comes_back_as_the_same_function(tmp_path, count):
+    model = network().eval()
+    apply_masks(model, magnitude_masks(prunable_weights(model), 0.95))
+    trimmed = apply_savings(model, list(SAVINGS)[:count])
+    export_network(trimmed, tmp_path / "a.safetensors")
+    again, metadata = load_exported(tmp_path / "a.safetensors")
+    assert again.spec == trimmed.spec
+    assert same_network(again, trimmed)
+    assert torch.equal(again(IMAGES), trimmed(IMAGES))
+    assert "recipe" not in metadata
+
+
+def test_the_sixth_alone_changes_no_shape_and_comes_back(tmp_path):
+    """The file of a network with the same shapes and another function: the spec decides."""
+    trimmed = apply_savings(network().eval(), ["sixth"])
+    export_network(trimmed, tmp_path / "a.safetensors")
+    assert torch.equal(load_network(tmp_path / "a.safetensors")(IMAGES), trimmed(IMAGES))
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_network_of_another_library_comes_back(tmp_path, name):
+    model = build(name).eval()
+    export_network(model, tmp_path / "a.safetensors")
+    again = load_network(tmp_path / "a.safetensors")
+    assert again.spec == NetworkSpec(name)
+    assert same_network(again, model)
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_and_layout_do_not_matter(tmp_path, model, dtype):
+    model = model.to(dtype).to(memory_format=torch.channels_last)
+    export_network(model, tmp_path / "a.safetensors")
+    assert same_network(load_network(tmp_path / "a.safetensors"), model)
+
+
+def test_every_kind_of_file_is_loaded_by_its_content(tmp_path, model):
+    export_network(model, tmp_path / "a.safetensors")
+    save_own(tmp_path / "b.pt", "any key", {**pack(model), "curve": {}})
     published = pruned_network("micronet_v1_released")
-    path = save(published_state(published), tmp_path / "b.t7", as_zip=False)
-    assert load_network(tmp_path / "a.safetensors").architecture == model.architecture
-    assert load_network(path).architecture.name == "micronet_v1_released"
+    save(published_state(published), tmp_path / "c.t7", as_zip=False)
+    for name, expected in (("a.safetensors", model), ("b.pt", model), ("c.t7", published)):
+        loaded = load_network(tmp_path / name)
+        assert loaded.spec == expected.spec
+        assert same_network(loaded, expected)
+        assert not loaded.training
+
+
+# ------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize("fault", ["cut", "text", "empty"])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, model, fault):
     path = tmp_path / "a.safetensors"
-    export_network(model, RECIPE, path)
+    export_network(model, path)
     content = path.read_bytes()
     path.write_bytes({"cut": content[:-100], "text": b"no network", "empty": b""}[fault])
-    with pytest.raises(InputError, match="is damaged or no network of this library") as caught:
-        load_exported(path)
+    with pytest.raises(InputError, match=r"a\.safetensors") as caught:
+        load_network(path)
     assert "\n" not in str(caught.value)
 
 
-def test_another_networks_weights_and_missing_files_are_refused(tmp_path, model):
-    path = tmp_path / "a.safetensors"
-    export_network(model, replace(RECIPE, width_mult=0.5), path)
-    with pytest.raises(InputError, match="no network of this library"):
-        load_exported(path)
-    with pytest.raises(InputError, match="no network at"):
-        load_exported(tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match=r"end it in \.safetensors"):
-        export_network(model, RECIPE, tmp_path / "a.pt")
+def test_a_damaged_file_of_a_run_and_one_without_a_network_are_refused(tmp_path, model):
+    path = tmp_path / "b.pt"
+    save_own(path, "key", {"epoch": 3})
+    with pytest.raises(InputError, match=r"b\.pt"):
+        load_network(path)
+    save_own(path, "key", pack(model))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"b\.pt"):
+        load_network(path)
+
+
+def test_tensors_of_another_network_are_refused(model):
+    stored = pack(model)
+    with pytest.raises(InputError, match="c_efficientnet_3"):
+        restore({"name": "c_efficientnet_3.0"}, stored["model"])
+    with pytest.raises(InputError, match="c_efficientnet_3"):
+        restore(stored["spec"], {})
+    with pytest.raises(InputError, match="unregistered"):
+        restore({"name": "unregistered"}, stored["model"])
     model.stem.conv.weight.data[0, 0, 0, 0] = torch.nan
-    export_network(model, RECIPE, path)
-    with pytest.raises(InputError, match="NaN or infinite"):
-        load_exported(path)
+    with pytest.raises(InputError, match="NaN"):
+        restore(stored["spec"], model.state_dict())
+
+
+def test_missing_files_and_other_endings_are_refused(tmp_path, model):
+    for name in ("b.safetensors", "b.pt"):
+        with pytest.raises(InputError, match=name):
+            load_network(tmp_path / name)
+    with pytest.raises(InputError, match=r"\.safetensors"):
+        export_network(model, tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -91,8 +174,9 @@ def test_the_command_line_exports_evaluates_and_scores(tmp_path, monkeypatch, ca
     rated = json.loads(capsys.readouterr().out)
     record = json.loads((tmp_path / f"runs/smoke/{sweep}/{point}-s0.json").read_text())
     assert rated["correct"] == record["metrics"]["correct"]
-    model, told = load_exported(Path(path))
-    assert told["top1"] == record["metrics"]["top1"] == rated["top1"]
-    assert told["official_score"] == record["metrics"]["official.score"]
+    model, metadata = load_exported(Path(path))
+    assert metadata["top1"] == record["metrics"]["top1"] == rated["top1"]
+    assert metadata["official_score"] == record["metrics"]["official.score"]
+    assert metadata["score"]["score"] == exported["score"]
     zeros = density_table(model)["sparsity"].iloc[-1]
     assert zeros == pytest.approx(record["metrics"].get("sparsity", 0.0), abs=1e-3)

@@ -1,4 +1,4 @@
-"""Reading the authors' files: every form they come in, and nothing else."""
+"""Reading the files that teams published: every form they come in, and nothing else."""
 
 import pickle
 import re
@@ -6,18 +6,19 @@ import re
 import pytest
 import torch
 from published_format import authors_name, pruned_network, published_state, save
+from small_networks import TORCHVISION
 from torch import nn
 
-from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.architecture import NetworkSpec, build
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
-from micronet_lib.lab.storage.published import identify, load_published, read_state, rename
-from micronet_lib.lab.storage.states import (
-    forget_states,
-    load_own,
-    load_state,
-    save_own,
-    save_state,
+from micronet_lib.lab.storage.published import (
+    FORMATS,
+    from_kaist,
+    identify,
+    load_published,
+    read_state,
 )
 
 PUBLISHED = checkpoint_path("micronet_v1_pr_60")
@@ -66,7 +67,7 @@ def same_network(loaded: nn.Module, expected: nn.Module) -> bool:
 def test_every_form_gives_the_same_network(network, state, tmp_path, form, as_zip):
     path = save(form(state), tmp_path / "network.t7", as_zip=as_zip)
     loaded = load_published(path)
-    assert loaded.architecture.name == "micronet_v1_released"
+    assert loaded.spec == NetworkSpec("micronet_v1_released")
     assert not loaded.training
     assert same_network(loaded, network)
 
@@ -75,7 +76,7 @@ def test_every_form_gives_the_same_network(network, state, tmp_path, form, as_zi
 def test_the_shapes_tell_which_network_it_is(tmp_path, name):
     model = pruned_network(name)
     loaded = load_published(save(published_state(model), tmp_path / "network.t7"))
-    assert loaded.architecture == get_architecture(name)
+    assert loaded.spec == NetworkSpec(name)
     assert same_network(loaded, model)
 
 
@@ -115,8 +116,8 @@ def test_the_tests_write_the_authors_format():
 # -------------------------------------------------------------------------- names and shapes
 
 
-def test_rename_is_the_inverse_of_the_authors_names(network, state):
-    weights, masks = rename(state)
+def test_the_library_has_the_inverse_of_the_authors_names(network, state):
+    weights, masks = from_kaist(state)
     ours = network.state_dict()
     assert weights.keys() == ours.keys()
     assert masks.keys() == {name for name, value in ours.items() if value.ndim > 1}
@@ -127,9 +128,9 @@ def test_rename_is_the_inverse_of_the_authors_names(network, state):
 @pytest.mark.parametrize(
     "key", ["stem.conv.weight", "layers.3.conv9.weight", "layers.x.conv1.weight", "weight", ""]
 )
-def test_rename_names_the_tensor_it_cannot_place(key):
+def test_a_refusal_names_the_tensor_it_cannot_place(key):
     with pytest.raises(InputError, match=re.escape(f"no place for the tensor {key!r}")):
-        rename({key: torch.ones(1)})
+        from_kaist({key: torch.ones(1)})
 
 
 def test_identify_names_the_nearest_network_and_the_first_difference(network):
@@ -141,6 +142,29 @@ def test_identify_names_the_nearest_network_and_the_first_difference(network):
         r"head\.classifier\.weight is \(10, 106\), not \(100, 106\)",
     ):
         identify(shapes)
+
+
+def test_a_team_with_another_format_is_one_function(tmp_path, monkeypatch):
+    """Their names are ours with a prefix, and their network is one of torchvision's."""
+
+    def from_others(state):
+        if not all(name.startswith("theirs.") for name in state):
+            raise InputError("not a file of theirs")
+        return {name.removeprefix("theirs."): value for name, value in state.items()}, {}
+
+    model = build(TORCHVISION[1]).eval()
+    theirs = {f"theirs.{name}": value for name, value in model.state_dict().items()}
+    path = save(theirs, tmp_path / "network.pt")
+    with pytest.raises(InputError, match=r"no place for the tensor 'theirs\."):
+        load_published(path)
+    monkeypatch.setitem(FORMATS, "others", from_others)
+    loaded = load_published(path)
+    assert loaded.spec == NetworkSpec(TORCHVISION[1])
+    assert same_network(loaded, model)
+    ours = save(published_state(pruned_network()), tmp_path / "ours.pt")
+    assert load_published(ours).spec == NetworkSpec("micronet_v1_released")
+    with pytest.raises(InputError, match="not a file of theirs"):
+        load_published(save({"x.weight": torch.ones(1)}, path))
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -241,63 +265,3 @@ def test_reading_never_unpickles_freely(state, tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "Unpickler", forbidden)
     monkeypatch.setattr(pickle, "load", forbidden)
     assert read_state(path).keys() == state.keys()
-
-
-# ----------------------------------------------------------------------------------- our own files
-
-STATE = {"epoch": 3, "model": {"weight": torch.arange(4.0)}, "curve": {"loss": [1.5]}}
-
-
-def test_own_file_is_read_back_under_its_key_only(tmp_path):
-    save_own(tmp_path / "a.pt", "key", STATE)
-    found = load_own(tmp_path / "a.pt", "key")
-    assert found is not None
-    assert found["epoch"] == 3
-    assert torch.equal(found["model"]["weight"], STATE["model"]["weight"])
-    assert load_own(tmp_path / "a.pt", "other") is None
-    assert load_own(tmp_path / "b.pt", "key") is None
-
-
-@pytest.mark.parametrize("fault", ["cut", "a flipped bit", "empty"])
-def test_a_file_that_is_not_whole_is_recognised_and_its_predecessor_used(tmp_path, capsys, fault):
-    for epoch in (1, 2):
-        save_state(tmp_path, "key", STATE | {"epoch": epoch})
-    newest = tmp_path / "state.pt"
-    content = bytearray(newest.read_bytes())
-    match fault:
-        case "cut":
-            content = content[: len(content) // 2]
-        case "empty":
-            content = content[:0]
-        case _:
-            content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
-    state = load_state(tmp_path, "key")
-    assert state is not None
-    assert state["epoch"] == 1
-    assert "state.pt is not whole and is not used" in capsys.readouterr().err
-
-
-def test_the_newest_state_is_used_and_states_are_forgotten(tmp_path):
-    assert load_state(tmp_path, "key") is None
-    for epoch in (1, 2, 3):
-        save_state(tmp_path, "key", STATE | {"epoch": epoch})
-    state = load_state(tmp_path, "key")
-    assert state is not None
-    assert state["epoch"] == 3
-    forget_states(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_fault_while_saving_leaves_a_state(tmp_path, monkeypatch):
-    save_state(tmp_path, "key", STATE)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"cannot write the checkpoint state.pt \(No space left"):
-        save_state(tmp_path, "key", STATE | {"epoch": 4})
-    state = load_state(tmp_path, "key")
-    assert state is not None
-    assert state["epoch"] == 3

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from small_networks import seeded, single_thread
-from test_training_step import RECIPE, batch, narrow
 from test_training_loop import images, start, tiny, weights
+from test_training_step import RECIPE, batch, narrow
 
 from micronet_lib.augmentation.mixing import draw_mix
 from micronet_lib.augmentation.policies import AugmentConfig

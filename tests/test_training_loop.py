@@ -14,7 +14,7 @@ from micronet_lib.lab.data.images import ImageSet
 from micronet_lib.lab.host import progress
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.states import load_state
 from micronet_lib.lab.training import loop as training
 from micronet_lib.lab.training.loop import DivergedError, Run, TrainingData, train

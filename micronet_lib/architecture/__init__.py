@@ -6,15 +6,33 @@ from micronet_lib.architecture.initialization import (
     released,
     semi_orthogonal,
 )
-from micronet_lib.architecture.micronet import EXPAND_RATIOS, MBConv, build, get_architecture
+from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
+from micronet_lib.architecture.micronet import EXPAND_RATIOS, MBConv, MicroNet, get_architecture
+from micronet_lib.architecture.network import (
+    NETWORKS,
+    Network,
+    NetworkSpec,
+    Wrapped,
+    build,
+    register,
+)
 
 __all__ = [
     "EXPAND_RATIOS",
     "INITIALIZATIONS",
+    "KINDS",
+    "NETWORKS",
+    "POINTWISE",
     "MBConv",
+    "MicroNet",
+    "Network",
+    "NetworkSpec",
+    "Wrapped",
     "build",
     "get_architecture",
     "initialize",
+    "layer_kind",
+    "register",
     "released",
     "semi_orthogonal",
 ]

@@ -7,12 +7,15 @@ squeeze-and-excitation on the *projected* channels, then the shortcut. A stride-
 shortcut, and a stride-1 block whose widths differ has a pointwise one.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from micronet_lib.architecture.network import Network, NetworkSpec, register
 from micronet_lib.errors import InputError, unknown
 
 NUM_CLASSES = 100
@@ -57,10 +60,10 @@ class Architecture:
         downsample_se: what squeeze-and-excitation does in stride-2 blocks. The paper applies it
             everywhere; the released code computes it there and drops the result (`dead`), so its
             weights never got a gradient; ours leave it out (`none`).
-        blocks: one entry a block. Given explicitly only for networks that were cut after training,
-            whose widths follow no table; otherwise built from `stages`.
         width_mult: multiplies every channel count of the table, rounded to an even number; for the
             small networks of the `smoke` profile.
+        cut_blocks: one entry a block, for networks that were cut after training and whose widths
+            follow no table; empty where `blocks` follow from `stages`.
     """
 
     name: str
@@ -116,11 +119,10 @@ class HardSwish(nn.Module):
     def __init__(self, scaled: bool = True) -> None:
         super().__init__()
         self.scaled = scaled
-        self.inplace = False  # for inference: overwrites its input, which nothing else reads
 
     def forward(self, x: Tensor) -> Tensor:
         """Element-wise; any shape."""
-        return F.hardswish(x, self.inplace) if self.scaled else x * F.relu6(x + 3)
+        return F.hardswish(x) if self.scaled else x * F.relu6(x + 3)
 
 
 class SqueezeExcite(nn.Module):
@@ -207,18 +209,24 @@ class Head(nn.Module):
         return self.classifier(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
 
 
-class MicroNet(nn.Module):
+class MicroNet(Network):
     """The network that an `Architecture` describes."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        self.spec = _spec(architecture)
         configs = architecture.blocks
         self.stem = Stem(
             architecture.scaled_stem_chs, HardSwish(architecture.activation == "hard_swish")
         )
         self.blocks = nn.Sequential(*(MBConv(config) for config in configs))
         self.head = Head(configs[-1].out_chs, architecture.num_classes, architecture.dropout)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The linear layer of the head."""
+        return self.head.classifier
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, 32, 32] -> [N, num_classes]` logits."""
@@ -287,6 +295,38 @@ def get_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(name: str) -> MicroNet:
-    """A freshly initialised network of that name (PyTorch's default initialisation)."""
-    return MicroNet(get_architecture(name))
+_ANY = "micronet"
+
+
+def _spec(architecture: Architecture) -> NetworkSpec:
+    """Return the shortest spec: a registered name, and what differs from its architecture."""
+    # Through JSON, which knows lists and no tuples.
+    options = json.loads(json.dumps(asdict(architecture)))
+    if architecture.name not in ARCHITECTURES:
+        return NetworkSpec(_ANY, options)
+    named = json.loads(json.dumps(asdict(ARCHITECTURES[architecture.name])))
+    differing = {key: value for key, value in options.items() if value != named[key]}
+    return NetworkSpec(architecture.name, differing)
+
+
+def _build_named(name: str, /, **options: Any) -> MicroNet:
+    return MicroNet(replace(get_architecture(name), **_tables(options)))
+
+
+for _name in ARCHITECTURES:
+    register(_name)(partial(_build_named, _name))
+
+
+@register(_ANY)
+def _build_any(**fields: Any) -> MicroNet:
+    """Build any architecture from all its fields."""
+    return MicroNet(Architecture(**_tables(fields)))
+
+
+def _tables(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with rows that came from JSON as dataclasses again."""
+    rows = {"stages": Stage, "cut_blocks": BlockConfig}
+    return {
+        key: tuple(rows[key](**row) for row in value) if key in rows else value
+        for key, value in options.items()
+    }

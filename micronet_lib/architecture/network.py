@@ -20,7 +20,7 @@ class NetworkSpec:
 
     Attributes:
         name: registered with `register`.
-        options: arguments of the registered function, as plain JSON.
+        options: arguments of the registered function, as plain JSON: lists, not tuples.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Network(nn.Module):
     """The contract. Inputs are `[N, C, H, W]` floats, outputs `[N, num_classes]` logits.
 
     Attributes:
-        spec: how to build the network again; `build` sets it.
+        spec: how to build the network again; `build` sets it where the network does not.
         foldable: whether batch norm may be merged into convolutions for inference. A network whose
             layers are quantised as they are says False.
     """
@@ -102,17 +102,17 @@ def register(name: str) -> Callable[[Builder], Builder]:
     return add
 
 
-def build(name: str | NetworkSpec, **options: Any) -> Network:
+def build(model: str | NetworkSpec, /, **options: Any) -> Network:
     """Build a freshly initialised network.
 
     Args:
-        name: a name of `NETWORKS`, or a whole spec.
+        model: a name of `NETWORKS`, or a whole spec.
         options: of the registered function; they override those of the spec.
 
     Raises:
         InputError: unknown name, or an option that the network does not have.
     """
-    spec = NetworkSpec(name) if isinstance(name, str) else name
+    spec = NetworkSpec(model) if isinstance(model, str) else model
     spec = NetworkSpec(spec.name, {**spec.options, **options})
     if spec.name not in NETWORKS:
         raise unknown("model", spec.name, NETWORKS)
@@ -120,5 +120,6 @@ def build(name: str | NetworkSpec, **options: Any) -> Network:
         network = NETWORKS[spec.name](**spec.options)
     except TypeError as error:
         raise InputError(f"options of {spec.name}: {error}") from error
-    network.spec = spec
+    if not hasattr(network, "spec"):  # a MicroNet writes its own, in its shortest form
+        network.spec = spec
     return network

@@ -1,9 +1,10 @@
 """Pruning: masks, schedules, and where the zeros are (chapter 05)."""
 
-from micronet_lib.pruning.density import current_masks, density_table
+from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import (
     HeldMasks,
     apply_masks,
+    current_masks,
     magnitude_masks,
     prunable_weights,
     weight_groups,

@@ -8,7 +8,7 @@ from torch import nn
 
 from micronet_lib.architecture.layers import KINDS
 from micronet_lib.errors import unknown
-from micronet_lib.pruning.masks import Masks, prunable_weights, weight_kinds
+from micronet_lib.pruning.masks import prunable_weights, weight_kinds
 
 
 def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> pd.DataFrame:
@@ -50,11 +50,6 @@ def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> p
     table["sparsity"] = table["num_zeros"] / table["num_weights"]
     table["density"] = 1 - table["sparsity"]
     return table
-
-
-def current_masks(model: nn.Module) -> Masks:
-    """The masks that a pruned network shows: false where a prunable weight is exactly 0."""
-    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
 
 
 def mask_params(model: nn.Module) -> float:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import layer_kind
 from micronet_lib.errors import InputError, unknown
+from micronet_lib.hooks import Hook
 
 Scope = Literal["global", "kind", "layer"]
 Masks = dict[str, Tensor]
@@ -175,6 +176,11 @@ def _check_same_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tenso
             )
 
 
+def current_masks(model: nn.Module) -> Masks:
+    """Return the masks that a pruned network shows: false where a prunable weight is exactly 0."""
+    return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
+
+
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Set the pruned weights of a network to 0, in place and once; an optimiser brings them back.
@@ -189,7 +195,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     HeldMasks(model, masks)
 
 
-class HeldMasks:
+class HeldMasks(Hook):
     """Masks that a training loop holds on to: a pruned weight is 0 whenever a step has ended.
 
     A mask that is applied once does not last. Momentum, and the gradient of the weight that is

@@ -7,17 +7,21 @@ initial weights; [frankle2019] to those of an early epoch. The masks of `pruning
 nested: what one round has pruned stays pruned.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, unknown
+from micronet_lib.hooks import Hook
 from micronet_lib.pruning.masks import (
+    HeldMasks,
     Masks,
     Scope,
     apply_masks,
+    current_masks,
     magnitude_masks,
     prunable_weights,
     weight_groups,
@@ -93,7 +97,10 @@ class PruneConfig:
         rewind: what training goes on with: `none`, the trained weights; `initial`, those before
             any training; `early`, those after `early_epoch`.
         early_epoch: counted in epochs of the dense training, 1 or more; of `early` only.
-        mask_updates: mask gradients and momentum too, see `pruning.HeldMasks`.
+        mask_updates: mask gradients and momentum too, see `masks.HeldMasks`.
+        loads_anew: rounds, from 0, that begin a command of their own; of `last_epoch` only. Such a
+            round has nothing but the file that the one before wrote, so its thresholds are of the
+            weights that training goes on with.
 
     Raises:
         InputError: a number out of its range, or an unknown name.
@@ -105,6 +112,7 @@ class PruneConfig:
     rewind: Rewind = "none"
     early_epoch: int = 1
     mask_updates: bool = False
+    loads_anew: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -134,13 +142,45 @@ PAPER_PRUNING = PruneConfig(linear(0.6, 4))
 RELEASED_PRUNING = PruneConfig(linear(0.6, 4), threshold_from="last_epoch")
 # The two commands of its README, one after the other; the best published file has 60 per cent.
 README_PRUNING = PruneConfig(
-    (*linear(0.45, 4), *linear(0.65, 4, start=0.45)), threshold_from="last_epoch"
+    (*linear(0.45, 4), *linear(0.65, 4, start=0.45)), threshold_from="last_epoch", loads_anew=(0, 4)
 )
 # What the paper compares itself with: its schedule, its rewinding, and both.
 EXPONENTIAL = PruneConfig(exponential(0.6, 4))
 REWOUND = PruneConfig(linear(0.6, 4), rewind="initial")
 LOTTERY = PruneConfig(exponential(0.6, 4), rewind="initial")
 ONE_SHOT = PruneConfig(one_shot(0.6))
+
+
+@dataclass(frozen=True)
+class PruneTo:
+    """The change of a recipe that prunes the network it starts from, and holds its zeros.
+
+    Attributes:
+        sparsity: afterwards, as a fraction of all prunable weights; zeros that are there count and
+            stay. None prunes nothing more and holds the zeros that are there.
+        scope: which weights share a threshold, of `masks.weight_groups`.
+        mask_updates: mask gradients and momentum too, see `masks.HeldMasks`.
+    """
+
+    sparsity: float | None = None
+    scope: Scope = "global"
+    mask_updates: bool = False
+
+    def apply(self, network: Network) -> Network:
+        """Prune in place.
+
+        Raises:
+            InputError: a sparsity that is no fraction, or less than the network has already.
+        """
+        if self.sparsity is not None:
+            weights, before = prunable_weights(network), current_masks(network)
+            groups = weight_groups(network, self.scope)
+            apply_masks(network, magnitude_masks(weights, self.sparsity, before, groups))
+        return network
+
+    def hooks(self, network: Network) -> Sequence[Hook]:
+        """Return what keeps pruned weights at 0."""
+        return [HeldMasks(network, current_masks(network), self.mask_updates)]
 
 
 def prune_round(
@@ -156,9 +196,7 @@ def prune_round(
     The released code keeps two sets of weights at the end of a round: the last epoch's are still in
     its network, those of the epoch that was best on the test images are in a copy. It makes the
     masks from the former, then loads the latter and masks them. So weights go by magnitudes that
-    are not theirs. In the first round of a command both sets are the loaded network, which is the
-    first round of all, and of `README_PRUNING` also the fifth: give its `last_epoch` the
-    model's own.
+    are not theirs. In the first round of a command (`loads_anew`) both sets are the loaded network.
 
     Args:
         model: with the weights that the last round ended on; of `threshold_from="last_epoch"`, with
@@ -166,8 +204,8 @@ def prune_round(
         config: of all rounds.
         index: of this round, from 0.
         before: masks of the last round; needed from the second on.
-        last_epoch: the last epoch's weights, such as a state dict, for `threshold_from`; needed
-            from the second round on.
+        last_epoch: the last epoch's weights, such as a state dict, for `threshold_from`; not used
+            in a round that `loads_anew`.
         rewound: the whole state dict to go back to, batch norm and its averages too.
 
     Returns:
@@ -182,7 +220,7 @@ def prune_round(
     if index and before is None:
         raise InputError(f"pruning round {index} needs the masks of the round before")
     weights: dict[str, Tensor] = dict(prunable_weights(model))
-    if config.threshold_from == "last_epoch" and (index or last_epoch is not None):
+    if config.threshold_from == "last_epoch" and index not in config.loads_anew:
         weights = _same_weights(weights, last_epoch, "threshold_from 'last_epoch'")
     if config.rewind != "none":
         _same_weights(model.state_dict(), rewound, f"rewind {config.rewind!r}")

@@ -84,7 +84,7 @@ def _used(conv: nn.Conv2d | nn.Linear, rows: Tensor, cols: Tensor) -> Tensor:
 def _sweep(model: MicroNet, live: _Live) -> None:
     """One pass that marks channels as dead, given what is dead already."""
     read = [torch.zeros_like(stream) for stream in live.streams]
-    classifier = model.head.classifier
+    classifier = model.classifier
     read[-1] |= _used(classifier, _ones(classifier.out_features), live.streams[-1]).any(0)
     for index, block in enumerate(_blocks(model)):
         inputs, outputs = live.streams[live.reads[index]], live.streams[live.writes[index]]
@@ -247,12 +247,14 @@ SAVINGS = {
 """The free savings by name, in the order in which they can be applied."""
 
 
-def apply_savings(model: MicroNet, names: Sequence[str]) -> MicroNet:
+def apply_savings(model: nn.Module, names: Sequence[str]) -> MicroNet:
     """Apply free savings one after the other.
 
     Raises:
-        InputError: for a name that is not in `SAVINGS`.
+        InputError: a name that is not in `SAVINGS`, or a network that is no MicroNet.
     """
+    if not isinstance(model, MicroNet):
+        raise InputError(f"free savings are known for MicroNets only, not {type(model).__name__}")
     for name in names:
         if name not in SAVINGS:
             raise unknown("saving", name, SAVINGS)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
+from micronet_lib.hooks import Hook
 from micronet_lib.srip.penalty import SripConfig, as_matrix, draw_start, srip_weights
 
 
-class Srip:
+class Srip(Hook):
     """`srip_network_penalty` for a training loop: same value and gradient, without autograd.
 
     Matrices of similar size are padded with zeros to one batch. That changes nothing, because a
@@ -95,6 +96,10 @@ class Srip:
             total = sum(map(self._step, *batches), self._u.new_zeros(()))
             self._add_gradients()
         return total * (self.config.coef / len(self.weights))
+
+    def after_backward(self, generator: torch.Generator | None) -> Tensor:
+        """Add the gradient of a training step; see `value_and_grad`."""
+        return self.value_and_grad(generator)
 
     def _step(self, m: Tensor, u: Tensor, gradient: Tensor) -> Tensor:
         """A batch's summed penalty; m and gradient `[n, rows, columns]`, u `[n, 1, columns]`.

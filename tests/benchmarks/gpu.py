@@ -34,7 +34,7 @@ from micronet_lib.lab.data.images import MEAN, STD, ImageSet, load_split
 from micronet_lib.lab.host.machine import set_up
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.training.captured import CapturedStep
 from micronet_lib.lab.training.loop import Run, TrainingData
 from micronet_lib.lab.training.step import Step

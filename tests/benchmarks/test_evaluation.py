@@ -9,7 +9,7 @@ from plain_step import plain
 from ratios import compare
 from torch import Tensor, nn
 
-from micronet_lib.architecture.micronet import build
+from micronet_lib.architecture import build
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
 

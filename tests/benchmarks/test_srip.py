@@ -13,7 +13,7 @@ from ratios import compare
 from small_networks import single_thread
 from torch import Tensor
 
-from micronet_lib.architecture.micronet import build
+from micronet_lib.architecture import build
 from micronet_lib.srip.batches import Srip
 from micronet_lib.srip.penalty import SripConfig, srip_network_penalty, srip_weights
 

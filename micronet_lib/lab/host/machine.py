@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,28 @@ def stamp(profile: str, seed: int) -> str:
     )
 
 
-def environment(device: torch.device | str = "cpu", wall_s: float = 0.0) -> dict[str, Any]:
-    """What a record says of the machine and of the code that ran."""
+def environment(
+    device: torch.device | str = "cpu", wall_s: float = 0.0, commits: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return what a record says of the machine and of the code that ran.
+
+    Args:
+        device: that computed.
+        wall_s: seconds that it took.
+        commits: of a run that several processes trained, each with its code; by default this one's.
+    """
+    commits = commits or (COMMIT,)
     if torch.device(device).type == "cuda":
         hardware = f"1x {torch.cuda.get_device_name(device)}"
     else:
         hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
     return {
         "device": hardware,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no file of ours may hold
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
-        "commit": code_commit(),
+        "commit": commits[0],
+        **({"commits": list(commits)} if len(commits) > 1 else {}),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(wall_s, 2),
     }
@@ -80,7 +91,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def code_commit() -> str:
+def _code_commit() -> str:
     """The short hash of the code that runs; `+` behind it for uncommitted changes to the code.
 
     Where the code lies outside of its repository, as on the machines of a cluster that it was
@@ -98,3 +109,7 @@ def code_commit() -> str:
     except FileNotFoundError:
         commit, changed = "", ""
     return (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT") or "unknown"
+
+
+# Read when the code is loaded: what a commit made meanwhile says is not what runs.
+COMMIT = _code_commit()

@@ -1,36 +1,59 @@
-"""The identity of a recipe: a short digest of what it changes."""
+"""The identity of a recipe: a short digest of every field that differs from its default.
+
+A field that a later version adds with a default leaves every older identity as it was.
+"""
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from micronet_lib.lab.recipes.recipe import Recipe
 
 
 def recipe_id(recipe: Recipe) -> str:
-    """Ten hex digits that name a recipe: a digest of its non-default fields, sorted.
-
-    A field that a later version adds with a default leaves every older name as it was.
-    """
-    changed = _changed(asdict(recipe), asdict(Recipe()))
-    canonical = json.dumps(changed, sort_keys=True, separators=(",", ":"))
+    """Return ten hex digits that name a recipe."""
+    canonical = json.dumps(changed_fields(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
-def run_key(recipe: Recipe, seed: int) -> str:
-    """Recipe and seed of a run, so that no file of another run is taken for this one's."""
+def run_id(recipe: Recipe, seed: int) -> str:
+    """Return the name of one training run: of its folder, and inside its files."""
     return f"{recipe_id(recipe)}-s{seed}"
 
 
-def _changed(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The settings that differ, level by level."""
+def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:
+    """Return the fields of a configuration that differ from a default, level by level, as JSON.
+
+    Args:
+        config: a dataclass.
+        default: one of the same class; by default that class's own defaults.
+    """
     found = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            value = _changed(value, defaults[name])
-            if value:
-                found[name] = value
-        elif value != defaults[name]:
-            found[name] = value
+    for each in fields(config):
+        value = getattr(config, each.name)
+        usual = getattr(default, each.name) if default is not None else _default(each)
+        if is_dataclass(value):
+            below = changed_fields(value, usual if type(usual) is type(value) else None)
+            if below or type(usual) is not type(value):
+                found[each.name] = below
+        elif value != usual:
+            found[each.name] = _plain(value, float if type(usual) is float else None)
     return found
+
+
+def _default(each: Any) -> Any:
+    return each.default_factory() if each.default_factory is not MISSING else each.default
+
+
+def _plain(value: Any, number: type | None = None) -> Any:
+    """A value as JSON; equal values give the same text, whether whole numbers are 1 or 1.0."""
+    if is_dataclass(value):
+        return {type(value).__name__: changed_fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        floats = float if any(type(entry) is float for entry in value) else None
+        return [_plain(entry, floats) for entry in value]
+    return number(value) if number and type(value) is int else value

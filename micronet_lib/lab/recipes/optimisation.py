@@ -1,7 +1,8 @@
 """How long a network is trained, by which optimiser, and at which learning rate when."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from micronet_lib.architecture.initialization import INITIALIZATIONS
@@ -9,11 +10,12 @@ from micronet_lib.errors import InputError, unknown
 
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of stochastic gradient descent; the defaults are [kim2020, section 2.2]'s.
+    """How a network is optimised, on which images, and what is rated; defaults of [kim2020, 2.2].
 
     Attributes:
         epochs: passes over the training images in all; 0 leaves the network as it was made.
@@ -27,10 +29,15 @@ class TrainConfig:
             cycle.
         lr_levels: steps of the cosine's staircase in a cycle; 0 is one at every optimiser step.
             The released code has 150 and begins on the second, so that `lr` itself is never used.
-        momentum: of Nesterov's method.
+        optimizer: `sgd` with Nesterov's momentum, `adam` or `adamw`.
+        momentum: of Nesterov's method, or Adam's first beta.
         weight_decay: of weights of two or more dimensions.
         decay_all: decay biases and batch norm as well.
-        dropout: before the classifier.
+        lr_factors: multiples of the learning rate for some parameters: pattern of a parameter's
+            name -> factor. The first pattern that fits counts.
+        freeze: patterns of module names, such as `blocks.*`. Their parameters are not trained and
+            their batch norm keeps its averages.
+        dropout: probability of every dropout layer.
         bn_momentum: weight of a batch in the running averages of batch norm.
         initialization: a name of `initialization.INITIALIZATIONS`, or `default` for PyTorch's.
         initialize_from: the published file whose weights `trained_distribution` draws from.
@@ -55,9 +62,12 @@ class TrainConfig:
     min_lr: float = 0.0005
     schedule: Schedule = "cosine"
     lr_levels: int = 0
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-5
     decay_all: bool = False
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
     dropout: float = 0.3
     bn_momentum: float = 0.01
     initialization: str = "default"
@@ -73,6 +83,7 @@ class TrainConfig:
         for name, known in (
             ("schedule", get_args(Schedule)),
             ("precision", get_args(Precision)),
+            ("optimizer", get_args(Optimizer)),
             ("initialization", ("default", *INITIALIZATIONS)),
         ):
             if getattr(self, name) not in known:
@@ -103,7 +114,7 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """The learning rate of an optimiser step.
+    """Return the learning rate of an optimiser step.
 
     Args:
         config: of the run.

@@ -12,7 +12,7 @@ from micronet_lib.pruning.schedules import PruneConfig
 
 @dataclass(frozen=True)
 class Profile:
-    """A budget: how much is trained on what, and the settings that so little or so much asks for.
+    """A compute budget: data set, epochs and images, and the few settings that change with them.
 
     Attributes:
         name: on the command line.
@@ -21,11 +21,12 @@ class Profile:
         epoch_share: the fraction of a recipe's epochs that are trained.
         num_images: training images, the first of each class; 0 for all.
         num_validation: validation images rated after an epoch; 0 for all.
-        width_mult: of every network that is trained.
-        batch_size: of a run so short that the recipe's would leave it too few steps; 0 leaves it.
-        bn_momentum: of batch norm in a run so short that averages with the recipe's would still
-            hold their first values at its end; 0 leaves the recipe's.
-        precision: of the convolutions; empty leaves the recipe's.
+        width_mult: of every fresh network that is trained.
+        batch_size: images a step. A short run needs a smaller one, or it has too few steps. 0 keeps
+            the recipe's.
+        bn_momentum: of batch norm. A short run needs a larger one, because its running averages
+            would not converge otherwise. 0 keeps the recipe's.
+        precision: of the convolutions; empty keeps the recipe's.
     """
 
     name: str
@@ -40,16 +41,25 @@ class Profile:
     precision: Precision | Literal[""] = ""
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe on this budget; one that trains nothing stays as it is."""
+        """Return the recipe on this budget, with those it starts from and learns from.
+
+        A recipe that trains nothing stays as it is.
+        """
         train = recipe.train
+        recipe = replace(
+            recipe,
+            start=recipe.start and self.apply(recipe.start),
+            teacher=recipe.teacher and self.apply(recipe.teacher),
+        )
         if not train.epochs:
             return recipe
+        fresh = not recipe.checkpoint and recipe.start is None
         epochs = train.cycles * max(1, round(train.epochs * self.epoch_share / train.cycles))
         early_epoch = max(1, round(recipe.prune.early_epoch * self.epoch_share))
         return replace(
             recipe,
             prune=replace(recipe.prune, early_epoch=early_epoch),
-            width_mult=recipe.width_mult * self.width_mult,
+            width_mult=recipe.width_mult * (self.width_mult if fresh else 1),
             train=replace(
                 train,
                 epochs=epochs,
@@ -97,7 +107,7 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name.
+    """Return the profile of that name.
 
     Raises:
         InputError: for a name that is not in `PROFILES`.
@@ -110,10 +120,11 @@ def get_profile(name: str) -> Profile:
 def resolved(
     recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """What is run of a recipe on a profile.
+    """Return what is run of a recipe on a profile.
 
-    Overrides of `prune` say how rounds are pruned. A dense network has none and is one and the
-    same under all of them, so that the rounds find it.
+    Overrides change the recipe itself; `start.` and `teacher.` before a key change those two.
+    Overrides of `prune` say how rounds are pruned. A dense network has no round and ignores them,
+    so that every kind of rounds starts from the same one.
 
     Raises:
         InputError: unknown key, or a value of another type.

@@ -1,11 +1,14 @@
-"""The settings of one run: a `Recipe` says what is done, a `Profile` on which budget."""
+"""What is done: a `Recipe` is a step from one network to the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError, unknown
+from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.label_smoothing import SmoothingConfig
 from micronet_lib.pruning.schedules import PruneConfig
@@ -13,56 +16,101 @@ from micronet_lib.srip.penalty import SripConfig
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One network and what is done with it.
+class Price:
+    """Bit widths that the official rules charge for. They are a price, not a quantised network.
 
     Attributes:
-        model: a name of `architecture.ARCHITECTURES`; ignored when a checkpoint says what it is.
-        checkpoint: a published file, `kaist/<checkpoint>.t7` under the data folder; empty for a
-            network of our own.
-        savings: names of `dead_channels.SAVINGS`, applied in this order.
-        weight_bits: width the official rules charge for weights; 0 for the unquantised network.
-        activation_bits: the same for activations. Both are a price, not a quantised network.
-        accumulator: how the official rules charge additions inside a quantised dot product.
-        width_mult: of every channel count.
-        train: how it is trained; with 0 epochs it is only counted.
-        srip: orthogonality regularisation; `coef` 0 for none.
-        smoothing: of the labels.
-        augment: of the training images.
-        prune: the rounds of pruning after the dense training, each trained as `train` says.
-        inspect: names of `lab.inspection.INSPECTIONS`, kept in the record's `arrays`.
+        weight_bits: of weights; 0 for the network as it is.
+        activation_bits: of activations; 0 for the network as it is.
+        accumulator: how additions inside a quantised dot product are charged.
     """
 
-    model: str = "micronet_v1"
-    checkpoint: str = ""
-    savings: tuple[str, ...] = ()
     weight_bits: int = 0
     activation_bits: int = 0
     accumulator: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One step: the network it starts from, what changes, and how the result is trained.
+
+    A network starts fresh (`model`), from a published file (`checkpoint`) or from the network of
+    another recipe (`start`). Then `changes` are made, and it is trained as `train` says. So a chain
+    of stages is a chain of recipes, each with settings of its own.
+
+    Attributes:
+        model: a name of `architecture.NETWORKS`, for a fresh network.
+        options: of that network, see `NetworkSpec`.
+        width_mult: of every channel count of a fresh network.
+        checkpoint: a published file, `kaist/<checkpoint>.t7` under the data folder.
+        start: the recipe of the network to start from.
+        changes: what is done to it before training, in this order.
+        teacher: the recipe of a network whose logits are learned from too.
+        distillation: how much of the teacher is in the loss.
+        savings: names of `dead_channels.SAVINGS`, applied in this order.
+        price: bit widths that the official rules charge for.
+        train: how it is trained; with 0 epochs it is not.
+        srip: orthogonality regularisation; `coef` 0 for none.
+        smoothing: of the labels.
+        augment: of the training images.
+        prune: rounds of pruning after the dense training, each trained as `train` says. A short
+            way to say a chain of recipes that differ in nothing but their sparsity.
+    """
+
+    model: str = "micronet_v1"
+    options: Mapping[str, Any] = field(default_factory=dict)
     width_mult: float = 1.0
+    checkpoint: str = ""
+    start: "Recipe | None" = None
+    changes: tuple[Change, ...] = ()
+    teacher: "Recipe | None" = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    savings: tuple[str, ...] = ()
+    price: Price = field(default_factory=Price)
     train: TrainConfig = field(default_factory=TrainConfig)
     srip: SripConfig = field(default_factory=lambda: SripConfig(coef=0.0))
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
-    inspect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.checkpoint and self.start is not None:
+            raise InputError("a recipe starts from a checkpoint or from another recipe, not both")
+        if self.prune.sparsities and (self.checkpoint or self.start is not None):
+            raise InputError(
+                "prune is for rounds after a dense training of the same recipe; a recipe with a "
+                "start prunes by a change, PruneTo"
+            )
 
     @property
-    def parent(self) -> "Recipe":
-        """The recipe of the network that this one's last round of pruning begins with."""
+    def parent(self) -> "Recipe | None":
+        """The recipe of the network that this one starts from; None for a file or a fresh one."""
+        if not self.prune.sparsities:
+            return self.start
         before = self.prune.sparsities[:-1]
-        return replace(
-            self, prune=replace(self.prune, sparsities=before) if before else PruneConfig()
-        )
+        rounds = replace(self.prune, sparsities=before) if before else PruneConfig()
+        return replace(self, prune=rounds)
+
+    @property
+    def needs(self) -> tuple["Recipe", ...]:
+        """The recipes whose networks have to be there before this one's training begins."""
+        return tuple(recipe for recipe in (self.parent, self.teacher) if recipe is not None)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the network holds anything learned: it, or one it starts from, was trained."""
+        started = self.start is not None and self.start.learns
+        return bool(self.train.epochs or self.checkpoint) or started
 
 
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """A copy of a (nested, frozen) configuration with dotted keys replaced.
+    """Return a copy of a (nested, frozen) configuration with dotted keys replaced.
 
     Args:
         config: for example a `Recipe`.
-        overrides: for example `{"checkpoint": "micronet_v2_pr_60"}`; values must have the type of
-            the field they replace (an integer will do for a float, a list for a tuple).
+        overrides: for example `{"train.epochs": 2}`. A value has the type of its field: an integer
+            will do for a float, a list for a tuple, a mapping of keys for a configuration. A key
+            below a field that is None, such as `teacher.checkpoint`, fills in the defaults first.
 
     Raises:
         InputError: unknown key, with the known ones listed, or a value of another type.
@@ -72,15 +120,46 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
         known = {field.name: getattr(config, field.name) for field in fields(config)}
         if head not in known:
             raise unknown(f"key of {type(config).__name__}", head, known)
-        old = known[head]
-        if rest:
-            if not is_dataclass(old):
-                raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
-            value = with_overrides(old, {rest: value})
+        kinds = _kinds(type(config), head)
+        nested: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+        below = {rest: value} if rest else value
+        if nested is not None and isinstance(below, Mapping):
+            old = known[head]
+            value = with_overrides(nested() if old is None else old, below)
+        elif rest and Mapping in kinds:
+            value = {**known[head], rest: value}
+        elif rest:
+            raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
         else:
-            value = tuple(value) if isinstance(value, list) else value
-            value = float(value) if type(old) is float and type(value) is int else value
-            if type(value) is not type(old):
-                raise InputError(f"override {key}={value!r}: expected {type(old).__name__}")
+            value = _fitted(value, kinds, key)
         config = replace(config, **{head: value})
     return config
+
+
+def _kinds(config: type, name: str) -> tuple[Any, ...]:
+    """The types that a field may have: the origin of a generic, the members of a union."""
+    hint = get_type_hints(config)[name]
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(_kind(member) for member in members)
+
+
+def _kind(hint: Any) -> Any:
+    origin = get_origin(hint)
+    if origin is Literal:
+        return type(get_args(hint)[0])
+    return Mapping if origin is not None and issubclass(origin, Mapping) else origin or hint
+
+
+def _fitted(value: Any, kinds: tuple[Any, ...], key: str) -> Any:
+    """The value as one of these types, or `InputError`."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)
+    for kind in kinds:
+        if (kind is Mapping and isinstance(value, Mapping)) or type(value) is kind:
+            return value
+        if is_dataclass(kind) and isinstance(value, kind):  # type: ignore[arg-type]
+            return value
+    names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+    raise InputError(f"override {key}={value!r}: expected {names}")

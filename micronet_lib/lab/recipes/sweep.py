@@ -35,6 +35,7 @@ class Sweep:
         axes: the values of each axis; a point's name joins its values with `-`.
         make: turns one value an axis into a recipe.
         metrics: what its tables show, in order.
+        measures: names of `running.measures.MEASURES`: what records hold besides the score.
         profiles: the budgets on which the question makes sense.
     """
 
@@ -45,6 +46,7 @@ class Sweep:
     make: Callable[..., Recipe]
     metrics: tuple[str, ...]
     profiles: tuple[str, ...] = tuple(PROFILES)
+    measures: tuple[str, ...] = ("accuracy",)
 
     def points(self) -> tuple[Point, ...]:
         """Every point, in the order of the axes."""

@@ -14,6 +14,7 @@ from typing import Any
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.places import MEASURED
+from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
@@ -39,7 +40,7 @@ class Record:
         env: device, torch, cuda, commit, date (UTC), wall_s.
         layers: rows of the per-layer table; committed in the sweep `published` only.
         curve: one number an epoch under each name, of a run that trains.
-        arrays: what `Recipe.inspect` asked for, by its name.
+        arrays: what the sweep's measures found, by name.
         notes: what else a reader of the numbers has to know.
     """
 
@@ -69,7 +70,7 @@ def record_path(sweep: str, point: str, profile: str, seed: int) -> Path:
     return Path(profile) / sweep / f"{point}-s{seed}.json"
 
 
-def write(record: Record, root: Path) -> Path:
+def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
     """Write a record atomically and return its path: the file is whole or absent.
 
     Raises:
@@ -81,9 +82,8 @@ def write(record: Record, root: Path) -> Path:
         text = pattern.sub(
             lambda found: " ".join(map(str.strip, found[1].split("\n"))).strip(), text
         )
-    folder = path.with_suffix("")  # of a run that trains; its lock clears it of unfinished files
     what = f"the record {record.path} under {root}"
-    write_atomically(path, text.encode(), what, unfinished=folder if folder.is_dir() else None)
+    write_atomically(path, text.encode(), what, unfinished)
     return path
 
 
@@ -106,6 +106,14 @@ def read(path: Path) -> Record:
             "measure again"
         )
     return record
+
+
+def set_aside(path: Path) -> None:
+    """Rename a record that is there and cannot be read, and say so; it is measured again."""
+    if path.is_file() and kept(path) is None:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
 
 
 def kept(path: Path) -> Record | None:
@@ -137,12 +145,6 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
         by_seed = trained.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
         rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
     return rows
-
-
-def find(root: Path, profile: str, identity: str, seed: int) -> Record | None:
-    """Return a record of that recipe id and seed from any sweep, or None."""
-    found = map(kept, sorted((root / profile).glob(f"*/*-s{seed}.json")))
-    return next((record for record in found if record and record.recipe_id == identity), None)
 
 
 def promote(path: Path, root: Path = MEASURED) -> Path:

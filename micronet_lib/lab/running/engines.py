@@ -1,24 +1,24 @@
-"""Where the points of a sweep run: in this process, or as tasks of a Ray cluster.
+"""Where jobs run: in this process one after the other, or as tasks of a Ray cluster.
 
-`local` is `experiments.ensure`. `ray` makes a task of each point that has to be measured, on one
-CPU thread; the task calls the same `experiments.ensure_point`, so its record is the one that
-`local` makes under one thread. All records and networks come back into the runs folder of the
-process that started the tasks; a sweep that was begun with one engine goes on with the other.
+`ray` makes a task of each job, on one CPU thread. A task gets the networks that it needs as results
+of other tasks, so Ray itself keeps the order, and its record is the one that `local` makes on one
+thread. All records and networks come back into the runs folder of the process that started the
+tasks; a sweep that was begun with one engine goes on with the other.
 
 The code travels with the tasks. Data sets do not: MICRONET_DATA names a folder that every machine
 has under that path. A task whose machine fails is started again elsewhere. Where all machines see
 the runs folder (MICRONET_RUNS on a shared file system), it goes on from the training state that is
-there; otherwise it trains its point anew, unless it comes to the same machine again.
+there; otherwise it trains anew, unless it comes to the same machine again.
 """
 
 import logging
 import math
 import os
 import shutil
-import socket
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ import pandas as pd
 import torch
 
 from micronet_lib.errors import InputError, unknown
-from micronet_lib.lab.host.machine import code_commit
+from micronet_lib.lab.host.files import Busy, write_atomically
+from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
 from micronet_lib.lab.host.progress import bar, say
 from micronet_lib.lab.recipes.profile import get_profile
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.running.measure import ensure, resolve, this_run
-from micronet_lib.lab.running.tasks import Finished, Job, Left, Schedule, perform
+from micronet_lib.lab.records.record import Record, write
+from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
+from micronet_lib.lab.running.measure import ensure, perform, this_run
+from micronet_lib.lab.training.loop import DivergedError
 
 ENGINES = ("local", "ray")
 
@@ -50,6 +53,7 @@ def run(
     engine: str = "local",
     gpus_per_point: float | None = None,
     progress: bool = True,
+    retrain: bool = False,
 ) -> pd.DataFrame:
     """Measure what is missing of a sweep with an engine, and return this run's table.
 
@@ -57,13 +61,14 @@ def run(
         sweep: what to run.
         profile: a name of `PROFILES`.
         seed: of the runs.
-        overrides: dotted keys that change every recipe, and so its id.
+        overrides: dotted keys that change every recipe, and so its identity.
         point: only those whose names match, such as `3.0-*`.
         engine: a name of `ENGINES`. For `ray`, the environment variable RAY_ADDRESS names the
             cluster; without it, the tasks run on this machine, one a CPU.
         gpus_per_point: of `ray`; a fraction lets several points share a GPU. By default a whole
             one if the cluster has any.
         progress: bars on stderr.
+        retrain: train a network again that has a record but is not on this machine.
 
     Raises:
         InputError: as `ensure`; also an unknown engine, an impossible share of a GPU, and a cluster
@@ -74,81 +79,155 @@ def run(
     if engine == "local":
         if gpus_per_point is not None:
             raise InputError("GPUs per point are for the engine ray; a local run takes the first")
-        return ensure(sweep, profile, seed, overrides, point, progress)
+        return ensure(sweep, profile, seed, overrides, point, progress, retrain)
     if gpus_per_point is not None and not _possible(gpus_per_point):
         raise InputError(
             f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
             "whole number"
         )
-    chosen = get_profile(profile)
-    points = [p.name for p in sweep.matching(point)]
-    schedule = Schedule(sweep, resolve(sweep, chosen, overrides), chosen, seed)
-    for name in points:
-        schedule.add(name)
-    if schedule.points:
-        with (
-            _ray(gpus_per_point) as pool,
-            bar(schedule.points, sweep.name, "pt", progress) as shown,
-        ):
-            for num_done in schedule.run(pool):
-                shown.update(num_done)
-    return this_run(sweep, profile, points, filter(None, map(schedule.kept, points)))
+    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    ahead = [job for job in jobs(asked, retrain=retrain) if job.does in ("count", "rate", "train")]
+    if ahead:
+        with _ray(gpus_per_point) as (ray, task), bar(ahead, sweep.name, "pt", progress) as shown:
+            for result in on_ray(ray, task, ahead):
+                store(result)
+                shown.update(1)
+    return this_run(asked)
 
 
-class _Ray:
-    """Jobs as tasks of the cluster that this process is connected to."""
+@dataclass(frozen=True)
+class Result:
+    """What a job leaves.
 
-    def __init__(self, ray: Any, gpus: float) -> None:
-        self._ray = ray
-        self._points: dict[Any, str] = {}
-        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": MAX_RETRIES}
-        if gpus == 0:  # PyTorch would find those that Ray did not give
-            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-        self._task = ray.remote(**options)(_perform)
+    Attributes:
+        job: that was done.
+        record: if one was asked for.
+        networks: the bytes of trained networks: identity -> `network.pt`. Those that it needed are
+            passed on with its own.
+        reason: why nothing was done; empty if something was.
+        fault: whether a user has to mend something, which ends the whole sweep.
+    """
 
-    def start(self, job: Job) -> Any:
-        handle = self._task.options(name=f"{job.sweep.name}/{job.point}").remote(job)
-        self._points[handle] = f"{job.sweep.name}/{job.point} seed {job.seed}"
-        return handle
+    job: Job
+    record: Record | None = None
+    networks: Mapping[str, bytes] = field(default_factory=dict)
+    reason: str = ""
+    fault: bool = False
 
-    def next_done(self, handles: Collection[Any]) -> tuple[Any, Finished | Left]:
-        (handle, *_), _ = self._ray.wait(list(handles), num_returns=1)
+
+def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Result:
+    """Do a job on the machine that this runs on, and return what it leaves.
+
+    Args:
+        job: to be done.
+        networks: that it needs and that were there before: identity -> bytes.
+        needed: what the jobs left whose networks it needs.
+    """
+    label = f"{job.case.name} seed {job.case.seed}"
+    for result in needed:
+        if result.reason:
+            return Result(job, reason=f"{label}: a network that it needs was not trained")
+        networks = {**networks, **result.networks}
+    trains = job.does == "train" and job.case.recipe.train.epochs > 0
+    try:
+        for name, content in networks.items():
+            _place(job, name, content)
+        missing = missing_file(job.case, trains)
+        if missing is not None:
+            reason = f"{label}: the machine that took it has no {missing} under {data_root()}"
+            return Result(job, reason=reason)
+        perform(job, progress=False)
+    except (Busy, DivergedError) as error:
+        return Result(job, reason=f"{label}: {error}")
+    except InputError as error:
+        return Result(job, reason=str(error), fault=True)
+    own = {job.case.id: job.case.network_path.read_bytes()} if trains else {}
+    return Result(job, job.case.record() if job.recorded else None, own)
+
+
+def store(result: Result) -> None:
+    """Write what a job left into this machine's runs folder, or say why there is nothing.
+
+    Raises:
+        InputError: a fault that a user has to mend, here or where the job ran.
+    """
+    if result.fault:
+        raise InputError(result.reason)
+    if result.reason:
+        say(result.reason)
+    for name, content in result.networks.items():
+        _place(result.job, name, content)
+    if result.record is not None:
+        write(result.record, runs_root())
+
+
+def _place(job: Job, name: str, content: bytes) -> None:
+    """Write a network to its address, unless it is there."""
+    path = job.case.folder.parent / name / "network.pt"
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content, f"the network {name}")
+
+
+def on_ray(ray: Any, task: Any, ahead: Sequence[Job]) -> Iterator[Result]:
+    """Start all jobs as tasks and yield what they leave, as they end.
+
+    Args:
+        ray: the module, connected to a cluster.
+        task: `perform_with` as a remote function.
+        ahead: jobs, needed ones first.
+    """
+    handles: dict[str, Any] = {}  # identity of a network -> the task that trains it
+    running: dict[Any, Job] = {}
+    for job in ahead:
+        needed = [handles[name] for name in job.needs if name in handles]
+        folder = job.case.folder.parent
+        there = {
+            name: (folder / name / "network.pt").read_bytes()
+            for name in job.needs
+            if name not in handles
+        }
+        handle = task.options(name=job.case.name).remote(job, there, *needed)
+        running[handle] = job
+        if job.does == "train":
+            handles[job.case.id] = handle
+    while running:
+        (handle, *_), _ = ray.wait(list(running), num_returns=1)
+        job = running.pop(handle)
         try:
-            return handle, self._ray.get(handle)
-        except self._ray.exceptions.RayTaskError:
+            yield ray.get(handle)
+        except ray.exceptions.RayTaskError:
             raise  # a fault of ours, with its traceback
-        except self._ray.exceptions.RayError as error:
-            return handle, Left(f"{self._points[handle]}: {str(error).strip().splitlines()[0]}")
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            yield Result(job, reason=f"{job.case.name} seed {job.case.seed}: {reason}")
 
 
-def _perform(job: Job) -> Finished | Left:
+def _remote(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Result:
     torch.set_num_threads(1)  # of the one CPU that the task was given
-    return perform(job)
+    return perform_with(job, networks, *needed)
 
 
 @contextmanager
-def _ray(gpus_per_point: float | None) -> Iterator[_Ray]:
-    """Ray, at RAY_ADDRESS or on this machine for as long as it takes.
+def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
+    """Ray, at RAY_ADDRESS or on this machine for as long as it takes, and the remote function.
 
     Raises:
         InputError: Ray is not installed, the cluster does not answer, or this machine has too few
             GPUs.
     """
     # A job that was submitted to a cluster has an environment of its own, which ours adds to.
-    told = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-    for name, value in told.items():
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
         raise InputError(
-            "the engine ray needs Ray, which is not installed: "
-            "`pip install 'micronet-book[cluster]'`"
+            "the engine ray needs Ray, which is not installed: `pip install -e '.[cluster]'`"
         ) from error
     address = os.environ.get("RAY_ADDRESS") or "local"
-    _knock(address)
     mine: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    with tempfile.TemporaryDirectory() as code, quick_start():
+    with tempfile.TemporaryDirectory() as code:
         try:
             ray.init(
                 address=address,
@@ -161,44 +240,13 @@ def _ray(gpus_per_point: float | None) -> Iterator[_Ray]:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"no Ray at {address} (RAY_ADDRESS): {reason}") from error
         try:
-            yield _Ray(ray, _gpus(ray, gpus_per_point, address))
+            gpus = _gpus(ray, gpus_per_point, address)
+            options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": MAX_RETRIES}
+            if gpus == 0:  # PyTorch would find those that Ray did not give
+                options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+            yield ray, ray.remote(**options)(_remote)
         finally:
             ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Find out within seconds that nobody answers at `host:port`; Ray takes minutes.
-
-    Raises:
-        InputError: nobody does.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise InputError(f"no Ray at {address} (RAY_ADDRESS): {error.strerror or error}") from error
-
-
-@contextmanager
-def quick_start() -> Iterator[None]:
-    """Let the processes that Ray starts on this machine import without a package of Jupyter's.
-
-    With it, `jsonschema` builds a grammar for seconds when it is imported, in each of Ray's half
-    a dozen processes; on two busy cores they then miss the deadlines that they have for each other.
-    """
-    before = os.environ.get("PYTHONPATH")
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "rfc3987_syntax.py").write_text("raise ImportError\n")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = before
 
 
 def _gpus(ray: Any, gpus_per_point: float | None, address: str) -> float:
@@ -223,17 +271,17 @@ def _possible(gpus: float) -> bool:
 
 
 def variables() -> dict[str, str]:
-    """What the tasks have to know of this process."""
+    """Return what the tasks have to know of this process."""
     return {
         "MICRONET_DATA": str(data_root().absolute()),
         "MICRONET_RUNS": str(runs_root().absolute()),
-        "MICRONET_COMMIT": code_commit(),
+        "MICRONET_COMMIT": COMMIT,
         "OMP_NUM_THREADS": "1",
     }
 
 
 def copy_code(folder: Path) -> Path:
-    """What a task needs of this repository: the library and our own augmentation policies."""
+    """Copy what a task needs of this repository: the library and our own augmentation policies."""
     unneeded = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "micronet_lib", folder / "micronet_lib", ignore=unneeded)
     if SEARCHED_POLICIES.is_file():

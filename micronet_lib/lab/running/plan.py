@@ -1,29 +1,33 @@
 """Before anything runs: what measuring a sweep would take, and whether it can be done at all."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
 
+from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device, environment, set_up
-from micronet_lib.lab.host.places import MEASURED, runs_root
-from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import Profile, get_profile, resolved
+from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
+from micronet_lib.lab.recipes.profile import Profile, get_profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records import record as records
-from micronet_lib.lab.running.runs import fresh_network, missing_files
+from micronet_lib.lab.records.record import Record, kept
+from micronet_lib.lab.running.lineage import Job, cases, jobs
+from micronet_lib.lab.running.networks import fresh_network
+from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.training.step import Step
 
 FLOAT_BYTES = 4
 TIMED_STEPS = 3
 TIMED_BATCH = 32  # on a CPU, where an image takes as long in a large batch
+
+WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
 
 def plan(
@@ -32,79 +36,86 @@ def plan(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     point: str | None = None,
+    retrain: bool = False,
 ) -> pd.DataFrame:
-    """One row a point: whether it is to be run, how much it trains, and what that would take.
+    """Return one row a job, in the order in which measuring does them.
 
-    Columns: point; state (`measured`, `to run`, or what is missing); epochs; images trained, in
-    all epochs; minutes of training, at the median speed of what was trained on this device at this
-    profile before, or else of a few steps that are taken now (`NaN` if no point can be trained);
-    disk_mb of the network and the training states.
+    A network that a point needs, and that is not here, has a row of its own before it.
+
+    Columns: point, with its sweep where that is another one; state (`measured`, `to count`,
+    `to rate`, `to train`, or why it is not possible here); epochs and images trained, 0 where
+    nothing is; minutes of training, at the median speed of the same network in the records of this
+    device and profile, or else of a few steps that are taken now; disk_mb of the network and its
+    training states.
 
     Raises:
         InputError: unknown profile, point or key.
     """
-    chosen = get_profile(profile)
-    recipes = {p.name: resolved(p.recipe, chosen, overrides) for p in sweep.matching(point)}
-    states = {n: _state(sweep, n, recipe, chosen, seed) for n, recipe in recipes.items()}
-    to_train = [r for n, r in recipes.items() if states[n] == "to run" and r.train.epochs]
-    speed = images_per_s(chosen) or (timed_images_per_s(to_train[0]) if to_train else float("nan"))
-    rows = []
-    for name, recipe in recipes.items():
-        images = num_images(recipe, chosen)
+    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    return table_of(jobs(asked, retrain=retrain), sweep)
+
+
+def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
+    """Return jobs as a plan; the sweep is the one that was asked for."""
+    rows, speeds = [], dict[str, float]()
+    for job in ahead:
+        case, trains = job.case, job.does == "train"
+        images = num_images(case.recipe, case.profile) if trains else 0
+        speed = 1.0
+        if trains:
+            shape = repr(_shape(asdict(case.recipe)))
+            if shape not in speeds:
+                speeds[shape] = speed_of(case.recipe, case.profile)
+            speed = speeds[shape]
         rows.append(
             {
-                "point": name,
-                "state": states[name],
-                "epochs": recipe.train.epochs,
+                "point": case.point if case.sweep is sweep else case.name,
+                "state": WORDS.get(job.does, job.reason),
+                "epochs": case.recipe.train.epochs if trains else 0,
                 "images": images,
                 "minutes": images / speed / 60,
-                "disk_mb": _disk_mb(recipe) if recipe.train.epochs else 0.0,
+                "disk_mb": _disk_mb(case.recipe) if trains else 0.0,
             }
         )
     return pd.DataFrame(rows)
 
 
 def in_all(ahead: pd.DataFrame) -> str:
-    """One line under a plan: what the points that are to run take together."""
-    left = ahead[ahead["state"] == "to run"]
+    """Return one line under a plan: what is done, and what it takes."""
+    left = ahead[ahead["state"].str.startswith("to ")]
+    trained = left[left["state"] == "to train"]
     return (
-        f"to run: {len(left)} of {len(ahead)} points, {left['minutes'].sum():.1f} minutes of "
-        f"training, {left['disk_mb'].sum():.0f} MB"
+        f"{len(left)} to do, {len(trained)} of them to train: {trained['minutes'].sum():.1f} "
+        f"minutes of training, {trained['disk_mb'].sum():.0f} MB"
     )
 
 
-def require(
-    sweep: Sweep,
-    profile: str,
-    point: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> None:
+def require(ahead: Sequence[Job]) -> None:
     """Refuse what `ensure` would leave as `not run`: for the command line, where one asks for it.
 
     Raises:
-        InputError: the sweep is not defined on the profile, or not one point has its files.
+        InputError: none of the jobs is possible here, and why the first one is not.
     """
-    chosen = get_profile(profile)
-    if profile not in sweep.profiles:
+    if not all(job.does == "impossible" for job in ahead):
+        return
+    case, reason = ahead[0].case, ahead[0].reason
+    if reason.startswith("not defined"):
         raise InputError(
-            f"sweep {sweep.name!r} is not defined on profile {profile!r}; "
-            f"choose from {', '.join(sweep.profiles)}"
+            f"sweep {case.sweep.name!r} is not defined on profile {case.profile.name!r}; "
+            f"choose from {', '.join(case.sweep.profiles)}"
         )
-    recipes = [resolved(p.recipe, chosen, overrides) for p in sweep.matching(point)]
-    missing = [missing_files(recipe, chosen) for recipe in recipes]
-    first = missing[0]
-    if first and all(missing):
-        group = {"kaist": "kaist", "cifar-100-python": "cifar100"}.get(
-            first.split("/")[0], "policies"
+    remedy = ""
+    if " file " in f" {reason}":
+        groups = {"kaist/": "kaist", "cifar-100-python/": "cifar100", "fast_auto": "policies"}
+        group = next((each for part, each in groups.items() if part in reason), None)
+        remedy = (
+            f"; `micronet data fetch {group}` gets it" if group else "; it is in the repository"
         )
-        raise InputError(
-            f"{sweep.name} needs {first} under the data folder; "
-            f"`micronet data fetch {group}` gets it"
-        )
+    raise InputError(f"{case.name}: {reason}{remedy}")
 
 
 def num_images(recipe: Recipe, profile: Profile) -> int:
-    """Images that a run trains on, counted in every epoch; the last, smaller batch is dropped."""
+    """Return the images of all epochs of a run; the last, smaller batch of each is dropped."""
     train = recipe.train
     if not train.epochs:
         return 0
@@ -120,30 +131,45 @@ def _train_images(dataset: str, hold_out: bool) -> int:
     return held if hold_out else held + rest
 
 
-def images_per_s(profile: Profile) -> float | None:
-    """The median training speed of this device's records at a profile, or None without one."""
+def speed_of(recipe: Recipe, profile: Profile) -> float:
+    """Return the images/s at which this device trains a recipe's network at a profile."""
     device = environment(default_device())["device"]
     speeds = [
         record.metrics["train_images_per_s"]
-        for root in (runs_root(), MEASURED)
-        for path in (root / profile.name).glob("*/*.json")
-        if (record := records.kept(path)) is not None
-        and record.env["device"] == device
-        and "train_images_per_s" in record.metrics
+        for record in _trained_records(profile.name)
+        if record.env["device"] == device and _shape(record.recipe) == _shape(asdict(recipe))
     ]
-    return median(speeds) if speeds else None
+    return median(speeds) if speeds else timed_images_per_s(recipe)
+
+
+def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a recorded recipe decides how long an image takes."""
+    start, teacher = recipe.get("start"), recipe.get("teacher")
+    network = (recipe["model"], recipe["width_mult"], recipe["checkpoint"], recipe.get("options"))
+    return (
+        _shape(start) if start else (*network[:3], network[3] or {}),
+        _shape(teacher) if teacher else None,
+        recipe["train"]["precision"],
+    )
+
+
+def _trained_records(profile: str) -> list[Record]:
+    paths = [p for root in (runs_root(), MEASURED) for p in (root / profile).glob("*/*.json")]
+    records = [record for path in paths if (record := kept(path)) is not None]
+    return [record for record in records if "train_images_per_s" in record.metrics]
 
 
 def timed_images_per_s(recipe: Recipe) -> float:
-    """The training speed of this device, from a few steps on random images.
+    """Return the training speed of this device, from a few steps on random images.
 
     Augmentation and rating are left out. On a GPU the steps are eager, a captured run is faster.
     """
-    device, train = default_device(), replace(recipe.train, initialization="default")
+    device, train = default_device(), recipe.train
     set_up(device)
-    model = fresh_network(replace(recipe, train=train), 0).to(device)
-    model = model.to(memory_format=torch.channels_last).train()
-    step = Step(model, recipe, torch.Generator(device).manual_seed(0))
+    network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
+    teacher = None if recipe.teacher is None else _untrained(recipe.teacher).to(device).eval()
+    generator = torch.Generator(device).manual_seed(0)
+    step = Step(network, recipe, generator, teacher=teacher)
     batch = train.batch_size if device.type == "cuda" else min(train.batch_size, TIMED_BATCH)
     images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
     targets = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -155,19 +181,17 @@ def timed_images_per_s(recipe: Recipe) -> float:
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
-def _state(sweep: Sweep, point: str, recipe: Recipe, profile: Profile, seed: int) -> str:
-    path = runs_root() / records.record_path(sweep.name, point, profile.name, seed)
-    found = records.kept(path)
-    if found is not None and found.recipe_id == recipe_id(recipe):
-        return "measured"
-    if profile.name not in sweep.profiles:
-        return f"not defined at {profile.name}"
-    missing = missing_files(recipe, profile)
-    return f"no file {missing}" if missing else "to run"
+def _untrained(recipe: Recipe) -> Network:
+    """A network of the shape that a recipe trains, whatever its weights are."""
+    if recipe.start is not None:
+        return _untrained(recipe.start)
+    if recipe.checkpoint:
+        return load_published(checkpoint_path(recipe.checkpoint))
+    return fresh_network(replace(recipe, train=replace(recipe.train, initialization="default")), 0)
 
 
 def _disk_mb(recipe: Recipe) -> float:
     """The largest that a run's folder gets: a network, and two states of weights and momentum."""
-    num = sum(p.numel() for p in fresh_network(recipe, 0).parameters())
+    num = sum(p.numel() for p in _untrained(recipe).parameters())
     copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
     return copies * num * FLOAT_BYTES / 1e6

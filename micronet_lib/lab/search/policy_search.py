@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, load_split
@@ -39,7 +39,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import get_profile
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.search.policy_trials import (
     SubPolicy,
     compare,
@@ -53,7 +53,7 @@ from micronet_lib.lab.training.loop import Run, TrainingData, train
 
 SET_NAME = "searched"
 
-TrainFold = Callable[[ImageSet, ImageSet, int, Path], MicroNet]
+TrainFold = Callable[[ImageSet, ImageSet, int, Path], Network]
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def search(
         PROVENANCE: {
             "what": "sets of least mean cross-entropy on the fold that a network has not seen",
             "setting": setting,
-            "network": networks[0].architecture.name,
+            "network": network.spec.name,
             "folds": rows,
             "control": control,
             "env": env,
@@ -296,7 +296,7 @@ def search_policies(
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
 
-    def train_fold(learned: ImageSet, unseen: ImageSet, fold_seed: int, place: Path) -> MicroNet:
+    def train_fold(learned: ImageSet, unseen: ImageSet, fold_seed: int, place: Path) -> Network:
         key = f"search {place.name}, recipe {recipe_id(recipe)}, seed {fold_seed}"
         network = fresh_network(recipe, fold_seed).to(device)
         kept = load_own(place / "network.pt", key)
@@ -304,7 +304,8 @@ def search_policies(
             network.load_state_dict(kept["model"])
             return network.eval()
         data = TrainingData(learned, _first(unseen, recipe.train.num_validation))
-        network = train(Run(network, recipe, data, fold_seed), place, key, progress).model
+        run = Run(network, recipe, data, fold_seed)
+        network = train(run, place, key, f"search {place.name}", progress).network
         save_own(place / "network.pt", key, {"model": network.state_dict()})
         return network
 

@@ -1,33 +1,69 @@
-"""A trained network as one file that others can read: weights, recipe and score in safetensors."""
+"""Trained networks of ours as files: a spec to build them from, and their tensors.
+
+A network that others can read is one safetensors file. The metadata hold the spec, and what else
+there is to say, each entry as JSON. Loading needs the spec and no recipe.
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
-from micronet_lib.lab.running.runs import fresh_network
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.published import load_published
-from micronet_lib.scoring.bill import score_network
+from micronet_lib.lab.storage.states import is_own, load_own
 
 SUFFIX = ".safetensors"
 
 
-def export_network(model: MicroNet, recipe: Recipe, path: Path, **told: Any) -> dict[str, Any]:
-    """Write a network with its recipe, its score and what else there is to tell; returns all that.
+def pack(network: Network) -> dict[str, Any]:
+    """Return what a file has to hold for `restore`: `spec`, plain JSON, and `model`, tensors."""
+    return {"spec": asdict(network.spec), "model": network.state_dict()}
+
+
+def restore(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
+    """Build a network again, in evaluation mode on the CPU, in the precision of its tensors.
 
     Args:
-        model: trained as the recipe says.
-        recipe: resolved for its profile.
+        spec: name and options, as from `pack`.
+        state: its tensors by name.
+
+    Raises:
+        InputError: the network is not registered, the tensors are of another network, or some
+            value is NaN or infinite.
+    """
+    network = build(NetworkSpec(**spec))
+    with torch.no_grad():
+        for name, value in network.state_dict(keep_vars=True).items():
+            value.data = value.data.to(state[name].dtype if name in state else value.dtype)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise InputError(f"tensors of another network than {network.spec.name}: {error}") from error
+    if not all(torch.isfinite(value).all() for value in state.values()):
+        raise InputError(f"the weights of this {network.spec.name} hold NaN or infinite values")
+    return network.eval()
+
+
+def export_network(
+    network: Network, path: Path, recipe: Recipe | None = None, **more: Any
+) -> dict[str, Any]:
+    """Write a network for others to read, and return the file's metadata.
+
+    Args:
+        network: any that is registered, also one that was trimmed.
         path: ends in `.safetensors`.
-        told: more entries of the file's metadata, such as `top1=0.8`.
+        recipe: how it was trained, resolved for its profile.
+        more: entries of the metadata, such as `top1=0.8` and `score={...}`.
 
     Raises:
         InputError: another ending, a folder that cannot be written, or no safetensors installed.
@@ -35,26 +71,26 @@ def export_network(model: MicroNet, recipe: Recipe, path: Path, **told: Any) -> 
     if path.suffix != SUFFIX:
         raise InputError(f"{path} is not a name for a network: end it in {SUFFIX}")
     env = environment()
-    metadata = {
-        "recipe": asdict(recipe),
-        "recipe_id": recipe_id(recipe),
-        "score": score_network(model, "published").metrics(),
-        "torch": env["torch"],
-        "commit": env["commit"],
-        **told,
+    metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
+    if recipe is not None:
+        metadata |= {"recipe": asdict(recipe), "recipe_id": recipe_id(recipe)}
+    metadata |= more
+    # Copies, because safetensors refuses tensors that share memory.
+    state = {
+        name: value.clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
     }
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
     texts = {name: json.dumps(value) for name, value in metadata.items()}
     content = _safetensors().torch.save(state, metadata=texts)
     write_atomically(path, content, f"the network {path.name}")
     return metadata
 
 
-def load_exported(path: Path) -> tuple[MicroNet, dict[str, Any]]:
-    """A network that `export_network` wrote, in evaluation mode, and its metadata.
+def load_exported(path: Path) -> tuple[Network, dict[str, Any]]:
+    """Read what `export_network` wrote: the network in evaluation mode, and the metadata.
 
     Raises:
-        InputError: no such file, damaged, of another make, or no safetensors installed.
+        InputError: no such file, unreadable, damaged, of another make, or no safetensors installed.
     """
     safetensors = _safetensors()
     if not path.is_file():
@@ -63,29 +99,31 @@ def load_exported(path: Path) -> tuple[MicroNet, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        recipe = with_overrides(Recipe(), _network_only(metadata["recipe"]))
-        model = fresh_network(recipe, seed=0)
-        model.load_state_dict(state, strict=True)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} is damaged or no network of this library ({reason})") from error
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise InputError(f"{path} holds NaN or infinite values")
-    return model.eval(), metadata
+        network = restore(metadata["spec"], state)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror or error}): make it readable"
+        ) from error
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        line = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged or no network of this library ({line})") from error
+    return network, metadata
 
 
-def load_network(path: Path) -> MicroNet:
-    """A network from a file: one of ours by its ending, else one of the published format.
+def load_network(path: Path) -> Network:
+    """Load a network from any file: exported, of a training run, or published by a team.
 
     Raises:
-        InputError: see `load_exported` and `checkpoints.load_published`.
+        InputError: the file is absent, unreadable, damaged, or holds no network.
     """
-    return load_exported(path)[0] if path.suffix == SUFFIX else load_published(path)
-
-
-def _network_only(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What of a stored recipe decides the network: the rest may be of another version."""
-    return {name: recipe[name] for name in ("model", "width_mult")}
+    if path.suffix == SUFFIX:
+        return load_exported(path)[0]
+    if not is_own(path):
+        return load_published(path)
+    content = load_own(path)
+    if content is None or not {"spec", "model"} <= content.keys():
+        raise InputError(f"{path} is damaged or holds no network")
+    return restore(content["spec"], content["model"])
 
 
 def _safetensors() -> Any:

@@ -1,16 +1,13 @@
-"""Networks and training states on disk: our own files, and the authors' published ones [kim2020].
+"""The files that teams published, each in its own format, read into networks of this library.
 
-Nothing in either can run code. Our own begin with a digest of the rest, so that half of a file is
-never taken for a whole one, and a training state has its predecessor beside it.
-
-A published file is a dictionary of tensors, bare or under a key such as `net4`. Its names are the
-authors' (`layers.3.conv2.weight`), each prunable tensor has a `.mask` twin, and nothing in it says
-which network it is: the shapes do.
+Nothing in a file can run code. A file is a dictionary of tensors, bare or under a key such as
+`net4`. Nothing in it says which network it is: names and shapes do. A team's format is one
+function in `FORMATS`, from the team's names to this library's.
 """
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,23 +15,9 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture.micronet import ARCHITECTURES, Architecture, MicroNet
+from micronet_lib.architecture.network import NETWORKS, Network, NetworkSpec, build
 from micronet_lib.errors import InputError
 
-_PARTS = {
-    "conv1": "conv_expand",
-    "bn1": "bn_expand",
-    "conv2": "conv_dw",
-    "bn2": "bn_dw",
-    "conv3": "conv_project",
-    "bn3": "bn_project",
-    "fc1": "se.conv_reduce",
-    "fc2": "se.conv_expand",
-    "shortcut.0": "conv_shortcut",
-    "shortcut.1": "bn_shortcut",
-}
-_STEM_AND_HEAD = {"conv1": "stem.conv", "bn1": "stem.bn", "linear": "head.classifier"}
-_KEY = re.compile(r"^(?:layers\.(\d+)\.)?(.+)\.(\w+)$")
 _REMEDY = "`micronet data fetch kaist` gets the published ones"
 
 
@@ -92,8 +75,30 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights and masks under this library's names.
+Tensors = dict[str, Tensor]
+Format = Callable[[Mapping[str, Tensor]], tuple[Tensors, Tensors]]
+
+_PARTS = {
+    "conv1": "conv_expand",
+    "bn1": "bn_expand",
+    "conv2": "conv_dw",
+    "bn2": "bn_dw",
+    "conv3": "conv_project",
+    "bn3": "bn_project",
+    "fc1": "se.conv_reduce",
+    "fc2": "se.conv_expand",
+    "shortcut.0": "conv_shortcut",
+    "shortcut.1": "bn_shortcut",
+}
+_STEM_AND_HEAD = {"conv1": "stem.conv", "bn1": "stem.bn", "linear": "head.classifier"}
+_KEY = re.compile(r"^(?:layers\.(\d+)\.)?(.+)\.(\w+)$")
+
+
+def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """Return weights and masks of a file of [kim2020] under this library's names.
+
+    Each prunable tensor has its mask beside it, as in `layers.3.conv2.weight` and
+    `layers.3.conv2.mask`.
 
     Args:
         state: tensors under the authors' names; a `module.` prefix (data parallel) is dropped.
@@ -101,8 +106,8 @@ def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
     Raises:
         InputError: for a name that is not of the authors' scheme.
     """
-    weights: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
+    weights: Tensors = {}
+    masks: Tensors = {}
     for key, value in state.items():
         match = _KEY.match(key.removeprefix("module."))
         block, part, leaf = match.groups() if match else (None, "", "")
@@ -116,24 +121,32 @@ def rename(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Te
     return weights, masks
 
 
-def identify(weights: Mapping[str, Tensor]) -> Architecture:
-    """The named architecture whose tensors have exactly these names and shapes.
+FORMATS: dict[str, Format] = {"kaist": from_kaist}
+"""Every team's format. A function returns weights and masks, and refuses names not its own."""
+
+
+def identify(weights: Mapping[str, Tensor]) -> NetworkSpec:
+    """Return the registered network whose tensors have exactly these names and shapes.
+
+    Networks of the same shapes are one for this: the one registered first is returned.
 
     Raises:
         InputError: when none has; the message names the nearest one and its first difference.
     """
     found = {name: tuple(value.shape) for name, value in weights.items()}
     differences: dict[str, list[str]] = {}
-    for architecture in ARCHITECTURES.values():
-        expected = _shapes(architecture)
+    for network in NETWORKS:
+        expected = _shapes(network)
+        if expected is None:
+            continue
         different = [
             f"{name} is {found.get(name, 'absent')}, not {expected.get(name, 'absent')}"
             for name in sorted(found.keys() | expected.keys())
             if found.get(name) != expected.get(name)
         ]
         if not different:
-            return architecture
-        differences[architecture.name] = different
+            return NetworkSpec(network)
+        differences[network] = different
     nearest = min(differences, key=lambda name: len(differences[name]))
     raise InputError(
         f"checkpoint of another network: nearest is {nearest} with {len(differences[nearest])} "
@@ -142,23 +155,26 @@ def identify(weights: Mapping[str, Tensor]) -> Architecture:
 
 
 @cache
-def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = MicroNet(architecture)
+def _shapes(network: str) -> dict[str, tuple[int, ...]] | None:
+    """Return the shapes of a registered network; None if it cannot be built without options."""
+    try:
+        with torch.device("meta"):
+            model = build(network)
+    except InputError:
+        return None
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def load_published(path: Path) -> MicroNet:
-    """A published network in evaluation mode, its masks applied as the authors' layers do.
+def load_published(path: Path) -> Network:
+    """Return a published network in evaluation mode, its masks multiplied into its weights.
 
     Raises:
-        InputError: see `read_state`, `rename` and `identify`; also for weights that are not finite
-            in float32 and masks that do not fit.
+        InputError: see `read_state` and `identify`; also for a file of no known format, for weights
+            that are not finite in float32, and for masks that do not fit.
     """
     state = read_state(path)
     try:
-        weights, masks = rename(state)
-        architecture = identify(weights)
+        spec, weights, masks = _understood(state)
     except InputError as error:
         raise InputError(f"{path} cannot be used: {error}; {_REMEDY}") from error
     for name, mask in masks.items():
@@ -168,6 +184,18 @@ def load_published(path: Path) -> MicroNet:
     for name, value in weights.items():
         if not torch.isfinite(value.float()).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; {_REMEDY}")
-    model = MicroNet(architecture)
+    model = build(spec)
     model.load_state_dict(weights, strict=True)
     return model.eval()
+
+
+def _understood(state: Mapping[str, Tensor]) -> tuple[NetworkSpec, Tensors, Tensors]:
+    """Return what the first format that fits makes of a file: network, weights and masks."""
+    reasons = []
+    for read in FORMATS.values():
+        try:
+            weights, masks = read(state)
+            return identify(weights), weights, masks
+        except InputError as error:
+            reasons.append(str(error))
+    raise InputError("; ".join(reasons))

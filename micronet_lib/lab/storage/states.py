@@ -1,19 +1,26 @@
 """Our own files of tensors: training states, and networks with what led to them.
 
 Nothing in them can run code. They begin with a digest of the rest, so that half of a file is
-never taken for a whole one, and a training state has its predecessor beside it.
+never taken for a whole one, and a training state has its predecessor beside it. A file is never
+deleted because it could not be read.
 """
 
 import hashlib
 import io
+import re
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.progress import say
+
+_HEADER = re.compile(rb"[0-9a-f]{64}\n")
+_HEADER_SIZE = 65
 
 
 def save_own(
@@ -37,17 +44,65 @@ def save_own(
     write_atomically(path, digest + b"\n" + payload, f"the checkpoint {path.name}", previous)
 
 
-def load_own(path: Path, key: str) -> dict[str, Any] | None:
-    """Read what `save_own` wrote, on the CPU; None if it is absent, of another key or not whole."""
+def is_own(path: Path) -> bool:
+    """Return whether a readable file begins as those of `save_own` do."""
+    try:
+        with path.open("rb") as file:
+            return _HEADER.fullmatch(file.read(_HEADER_SIZE)) is not None
+    except OSError:
+        return False
+
+
+def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
+    """Read what `save_own` wrote, on the CPU.
+
+    A file whose digest is wrong is renamed to `<name>.damaged`, and then it is absent.
+
+    Args:
+        path: where.
+        key: what it has to belong to; None for anything.
+
+    Returns:
+        The content; None if the file is absent, damaged or of another key.
+
+    Raises:
+        InputError: the file may be there and cannot be read, or cannot be renamed.
+    """
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
-    except OSError:
+        if hashlib.sha256(payload).hexdigest().encode() != digest:
+            _set_aside(path)
+            return None
+    except FileNotFoundError:
         return None
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
-        say(f"{path.name} is not whole and is not used")
-        return None
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): make it readable or move it away"
+        ) from error
     file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    return file["content"] if file["key"] == key else None
+    return file["content"] if key in (None, file["key"]) else None
+
+
+def _set_aside(path: Path) -> None:
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(place for name in names if not (place := path.with_name(name)).exists())
+    path.rename(aside)
+    say(f"{path} is damaged: it is {aside.name} now and is not used")
+
+
+def is_whole(path: Path, key: str) -> bool:
+    """Return whether a file is there, is whole, and belongs to that key; change nothing."""
+    try:
+        digest, _, payload = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}): make it readable or move it away"
+        ) from error
+    if hashlib.sha256(payload).hexdigest().encode() != digest:
+        return False
+    return torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)["key"] == key
 
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
@@ -56,7 +111,11 @@ def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
 
 
 def load_state(folder: Path, key: str) -> dict[str, Any] | None:
-    """The newest training state of that key that is whole, or None."""
+    """Return the newest training state of that key that is whole, or None.
+
+    Raises:
+        InputError: see `load_own`.
+    """
     for name in ("state.pt", "state.previous.pt"):
         state = load_own(folder / name, key)
         if state is not None:
@@ -65,6 +124,6 @@ def load_state(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def forget_states(folder: Path) -> None:
-    """Remove the training states of a run that is done."""
+    """Delete the training states of a run that is done."""
     for path in folder.glob("state*.pt"):
         path.unlink(missing_ok=True)

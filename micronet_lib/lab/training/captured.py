@@ -8,12 +8,13 @@ without a graph.
 """
 
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, normalize
@@ -112,12 +113,11 @@ class CapturedStep:
         plain = step.loss_of
 
         def body() -> None:
+            step.set_lr(self._lr)  # read by the kernel at every replay
             step.update(images, targets, draw, generator)
 
         try:
             step.loss_of = prepare(plain)
-            for group in step.optimizer.param_groups:
-                group["lr"] = self._lr  # read by the kernel at every replay
             with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []):
                 warm_up(body)
             before.restore()
@@ -154,37 +154,40 @@ class _Snapshot:
     def __init__(self, step: Step, generator: torch.Generator | None) -> None:
         self._step = step
         self._saved = [(tensor, tensor.clone()) for tensor in self._tensors()]
-        self._srip = {} if step.srip is None else _copies(step.srip.state_dict())
+        self._hooks = [_copies(hook.state_dict()) for hook in step.hooks]
         self._generator = generator
         self._drawn = None if generator is None else generator.get_state()
-        self._momenta = {
-            id(state["momentum_buffer"]): state["momentum_buffer"].clone()
-            for state in step.optimizer.state.values()
-            if state.get("momentum_buffer") is not None
-        }
+        self._moments = {id(each): each.clone() for each in _moments(step.optimizer)}
 
     def _tensors(self) -> Iterable[Tensor]:
-        return (*self._step.model.state_dict().values(), self._step.loss, self._step.penalty)
+        return (*self._step.network.state_dict().values(), self._step.loss, self._step.penalty)
 
     def restore(self) -> None:
         """Write everything back, and forget momentum that there was none of."""
         with torch.no_grad():
             for tensor, saved in self._saved:
                 tensor.copy_(saved)
-            for state in self._step.optimizer.state.values():
-                buffer = state.get("momentum_buffer")
-                if buffer is not None and id(buffer) in self._momenta:
-                    buffer.copy_(self._momenta[id(buffer)])
-                elif buffer is not None:
-                    buffer.zero_()
-        if self._step.srip is not None:
-            self._step.srip.load_state_dict(self._srip)
+            for each in _moments(self._step.optimizer):
+                if id(each) in self._moments:
+                    each.copy_(self._moments[id(each)])
+                else:
+                    each.zero_()
+        for hook, state in zip(self._step.hooks, self._hooks, strict=True):
+            hook.load_state_dict(state)
         if self._generator is not None and self._drawn is not None:
             self._generator.set_state(self._drawn)
 
 
-def _copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in state.items()}
+def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Every tensor that the optimiser remembers, such as momentum."""
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def _copies(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {name: _copies(value) for name, value in state.items()}
+    return state.clone() if isinstance(state, Tensor) else state
 
 
 class CapturedTop1:
@@ -197,7 +200,7 @@ class CapturedTop1:
         data: on the GPU too; they must stay where they are.
     """
 
-    def __init__(self, model: MicroNet, data: ImageSet) -> None:
+    def __init__(self, model: Network, data: ImageSet) -> None:
         self.model, self.data = model, data
         self._found = torch.zeros(2, dtype=torch.int64, device=data.images.device)
         self._replay: Callable[[], None] | None = None
@@ -248,7 +251,7 @@ def fastest_step(step: Step, num_steps: int) -> "Step | CapturedStep":
     return CapturedStep(step, compiled=num_steps >= WORTH_COMPILING)
 
 
-def fastest_top1(model: MicroNet, data: ImageSet) -> Callable[[], float]:
+def fastest_top1(model: Network, data: ImageSet) -> Callable[[], float]:
     """What rates a network after every epoch: on a CPU `evaluate`, which folds batch norm."""
     if data.images.device.type != "cuda":
         return lambda: evaluate(model, data).top1

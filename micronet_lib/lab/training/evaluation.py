@@ -1,23 +1,25 @@
 """Accuracy of a network on a set of images, fast on a CPU and exact to the last prediction.
 
 What makes it several times faster than a plain eager loop (`make bench`): batch norm is folded
-into the convolutions, dead gates are left out, activations are `channels_last` and overwritten in
-place, and a batch is small enough that they stay in the caches (25 images beat 100).
+into the convolutions, what no logit depends on is left out, activations are `channels_last` and
+overwritten in place, and a batch is small enough that they stay in the caches (25 images beat 100).
 """
 
+import copy
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from micronet_lib.architecture.micronet import HardSwish, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import bar
-from micronet_lib.scoring.dead_channels import remove_dead_gates
 
 BATCH_SIZE = 25
 GPU_BATCH_SIZE = 1000
@@ -39,23 +41,78 @@ class Evaluation:
         return asdict(self)
 
 
-def fold_batch_norm(model: MicroNet) -> MicroNet:
-    """A copy for inference: every batch norm merged into the convolution before it.
+class _Tracer(fx.Tracer):
+    """Looks into no convolution, of whatever make."""
 
-    The copy is in evaluation mode and `channels_last`, without dead gates, its activations in
-    place; `Identity` stands where batch norm was.
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
+
+
+OVERWRITING = (F.hardswish, F.relu, F.relu6, F.silu)
+"""Activations that can be told to overwrite their input."""
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Return a copy for inference: every batch norm merged into the convolution before it.
+
+    The copy is in evaluation mode and `channels_last`. What no logit depends on, such as a dead
+    gate, is not computed, and an activation after a convolution overwrites its input. A network
+    that says `foldable = False`, or that cannot be traced, is copied unfolded.
     """
-    folded = remove_dead_gates(model).eval()
-    for module in folded.modules():
-        if isinstance(module, HardSwish):
-            module.inplace = True
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                conv_name = name.replace("bn", "conv")
-                conv = getattr(module, conv_name)
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, child))
-                setattr(module, name, nn.Identity())
-    return folded.to(memory_format=torch.channels_last)
+    copied = copy.deepcopy(network).eval()
+    graph = None
+    if getattr(network, "foldable", True):
+        # Tracing calls the network on stand-ins for tensors, which raises anything.
+        with suppress(Exception):
+            graph = _Tracer().trace(copied)
+    if graph is not None:
+        copied = fx.GraphModule(copied, graph)
+        _merge_batch_norms(copied)
+        copied.graph.eliminate_dead_code(_has_effects)
+        copied.delete_all_unused_submodules()
+        _overwrite_inputs(copied)
+        copied.recompile()
+    return copied.to(memory_format=torch.channels_last)
+
+
+def _merge_batch_norms(traced: fx.GraphModule) -> None:
+    nodes = list(traced.graph.nodes)
+    layers = dict(traced.named_modules())
+    # A layer that is called twice, or whose weight is read elsewhere, has to stay what it is.
+    uses = Counter(node.target for node in nodes if node.op == "call_module")
+    uses.update(node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr")
+    for node in nodes:
+        if not matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), node, layers):
+            continue
+        before = node.args[0]
+        once = len(before.users) == uses[before.target] == 1
+        if once and layers[node.target].track_running_stats:
+            merged = fuse_conv_bn_eval(layers[before.target], layers[node.target])
+            replace_node_module(before, layers, merged)
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+
+
+def _overwrite_inputs(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and node.target in OVERWRITING:
+            before = node.args[0]
+            made_here = before.op == "call_module" and isinstance(
+                traced.get_submodule(before.target), nn.Conv2d
+            )
+            if made_here and len(before.users) == 1:
+                node.kwargs = {**node.kwargs, "inplace": True}
+
+
+def _has_effects(node: fx.Node) -> bool:
+    """Return whether a call does something although nobody reads its result."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    overwrites = node.kwargs.get("inplace", False)
+    if node.op == "call_module" and node.graph.owning_module is not None:
+        layer = node.graph.owning_module.get_submodule(str(node.target))
+        overwrites = getattr(layer, "inplace", False)
+    return bool(overwrites) or node.is_impure()
 
 
 @torch.inference_mode()
@@ -103,7 +160,7 @@ def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
     )
 
 
-def evaluate(model: MicroNet, data: ImageSet, progress: bool = False) -> Evaluation:
+def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evaluation:
     """Rate the network on the images, in evaluation mode, batch norm folded.
 
     Raises:

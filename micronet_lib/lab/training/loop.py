@@ -9,28 +9,29 @@ that was left alone (same machine, float32 on a CPU).
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix
 from micronet_lib.augmentation.policies import Policies, augment, draw
 from micronet_lib.errors import InputError
+from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import ImageSet
+from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.progress import TrainingBar
 from micronet_lib.lab.recipes.optimisation import learning_rate
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.states import load_state, save_state
 from micronet_lib.lab.training.captured import fastest_step, fastest_top1
+from micronet_lib.lab.training.hooks import MomentumRestart, WeightAverage
 from micronet_lib.lab.training.step import Step
-from micronet_lib.pruning.masks import HeldMasks
 
 CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
 SAVE_EVERY_S = 30.0
@@ -62,27 +63,32 @@ class Trained:
     """What a run ends in.
 
     Attributes:
-        model: after the last epoch, in evaluation mode; the moving average where there is one.
+        network: after the last epoch, in evaluation mode; the moving average where there is one.
         best_state: the state dict after the epoch that was best on the validation images.
         curve: one number an epoch under each name of `CURVES` that the run has.
+        seconds: of training in all processes, without validation.
         images_per_s: trained, without validation.
+        commits: of the code that trained it; several if the run was resumed by other code.
     """
 
-    model: MicroNet
+    network: Network
     best_state: dict[str, Tensor]
     curve: dict[str, list[float]]
+    seconds: float
     images_per_s: float
+    commits: list[str]
 
 
 class Run:
     """A training run that can be saved after any epoch and go on from there.
 
     Args:
-        model: initialised, on the data's device; it is trained in place.
+        network: on the data's device; it is trained in place.
         recipe: resolved for its profile.
         data: see `TrainingData`.
         seed: of everything random.
-        masks: of a pruned network; None trains every weight.
+        hooks: what the recipe's changes ask for, see `hooks.Hook`.
+        teacher: a network whose logits are learned from.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -90,11 +96,12 @@ class Run:
 
     def __init__(
         self,
-        model: MicroNet,
+        network: Network,
         recipe: Recipe,
         data: TrainingData,
         seed: int,
-        masks: Mapping[str, Tensor] | None = None,
+        hooks: Sequence[Hook] = (),
+        teacher: Network | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
         train = recipe.train
@@ -104,21 +111,21 @@ class Run:
                 f"{len(data.train)} training images do not fill one batch of {train.batch_size}"
             )
         self.device = data.train.images.device
-        self.model = model.to(memory_format=torch.channels_last)
-        self.model.head.dropout.p = train.dropout
-        for module in self.model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
+        self.network = network.to(memory_format=torch.channels_last)
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = train.dropout
+            elif isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = train.bn_momentum
         self.on_device = torch.Generator(self.device).manual_seed(seed)
-        held = None
-        if masks is not None:
-            held = HeldMasks(self.model, masks, recipe.prune.mask_updates)
-        self.step = Step(self.model, recipe, self.on_device, held)
-        self.take_step = fastest_step(self.step, self.steps * train.epochs)
-        self.average: AveragedModel | None = None
+        self.step = Step(self.network, recipe, self.on_device, hooks, teacher)
+        self.step.hooks.append(MomentumRestart(self.step.optimizer, train.epochs // train.cycles))
+        self.rated: Network = self.network
         if train.ema_decay:
-            average = get_ema_multi_avg_fn(train.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            average = WeightAverage(self.network, train.ema_decay)
+            self.step.hooks.append(average)
+            self.rated = average.network
+        self.take_step = fastest_step(self.step, self.steps * train.epochs)
         self.top1 = {
             name: fastest_top1(self.rated, images)
             for name, images in (("validation_top1", data.validation), ("test_top1", data.test))
@@ -126,15 +133,11 @@ class Run:
         }
         self.epoch = 0
         self.seconds = 0.0
+        self.commits = [COMMIT]
         self.curve: dict[str, list[float]] = {
             name: [] for name in CURVES if name != "test_top1" or name in self.top1
         }
         self.best_state: dict[str, Tensor] = {}
-
-    @property
-    def rated(self) -> MicroNet:
-        """The network that is rated: the moving average where there is one."""
-        return self.model if self.average is None else cast(MicroNet, self.average.module)
 
     def run_epoch(self, bar: TrainingBar | None = None) -> None:
         """Train one epoch and rate the network on the validation images.
@@ -175,12 +178,11 @@ class Run:
     def _train_epoch(self, generator: torch.Generator, bar: TrainingBar | None) -> None:
         train, config = self.data.train, self.recipe.augment
         batch = self.recipe.train.batch_size
-        self.model.train()
-        self.step.table.refresh(self.model.head.classifier.weight)
+        self.network.train()
         self.step.loss.zero_()
         self.step.penalty.zero_()
-        if self.epoch % self._epochs_per_cycle() == 0:
-            self._forget_momentum()
+        for hook in self.step.hooks:
+            hook.start_epoch(self.epoch)
         order = torch.randperm(len(train), generator=generator)[: self.steps * batch]
         draws = draw(
             self.data.policies,
@@ -198,8 +200,6 @@ class Run:
             part = slice(number * batch, (number + 1) * batch)
             lr = self._lr(self.epoch, number)
             self.take_step(images[part], targets[part], mixes[number], lr, self.on_device)
-            if self.average is not None:
-                self.average.update_parameters(self.model)
             if bar is not None:
                 bar.stepped(self.epoch, number + 1, self.step.loss)
 
@@ -228,14 +228,6 @@ class Run:
         config = self.recipe.train
         return learning_rate(config, (epoch * self.steps + step) / (config.epochs * self.steps))
 
-    def _epochs_per_cycle(self) -> int:
-        return max(1, self.recipe.train.epochs // self.recipe.train.cycles)
-
-    def _forget_momentum(self) -> None:
-        for state in self.step.optimizer.state.values():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].zero_()
-
     def state_dict(self) -> dict[str, Any]:
         """Everything the next epoch depends on, and what a record will tell of the past ones."""
         return {
@@ -243,35 +235,35 @@ class Run:
             "seconds": self.seconds,
             "curve": self.curve,
             "best_state": self.best_state,
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "commits": self.commits,
+            "network": self.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
-            "srip": {} if self.step.srip is None else self.step.srip.state_dict(),
-            "table": self.step.table.state_dict(),
+            "hooks": [dict(hook.state_dict()) for hook in self.step.hooks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of the same recipe, data and seed."""
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.curve = state["curve"]
+        self.commits = list(dict.fromkeys([*state["commits"], COMMIT]))
         best = state["best_state"]  # read on the CPU
         self.best_state = {name: value.to(self.device) for name, value in best.items()}
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        self.network.load_state_dict(state["network"])
         self.step.optimizer.load_state_dict(state["optimizer"])
-        if self.step.srip is not None:
-            self.step.srip.load_state_dict(state["srip"])
-        self.step.table.load_state_dict(state["table"])
+        for hook, own in zip(self.step.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(own)
 
 
-def train(run: Run, folder: Path | None, key: str, progress: bool = True) -> Trained:
+def train(
+    run: Run, folder: Path | None, key: str, name: str = "training", progress: bool = True
+) -> Trained:
     """Take a run to its end, from the newest state in the folder that is whole.
 
     Args:
         run: fresh; the state in the folder is loaded into it.
         folder: where the state is kept; None keeps none.
         key: names recipe and seed; a state under another key is not used.
+        name: of the bar, such as `stages/3.0-orn`.
         progress: a bar on stderr.
 
     Raises:
@@ -284,7 +276,7 @@ def train(run: Run, folder: Path | None, key: str, progress: bool = True) -> Tra
     epochs = run.recipe.train.epochs
     images = run.steps * run.recipe.train.batch_size
     saved = time.monotonic()
-    with TrainingBar(key, epochs, images, run.steps, run.epoch, progress) as bar:
+    with TrainingBar(name, epochs, images, run.steps, run.epoch, progress) as bar:
         while run.epoch < epochs:
             run.run_epoch(bar)
             due = time.monotonic() - saved >= SAVE_EVERY_S or run.epoch == epochs
@@ -292,14 +284,15 @@ def train(run: Run, folder: Path | None, key: str, progress: bool = True) -> Tra
                 save_state(folder, key, run.state_dict())
                 saved = time.monotonic()
     per_s = images * epochs / run.seconds if run.seconds else 0.0
-    return Trained(run.rated.eval(), run.best_state, run.curve, per_s)
+    return Trained(run.rated.eval(), run.best_state, run.curve, run.seconds, per_s, run.commits)
 
 
 @contextmanager
 def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
-    """An epoch's generator on the CPU; the run's own on the device begins anew, as it must.
+    """Yield this epoch's CPU generator and reseed the device generator.
 
-    Dropout draws from PyTorch's own generators, which are as before when the epoch is over.
+    So a resumed epoch draws the same numbers. Dropout draws from PyTorch's own generators, which
+    are as before when the epoch is over.
     """
     source = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()

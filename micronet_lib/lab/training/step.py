@@ -1,71 +1,162 @@
-"""One optimiser step: mix, forward, loss, backward, SRIP, SGD, masks; the same for every recipe."""
+"""One optimiser step: objective, backward, hooks, optimiser; the same for every recipe.
+
+`plain_step` says what a training step is. `Step` computes the same, faster: SRIP in closed form,
+labels from a table on the device, fixed shapes, and nothing that waits for the device.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.micronet import MBConv, MicroNet
+from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, mix
+from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import normalize
+from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.label_smoothing import SmoothingTable, soft_cross_entropy
-from micronet_lib.pruning.masks import HeldMasks
+from micronet_lib.lab.training.hooks import TargetTable, freeze
+from micronet_lib.label_smoothing import smoothed_targets, soft_cross_entropy
+from micronet_lib.pruning.masks import apply_masks
 from micronet_lib.srip.batches import Srip
+from micronet_lib.srip.penalty import SripConfig, srip_network_penalty, srip_weights
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, decay_all: bool) -> list[dict]:
-    """The optimiser's two groups: weights, and what "no bias decay" spares.
+def plain_step(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    table: Tensor,
+    draw: MixDraw | None = None,
+    srip: SripConfig | None = None,
+    generator: torch.Generator | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Take one training step, written for reading; `Step` is held against it in the tests.
 
     Args:
-        model: biases and batch norm have fewer than two dimensions there.
-        weight_decay: of the weights.
-        decay_all: of the others too.
+        network: in training mode.
+        optimizer: of its parameters, at the step's learning rate.
+        images: uint8 `[N, 3, 32, 32]`, augmented.
+        targets: `[N]`.
+        table: target of every class, `[C, C]` of `label_smoothing.target_table`.
+        draw: how images are mixed by CutMix.
+        srip: orthogonality regularisation.
+        generator: of SRIP's start vectors.
+        masks: of a pruned network.
+
+    Returns:
+        The loss without SRIP, and SRIP's penalty.
     """
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {
-            "params": [p for p in parameters if p.ndim <= 1],
-            "weight_decay": weight_decay if decay_all else 0.0,
-        },
-    ]
+    partners = lam = None
+    if draw is not None:
+        images, targets, partners, lam = mix(images, targets, draw)
+    logits = network(normalize(images))
+    loss = soft_cross_entropy(logits, smoothed_targets(table, targets, partners, lam))
+    penalty = loss.new_zeros(())
+    if srip is not None:
+        weights = srip_weights(network, srip.placement)
+        penalty = srip_network_penalty(weights, srip, generator=generator)
+    optimizer.zero_grad()
+    (loss + penalty).backward()
+    optimizer.step()
+    if masks is not None:
+        apply_masks(network, masks)
+    return loss.detach(), penalty.detach()
+
+
+class Objective:
+    """The loss of a batch: soft labels, and a teacher's logits where there is a teacher.
+
+    Args:
+        table: gives the targets of classes.
+        teacher: in evaluation mode, on the network's device.
+        distillation: how much of the teacher counts.
+        half: compute the networks in bfloat16.
+    """
+
+    def __init__(
+        self,
+        table: TargetTable,
+        teacher: nn.Module | None = None,
+        distillation: DistillationConfig | None = None,
+        half: bool = False,
+    ) -> None:
+        self.table, self.teacher, self.half = table, teacher, half
+        self.distillation = distillation or DistillationConfig()
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, targets: Tensor, draw: MixDraw | None
+    ) -> Tensor:
+        """Return the mean loss, 0-d.
+
+        Args:
+            network: in training mode.
+            images: uint8 `[N, 3, 32, 32]`, augmented.
+            targets: `[N]`.
+            draw: how they are mixed in pairs; None for not at all.
+        """
+        partners = lam = None
+        blended = draw is not None and draw.box is None
+        inputs = normalize(images) if blended else images  # mixup needs floats, CutMix moves bytes
+        if draw is not None:
+            inputs, targets, partners, lam = mix(inputs, targets, draw)
+        if not blended:
+            inputs = normalize(inputs)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+            logits = network(inputs)
+        if self.teacher is None or self.distillation.weight == 0:
+            return soft_cross_entropy(logits, self.table(targets, partners, lam))
+        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+            taught = self.teacher(inputs)
+        weight, temperature = self.distillation.weight, self.distillation.temperature
+        loss = weight * distillation_loss(logits, taught, temperature)
+        if weight < 1:
+            soft = self.table(targets, partners, lam)
+            loss = loss + (1 - weight) * soft_cross_entropy(logits, soft)
+        return loss
 
 
 class Step:
     """What a training loop repeats. Inputs have fixed shapes and nothing waits for the device.
 
-    `loss_of(images, targets, draw)`, a batch's loss, is an attribute so that `lab.captured` can
-    put a compiled twin in its place.
+    `loss_of(images, targets, draw)`, a batch's loss, is an attribute so that `captured` can put a
+    compiled one in its place.
 
     Args:
-        model: in training mode, on its device, `channels_last`.
-        recipe: its SRIP, smoothing and optimiser settings count here.
-        generator: draws the first start vectors of warm SRIP, on the model's device.
-        masks: of a pruned network; they hold through every step.
+        network: in training mode, on its device, `channels_last`.
+        recipe: its SRIP, smoothing, distillation and optimiser settings count here.
+        generator: draws the first start vectors of warm SRIP, on the network's device.
+        hooks: what else is done around a step, such as holding masks.
+        teacher: a network whose logits are learned from.
     """
 
     def __init__(
         self,
-        model: MicroNet,
+        network: Network,
         recipe: Recipe,
         generator: torch.Generator | None = None,
-        masks: HeldMasks | None = None,
+        hooks: Sequence[Hook] = (),
+        teacher: nn.Module | None = None,
     ) -> None:
         train = recipe.train
-        self.model = model
-        self.masks = masks
-        self.device = next(model.parameters()).device
-        self.half = train.precision == "bf16"
-        if self.half and self.device.type == "cpu":
-            _keep_strided_depthwise_in_float32(model)
-        self.table = SmoothingTable(model.head.classifier.weight, recipe.smoothing).to(self.device)
-        self.srip = Srip(model, recipe.srip, generator) if recipe.srip.coef else None
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(model, train.weight_decay, train.decay_all),
-            lr=train.lr,
-            momentum=train.momentum,
-            nesterov=train.momentum > 0,
-            fused=True,
-        )
+        self.network = network
+        self.device = next(network.parameters()).device
+        half = train.precision == "bf16"
+        if half and self.device.type == "cpu":
+            _keep_strided_depthwise_in_float32(network)
+        frozen = freeze(network, train.freeze)
+        table = TargetTable(network.classifier.weight, recipe.smoothing)
+        self.hooks: list[Hook] = [table, frozen]
+        if recipe.srip.coef:
+            self.hooks.append(Srip(network, recipe.srip, generator))
+        self.hooks += hooks
+        self.objective = Objective(table, teacher, recipe.distillation, half)
+        self.optimizer = make_optimizer(network, train)
         self.loss_of = self._loss_of
         self.loss = torch.zeros((), device=self.device)
         self.penalty = torch.zeros((), device=self.device)
@@ -87,9 +178,13 @@ class Step:
             lr: learning rate.
             generator: of SRIP's start vectors, on the device.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.set_lr(lr)
         self.update(images, targets, draw, generator)
+
+    def set_lr(self, lr: float | Tensor) -> None:
+        """Set the learning rate; a group's own factor multiplies it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"] if group["factor"] != 1 else lr
 
     def update(
         self,
@@ -102,27 +197,53 @@ class Step:
         self.optimizer.zero_grad()
         loss = self.loss_of(images, targets, draw)
         loss.backward()
-        if self.srip is not None:
-            self.penalty += self.srip.value_and_grad(generator)
-        if self.masks is not None:
-            self.masks.before_step(self.optimizer)
+        for hook in self.hooks:
+            penalty = hook.after_backward(generator)
+            if penalty is not None:
+                self.penalty += penalty
+        for hook in self.hooks:
+            hook.before_step(self.optimizer)
         self.optimizer.step()
-        if self.masks is not None:
-            self.masks.after_step()
+        for hook in self.hooks:
+            hook.after_step()
         self.loss += loss.detach()
 
     def _loss_of(self, images: Tensor, targets: Tensor, draw: MixDraw | None) -> Tensor:
-        targets_b = lam = None
-        blended = draw is not None and draw.box is None
-        inputs = normalize(images) if blended else images  # mixup needs floats, CutMix moves bytes
-        if draw is not None:
-            inputs, targets, targets_b, lam = mix(inputs, targets, draw)
-        if not blended:
-            inputs = normalize(inputs)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            logits = self.model(inputs)
-        return soft_cross_entropy(logits, self.table(targets, targets_b, lam))
+        return self.objective(self.network, images, targets, draw)
+
+
+def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of a recipe, its parameters in groups of one decay and one factor.
+
+    Weights come first. Biases and batch norm, which have fewer than two dimensions, are what "no
+    bias decay" spares.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            factors = (f for pattern, f in train.lr_factors.items() if fnmatchcase(name, pattern))
+            key = (parameter.ndim > 1, next(factors, 1.0))
+            groups.setdefault(key, []).append(parameter)
+    params = [
+        {
+            "params": members,
+            "weight_decay": train.weight_decay if is_weight or train.decay_all else 0.0,
+            "factor": factor,
+        }
+        for (is_weight, factor), members in groups.items()
+        if members
+    ]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            params,
+            lr=train.lr,
+            momentum=train.momentum,
+            nesterov=train.momentum > 0,
+            fused=True,
+        )
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    on_gpu = next(network.parameters()).is_cuda
+    return kind(params, lr=train.lr, betas=(train.momentum, 0.999), fused=True, capturable=on_gpu)
 
 
 class _Float32Conv2d(nn.Conv2d):
@@ -133,8 +254,10 @@ class _Float32Conv2d(nn.Conv2d):
             return super().forward(x.float())
 
 
-def _keep_strided_depthwise_in_float32(model: MicroNet) -> None:
+def _keep_strided_depthwise_in_float32(network: nn.Module) -> None:
     """On a CPU these layers' bfloat16 backward takes many times as long as float32's."""
-    for module in model.modules():
-        if isinstance(module, MBConv) and module.config.stride > 1:
-            module.conv_dw.__class__ = _Float32Conv2d
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+            continue
+        if 1 < module.groups == module.in_channels:
+            module.__class__ = _Float32Conv2d

@@ -12,6 +12,7 @@ SWEEPS = (
         axes={"expand_ratio": EXPAND_RATIOS},
         make=lambda expand_ratio: Recipe(model=f"c_efficientnet_{expand_ratio:.1f}_released"),
         metrics=("revised.param_storage", "revised.math_ops", "revised.score"),
+        measures=(),
     ),
     Sweep(
         name="printed_table",
@@ -20,5 +21,6 @@ SWEEPS = (
         axes={"expand_ratio": EXPAND_RATIOS},
         make=lambda expand_ratio: Recipe(model=f"table1_{expand_ratio:.1f}"),
         metrics=("revised.param_storage", "revised.math_ops", "revised.score"),
+        measures=(),
     ),
 )

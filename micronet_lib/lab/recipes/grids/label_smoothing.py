@@ -35,10 +35,9 @@ SWEEPS = (
         title="Which classes the published networks find alike",
         chapter="03_label_smoothing",
         axes={"checkpoint": ("v1_pr_60", "v2_pr_30", "v2_pr_60")},
-        make=lambda checkpoint: Recipe(
-            checkpoint=f"micronet_{checkpoint}", inspect=("class_similarity",)
-        ),
+        make=lambda checkpoint: Recipe(checkpoint=f"micronet_{checkpoint}"),
         metrics=("similarity_mean", "similarity_min", "similarity_max"),
+        measures=("class_similarity",),
         profiles=("full",),
     ),
 )

@@ -32,6 +32,7 @@ SWEEPS = (
             PAPER, PAPER_PRUNING, 0 if sparsity == "dense" else round(float(sparsity) / 0.15)
         ),
         metrics=("sparsity", *TRAINED[:3], "published.score", "official.score"),
+        measures=("accuracy", "sparsity"),
     ),
     Sweep(
         name="prune_schedule",
@@ -40,6 +41,7 @@ SWEEPS = (
         axes={"schedule": tuple(SCHEDULES), "round": (0, 1, 2, 3, 4)},
         make=lambda schedule, round: _round(PAPER, PruneConfig(SCHEDULES[schedule](0.6, 4)), round),
         metrics=("sparsity", *TRAINED[:3], "published.score"),
+        measures=("accuracy", "sparsity"),
     ),
     Sweep(
         name="rewind",
@@ -52,5 +54,6 @@ SWEEPS = (
         },
         make=lambda rewind, srip, round: _rewound(rewind, srip, round),
         metrics=("sparsity", *TRAINED),
+        measures=("accuracy", "sparsity"),
     ),
 )

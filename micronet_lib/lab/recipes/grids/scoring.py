@@ -1,6 +1,6 @@
 """Chapter 06: the published networks, their free savings, and fewer bits."""
 
-from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.lab.recipes.sweep import ACCURACY, Sweep
 
 _PUBLISHED = ("v1_pr_60", "v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60")
@@ -28,6 +28,7 @@ SWEEPS = (
             "published.score",
             "official.score",
         ),
+        measures=("accuracy", "sparsity", "bill"),
         profiles=("full",),
     ),
     Sweep(
@@ -42,6 +43,7 @@ SWEEPS = (
             *("published.score", "official.score", "correct"),
             *("max_logit_difference", "bit_identical"),
         ),
+        measures=("same_logits",),
         profiles=("full",),
     ),
     Sweep(
@@ -51,11 +53,10 @@ SWEEPS = (
         axes={"widths": tuple(_WIDTHS), "accumulator": ("fp32", "integer", "adder_tree")},
         make=lambda widths, accumulator: Recipe(
             checkpoint="micronet_v1_pr_60",
-            weight_bits=_WIDTHS[widths][0],
-            activation_bits=_WIDTHS[widths][1],
-            accumulator=accumulator,
+            price=Price(*_WIDTHS[widths], accumulator),
         ),
         metrics=("official.param_storage", "official.math_ops", "official.score"),
+        measures=(),
         profiles=("full",),
     ),
 )

@@ -40,10 +40,9 @@ SWEEPS = (
         title="Singular values of the published networks and of fresh ones",
         chapter="02_srip",
         axes={"network": (*_SPECTRA, *INITIALIZATIONS)},
-        make=lambda network: replace(
-            _SPECTRA.get(network) or _initialized(network), inspect=("spectrum",)
-        ),
+        make=lambda network: _SPECTRA.get(network) or _initialized(network),
         metrics=("srip_penalty_paper", "srip_penalty_released"),
+        measures=("spectrum",),
         profiles=("full",),
     ),
 )

@@ -1,0 +1,60 @@
+"""Distillation [hinton2015]: a network learns from a teacher's logits besides the labels.
+
+    loss = (1 - weight) * loss(labels) + weight * T^2 * KL(softmax(t / T) || softmax(s / T))
+
+`s` and `t` are the logits of student and teacher for the same inputs, mixed images included. `T^2`
+keeps the size of the gradient when the temperature changes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from micronet_lib.errors import InputError
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """How much of the teacher is in the loss. Nothing of it counts without a teacher.
+
+    Attributes:
+        weight: share of the teacher's term, in [0, 1].
+        temperature: T; above 1 it shows more of how the teacher ranks the wrong classes.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise InputError(f"distillation.weight is {self.weight}; give a fraction in [0, 1]")
+        if not 0 < self.temperature < math.inf:
+            raise InputError(
+                f"distillation.temperature is {self.temperature}; give a finite number above 0"
+            )
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the teacher's term, `T^2 * KL(teacher || student)`, mean over N, in nats.
+
+    Args:
+        logits: of the student, `[N, C]`.
+        teacher_logits: `[N, C]`; no gradient reaches them.
+        temperature: T.
+
+    Raises:
+        InputError: not two matrices of one shape.
+    """
+    if logits.ndim != 2 or logits.shape != teacher_logits.shape:
+        raise InputError(
+            f"logits are {list(logits.shape)}, the teacher's {list(teacher_logits.shape)}; "
+            "expected two [N, C]"
+        )
+    student = F.log_softmax(logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,263 @@
+"""What has to be done: the points that are asked for, and the networks that they need.
+
+`state_of` is the one answer to "what has to be done for this point?". `jobs` puts everything in
+order; measuring does them, a plan shows them, and an engine sends them to other machines.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import recipe_id, run_id
+from micronet_lib.lab.recipes.profile import Profile, resolved
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.lab.records.record import Record, kept, record_path
+from micronet_lib.lab.running.measures import MEASURES
+from micronet_lib.lab.running.networks import network_path
+from micronet_lib.lab.storage.states import is_whole
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of a sweep on one profile with one seed: what is run, and where its files lie.
+
+    Attributes:
+        recipe: resolved for the profile, overrides included.
+        overrides: dotted keys that changed the sweep's recipes.
+    """
+
+    sweep: Sweep
+    point: str
+    recipe: Recipe
+    profile: Profile
+    seed: int
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For people: `stages/3.0-orn`."""
+        return f"{self.sweep.name}/{self.point}"
+
+    @property
+    def id(self) -> str:
+        """The identity of its network."""
+        return run_id(self.recipe, self.seed)
+
+    @property
+    def network_path(self) -> Path:
+        """Where the trained network lies; its lock and its training states lie beside it."""
+        return network_path(self.recipe, self.profile, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its network."""
+        return self.network_path.parent
+
+    @property
+    def record_path(self) -> Path:
+        """Where the record lies."""
+        place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
+        return runs_root() / place
+
+    def record(self) -> Record | None:
+        """Return its record on this machine, if it is of this recipe."""
+        found = kept(self.record_path)
+        return found if found and found.recipe_id == recipe_id(self.recipe) else None
+
+    @property
+    def needs(self) -> tuple["Case", ...]:
+        """The trainings whose networks have to be there first: of the start and of the teacher."""
+        return tuple(self._of(recipe) for recipe in _trainings(self.recipe.needs))
+
+    def _of(self, recipe: Recipe) -> "Case":
+        """A needed recipe's case, under the name that a sweep has for it, if one does."""
+        for sweep, overrides in ((self.sweep, self.overrides), *((s, {}) for s in SWEEPS.values())):
+            for point in sweep.points():
+                if resolved(point.recipe, self.profile, overrides) == recipe:
+                    return replace(self, sweep=sweep, point=point.name, recipe=recipe)
+        return replace(self, point=f"{self.point}<{recipe_id(recipe)}", recipe=recipe)
+
+
+def _trainings(recipes: Sequence[Recipe]) -> Iterator[Recipe]:
+    """Those of the recipes that train; in place of one that does not, those that it needs."""
+    for recipe in recipes:
+        if recipe.train.epochs:
+            yield recipe
+        else:
+            yield from _trainings(recipe.needs)
+
+
+def cases(
+    sweep: Sweep,
+    profile: Profile,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    point: str | None = None,
+) -> list[Case]:
+    """Return the points of a sweep as cases.
+
+    Args:
+        sweep: of the points.
+        profile: that they are resolved for.
+        seed: of the runs.
+        overrides: dotted keys that change every recipe, and so its identity.
+        point: only those whose names match, such as `3.0-*`.
+
+    Raises:
+        InputError: unknown point or key, or a value of another type.
+    """
+    return [
+        Case(
+            sweep,
+            found.name,
+            resolved(found.recipe, profile, overrides),
+            profile,
+            seed,
+            overrides or {},
+        )
+        for found in sweep.matching(point)
+    ]
+
+
+Action = Literal["nothing", "count", "rate", "train", "impossible"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What has to be done for a case.
+
+    Attributes:
+        does: `nothing`, its record is there; `count`, it trains nothing; `rate`, its network is
+            there; `train`; `impossible`.
+        reason: why it is impossible here.
+    """
+
+    does: Action
+    reason: str = ""
+
+
+def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
+    """Return what has to be done for a case; needed trainings are cases of their own.
+
+    Args:
+        case: any.
+        recorded: whether a record will do; otherwise its network has to be on this machine.
+        retrain: whether a network may be trained again whose record is there.
+    """
+    measured = case.record() is not None
+    if measured and recorded:
+        return State("nothing")
+    if recorded and case.profile.name not in case.sweep.profiles:
+        return State("impossible", f"not defined at {case.profile.name}")
+    trains = case.recipe.train.epochs > 0
+    there = trains and is_whole(case.network_path, case.id)
+    missing = missing_file(case, trains=trains and not there)
+    if missing is not None:
+        return State("impossible", f"no file {missing}")
+    if not trains:
+        return State("count")
+    if there:
+        return State("rate" if recorded else "nothing")
+    if measured and not retrain:
+        return State(
+            "impossible",
+            f"{case.name} has a record, but its network is not on this machine: copy "
+            f"{case.folder.name} into {case.folder.parent}, or give --retrain to train it again",
+        )
+    return State("train")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to be done: a training, a record, or both.
+
+    Attributes:
+        case: that it is done for.
+        does: as of `State`.
+        recorded: whether a record is asked for.
+        reason: why it is impossible.
+        needs: identities of the networks that it needs.
+    """
+
+    case: Case
+    does: Action
+    recorded: bool
+    reason: str = ""
+    needs: tuple[str, ...] = ()
+
+
+def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) -> list[Job]:
+    """Return everything that has to be done for some cases, needed trainings first.
+
+    Each network is trained once, however many cases show it or need it. Doing the jobs in this
+    order, one after the other, is what measuring means; a plan is a table of them.
+
+    Args:
+        asked: the cases.
+        recorded: whether records are asked for, or networks.
+        retrain: as of `state_of`.
+    """
+    found: list[Job] = []
+    trainings: dict[str, Job] = {}
+
+    def add(case: Case, wanted: bool) -> Job:
+        if not wanted and case.id in trainings:
+            return trainings[case.id]
+        state = state_of(case, wanted, retrain)
+        own = (case.id,) if state.does == "rate" else ()
+        job = Job(case, state.does, wanted, state.reason, own)
+        if state.does == "train" and case.id in trainings:
+            before = trainings[case.id]
+            does: Action = "rate" if before.does == "train" else before.does
+            job = Job(case, does, wanted, before.reason, (case.id,))
+        elif state.does in ("train", "count"):
+            needed = [add(each, False) for each in case.needs]
+            blocked = next((each for each in needed if each.does == "impossible"), None)
+            if blocked is not None:
+                reason = f"{blocked.case.name}, which it needs: {blocked.reason}"
+                job = Job(case, "impossible", wanted, reason)
+            else:
+                job = replace(job, needs=tuple(each.case.id for each in needed))
+        if not wanted or job.does in ("rate", "train"):
+            trainings.setdefault(case.id, job)
+        if wanted or job.does in ("train", "impossible"):
+            found.append(job)
+        return job
+
+    for case in asked:
+        add(case, recorded)
+    return found
+
+
+def missing_file(case: Case, trains: bool) -> str | None:
+    """Return the first file that a case reads and this machine lacks, or None.
+
+    Args:
+        case: any.
+        trains: whether it is going to be trained, or only rated.
+    """
+    needed = [] if case.recipe.train.epochs and not trains else list(_files(case.recipe))
+    if case.profile.dataset == "cifar100":
+        images = Path("cifar-100-python")
+        if case.recipe.learns and any(MEASURES[name].on_test for name in case.sweep.measures):
+            needed.append(images / "test")
+        if trains:
+            needed.append(images / "train")
+            if case.recipe.augment.policy in POLICY_FILES:
+                needed.append(policy_path(case.recipe.augment.policy))
+    missing = [path for path in needed if not (data_root() / path).exists()]
+    return str(missing[0]) if missing else None
+
+
+def _files(recipe: Recipe) -> Iterator[Path]:
+    """The published files that a recipe reads; those of needed trainings are theirs."""
+    for name in (recipe.checkpoint, recipe.train.initialize_from):
+        if name:
+            yield Path("kaist") / f"{name}.t7"
+    for other in (recipe.start, recipe.teacher):
+        if other is not None and not other.train.epochs:
+            yield from _files(other)

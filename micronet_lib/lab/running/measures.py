@@ -1,0 +1,183 @@
+"""What a record may hold of a network besides its score: a `Sweep` names what it wants measured."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.network import Network
+from micronet_lib.lab.data.images import load_split
+from micronet_lib.lab.host.machine import default_device
+from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.running.networks import content_of
+from micronet_lib.lab.storage.networks import restore
+from micronet_lib.lab.storage.published import load_published
+from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
+from micronet_lib.label_smoothing import class_similarity
+from micronet_lib.pruning.density import density_table
+from micronet_lib.scoring.bill import score_network
+from micronet_lib.scoring.dead_channels import apply_savings
+from micronet_lib.srip.penalty import exact_deviation, spectrum, srip_weights
+
+if TYPE_CHECKING:
+    from micronet_lib.lab.running.lineage import Case
+
+DIGITS = 5
+RATINGS = ("correct", "num_examples", "top1", "top5", "loss")
+
+
+@dataclass
+class Found:
+    """What was measured: numbers, arrays that a figure needs, rows of a per-layer table."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something to be measured of a case's network.
+
+    Attributes:
+        of: the case, its network on the CPU in evaluation mode, whether to show progress.
+        on_test: whether it reads test images.
+    """
+
+    of: "Callable[[Case, Network, bool], Found]"
+    on_test: bool = False
+
+
+def accuracy(case: "Case", network: Network, progress: bool) -> Found:
+    """Rate the network on the test images; a fresh one, which has learned nothing, is not rated.
+
+    Of a trained network, `top1`, `top5`, `loss` and `correct` are after the last epoch;
+    `selected_top1` is after the epoch that was best on the validation images; `best_on_test_top1`,
+    which the authors report, is the best test accuracy after any epoch.
+    """
+    if not case.recipe.learns:
+        return Found()
+    test = load_split(case.profile.dataset, "test")
+    if not case.recipe.train.epochs:
+        return Found(evaluate(network, test, progress).metrics())
+    content, device = content_of(case.recipe, case.profile, case.seed), default_device()
+    test = test.to(device)
+    found = evaluate(network.to(device), test, progress).metrics()
+    network.cpu()
+    metrics = {name: found[name] for name in RATINGS}
+    curve = content["curve"]
+    metrics |= {
+        "validation_top1": curve["validation_top1"][-1],
+        "best_validation_top1": max(curve["validation_top1"]),
+        "train_loss": curve["train_loss"][-1],
+        "srip_penalty": curve["srip_penalty"][-1],
+        "train_images_per_s": content["images_per_s"],
+        "selected_top1": metrics["top1"],
+    }
+    if "test_top1" in curve:
+        metrics["best_on_test_top1"] = max(curve["test_top1"])
+    last, best = content["model"], content["best"]
+    if not all(torch.equal(value, best[name]) for name, value in last.items()):
+        selected = restore(content["spec"], best).to(device)
+        metrics["selected_top1"] = evaluate(selected, test, progress).top1
+    return Found(metrics)
+
+
+def same_logits(case: "Case", network: Network, progress: bool) -> Found:
+    """Rate a trimmed network, and hold every logit against the published file's.
+
+    `max_logit_difference` is of savings made and run in float64, where rounding cannot hide a
+    fault; `max_logit_difference_stored` of savings made in float32, whose weights are rounded, and
+    run in float64; `bit_identical` is 1 when the float32 logits are the same to the last bit.
+    """
+    recipe, test = case.recipe, load_split(case.profile.dataset, "test")
+    if not recipe.savings:
+        return accuracy(case, network, progress)
+    path = checkpoint_path(recipe.checkpoint)
+    single, double = _published_logits(path, case.profile.dataset, progress)
+    logits = logits_of(network, test.images, progress=progress)
+    found = rate(logits, test.targets, seconds=float("inf")).metrics()
+    exact = apply_savings(load_published(path).double(), recipe.savings)
+    stored = copy.deepcopy(network).double()
+    change = (double - logits_of(exact, test.images, progress=progress)).abs().max().item()
+    rounded = change
+    if not all(map(torch.equal, exact.state_dict().values(), stored.state_dict().values())):
+        rounded = (double - logits_of(stored, test.images, progress=progress)).abs().max().item()
+    return Found(
+        {name: found[name] for name in RATINGS}
+        | {
+            "max_logit_difference": change,
+            "max_logit_difference_stored": rounded,
+            "bit_identical": int(torch.equal(single, logits)),
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def _published_logits(path: Path, dataset: str, progress: bool) -> tuple[Tensor, Tensor]:
+    """Logits of a published file in float32 and float64; every step of its savings needs them."""
+    network, images = load_published(path), load_split(dataset, "test").images
+    single = logits_of(network, images, progress=progress)
+    return single, logits_of(network.double(), images, progress=progress)
+
+
+def similarity(case: "Case", network: Network, progress: bool) -> Found:
+    """Cosine similarities of the classifier's rows, `[C, C]`, and what they come to."""
+    matrix = class_similarity(network.classifier.weight.detach())
+    others = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
+    metrics = {
+        "similarity_mean": others.mean().item(),
+        "similarity_min": others.min().item(),
+        "similarity_max": others.max().item(),
+    }
+    rows = [[round(value, DIGITS) for value in row] for row in matrix.tolist()]
+    return Found(metrics, {"class_similarity": rows})
+
+
+def spectra(case: "Case", network: nn.Module, progress: bool) -> Found:
+    """Singular values of every matrix by layer, and the exact penalty over pointwise ones.
+
+    `srip_penalty_paper` and `srip_penalty_released` are the means of the spectral norm and of its
+    square, which the power step of the training loss estimates from below.
+    """
+    values = {
+        name: [round(value, DIGITS) for value in spectrum(layer.get_parameter("weight")).tolist()]
+        for name, layer in network.named_modules()
+        if layer_kind(name, layer) is not None
+    }
+    weights = [weight.detach() for weight in srip_weights(network, "pointwise").values()]
+    paper = torch.stack([exact_deviation(weight, "paper") for weight in weights])
+    released = torch.stack([exact_deviation(weight, "released") for weight in weights])
+    metrics = {
+        "srip_penalty_paper": paper.mean().item(),
+        "srip_penalty_released": released.square().mean().item(),
+    }
+    return Found(metrics, {"spectrum": values})
+
+
+def sparsity(case: "Case", network: nn.Module, progress: bool) -> Found:
+    """The fraction of all prunable weights that is zero."""
+    return Found({"sparsity": density_table(network)["sparsity"].iloc[-1].item()})
+
+
+def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
+    """The per-layer table of the winners' final counter."""
+    table = score_network(network, "published").table().drop(columns=["score"])
+    return Found(layers=table.to_dict("records"))
+
+
+MEASURES = {
+    "accuracy": Measure(accuracy, on_test=True),
+    "same_logits": Measure(same_logits, on_test=True),
+    "class_similarity": Measure(similarity),
+    "spectrum": Measure(spectra),
+    "sparsity": Measure(sparsity),
+    "bill": Measure(bill),
+}
+"""By name, for `Sweep.measures`."""

@@ -1,0 +1,234 @@
+"""From a recipe to its network: fresh, from a file, from another recipe, or trained.
+
+A trained network has one address, the identity of its recipe and its seed, whatever sweeps show
+it: `runs/<profile>/networks/<recipe id>-s<seed>/network.pt`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from micronet_lib.architecture.initialization import (
+    WeightDistribution,
+    distribution_of,
+    initialize,
+)
+from micronet_lib.architecture.network import Network, build
+from micronet_lib.augmentation.policies import Policies, load_policies, uniform_policies
+from micronet_lib.errors import InputError
+from micronet_lib.hooks import Hook
+from micronet_lib.lab.data.images import load_dataset
+from micronet_lib.lab.host.machine import default_device, environment, set_up
+from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_path, runs_root
+from micronet_lib.lab.recipes.identity import run_id
+from micronet_lib.lab.recipes.profile import Profile
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.networks import pack, restore
+from micronet_lib.lab.storage.published import load_published
+from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
+from micronet_lib.lab.training.loop import Run, TrainingData, train
+from micronet_lib.pruning.masks import HeldMasks
+from micronet_lib.pruning.schedules import PruneConfig, prune_round
+from micronet_lib.scoring.dead_channels import apply_savings
+
+NUM_RANDOM_POLICIES = 500
+POLICY_SEED = 2019
+
+
+def fresh_network(recipe: Recipe, seed: int) -> Network:
+    """Return the network of a recipe before any training, on the CPU.
+
+    Raises:
+        InputError: unknown model, or a file for its initialisation that is missing or damaged.
+    """
+    options = dict(recipe.options)
+    if recipe.width_mult != 1.0:
+        options["width_mult"] = recipe.width_mult
+    torch.manual_seed(seed)
+    network = build(recipe.model, **options)
+    if recipe.train.initialization != "default":
+        distribution: WeightDistribution | None = None
+        if recipe.train.initialize_from:
+            source = load_published(checkpoint_path(recipe.train.initialize_from))
+            distribution = distribution_of(source)
+        generator = torch.Generator().manual_seed(seed)
+        initialize(network, recipe.train.initialization, generator, distribution)
+    return network
+
+
+def network_path(recipe: Recipe, profile: Profile, seed: int) -> Path:
+    """Return the address of a trained network: its recipe's identity and its seed."""
+    return runs_root() / profile.name / "networks" / run_id(recipe, seed) / "network.pt"
+
+
+def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
+    """Return the network that a recipe ends in, in evaluation mode on the CPU.
+
+    A recipe that trains has to be trained already; of another the network is made now.
+
+    Raises:
+        InputError: its network, or one that it starts from, is not on this machine.
+    """
+    if recipe.train.epochs:
+        content = content_of(recipe, profile, seed)
+        return restore(content["spec"], content["model"])
+    # One fresh network in forty draws a weight of exactly zero; all are drawn with seed 0.
+    network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
+    for change in recipe.changes:
+        network = change.apply(network)
+    return apply_savings(network, recipe.savings).eval() if recipe.savings else network.eval()
+
+
+def _started(recipe: Recipe, profile: Profile, seed: int) -> Network | None:
+    """The network that a recipe starts from, if not from a fresh one."""
+    if recipe.checkpoint:
+        return load_published(checkpoint_path(recipe.checkpoint))
+    return None if recipe.start is None else network_of(recipe.start, profile, seed)
+
+
+def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
+    """Return what `train_network` wrote: spec, model, best, masks, curve, notes, env.
+
+    Raises:
+        InputError: it is not on this machine.
+    """
+    path = network_path(recipe, profile, seed)
+    content = load_own(path, run_id(recipe, seed))
+    if content is None:
+        raise InputError(f"no trained network at {path}: measure its point first")
+    return content
+
+
+def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
+    """Return a recipe's augmentation policies, and what a record has to say of them.
+
+    Where the file is missing, random policies do for the drawn images; on real images they do not.
+
+    Raises:
+        InputError: the file is missing, damaged, or has no such set.
+    """
+    kind = recipe.augment.policy
+    if kind == "none":
+        return None, []
+    path = policy_path(kind) if kind in POLICY_FILES else None
+    if path and (path.is_file() or profile.dataset != "embedded"):
+        return load_policies(path, recipe.augment.policy_set), []
+    generator = torch.Generator().manual_seed(POLICY_SEED)
+    notes = [f"no file {path.name} here: random policies instead"] if path else []
+    return uniform_policies(generator, NUM_RANDOM_POLICIES), notes
+
+
+def training_data(
+    recipe: Recipe, profile: Profile, device: torch.device
+) -> tuple[TrainingData, list[str]]:
+    """Return what a recipe learns from on a profile, and what a record has to say of it."""
+    config = recipe.train
+    data = load_dataset(profile.dataset)
+    learned = data.train if config.hold_out else data.everything
+    policies, notes = policies_of(recipe, profile)
+    return (
+        TrainingData(
+            learned.first(config.num_images).to(device),
+            data.validation.first(config.num_validation).to(device),
+            data.test.to(device) if config.watch_test else None,
+            policies,
+        ),
+        notes,
+    )
+
+
+def train_network(
+    recipe: Recipe, profile: Profile, seed: int, name: str, progress: bool = True
+) -> None:
+    """Train a network, or continue a run that was cut, and write it to its address.
+
+    The caller holds the lock of its folder.
+
+    Args:
+        recipe: resolved for the profile. Of rounds of pruning only the last one is trained.
+        profile: names the data set.
+        seed: of everything random; every round of pruning draws anew.
+        name: of the bar, such as `stages/3.0-orn`.
+        progress: a bar on stderr.
+
+    Raises:
+        InputError: a missing file or network, a folder that cannot be written.
+        DivergedError: the loss became NaN or infinite.
+    """
+    device, key = default_device(), run_id(recipe, seed)
+    folder = network_path(recipe, profile, seed).parent
+    set_up(device)
+    data, notes = training_data(recipe, profile, device)
+    resumed = load_state(folder, key) is not None
+    network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = network_of(recipe.teacher, profile, seed).to(device)
+        teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
+    drawn_from = seed + 1000 * len(recipe.prune.sparsities)
+    run = Run(network, recipe, data, drawn_from, hooks, teacher)
+    trained = train(run, folder, key, name, progress)
+    content = {
+        **pack(trained.network),
+        "best": trained.best_state,
+        "masks": masks,
+        "curve": trained.curve,
+        "images_per_s": trained.images_per_s,
+        "notes": notes,
+        "env": environment(device, trained.seconds, trained.commits),
+    }
+    save_own(folder / "network.pt", key, content)
+    forget_states(folder)
+
+
+def _begin(
+    recipe: Recipe, profile: Profile, seed: int, data: TrainingData, resumed: bool
+) -> tuple[Network, list[Hook], dict[str, Tensor]]:
+    """The network that training begins with, on its device; hooks; masks of a round."""
+    device = data.train.images.device
+    if recipe.prune.sparsities:
+        network, masks = _begin_round(recipe, profile, seed, data, resumed)
+        network = network.to(device)
+        return network, [HeldMasks(network, masks, recipe.prune.mask_updates)], masks
+    network = _started(recipe, profile, seed) or fresh_network(recipe, seed)
+    for change in recipe.changes:
+        network = change.apply(network)
+    network = network.to(device)
+    return network, [hook for change in recipe.changes for hook in change.hooks(network)], {}
+
+
+def _begin_round(
+    recipe: Recipe, profile: Profile, seed: int, data: TrainingData, resumed: bool
+) -> tuple[Network, dict[str, Tensor]]:
+    """The network that a round of pruning begins with, and its masks.
+
+    A resumed round gets its weights from its training state; only the masks count then.
+    """
+    config = recipe.prune
+    assert recipe.parent is not None
+    before = content_of(recipe.parent, profile, seed)
+    which = "best" if config.threshold_from == "last_epoch" else "model"
+    network = restore(before["spec"], before[which])
+    rewound = None
+    if config.rewind != "none":
+        epochs = 0 if config.rewind == "initial" else config.early_epoch
+        rewound = before["model"] if resumed else _weights_after(recipe, seed, data, epochs)
+    index = len(config.sparsities) - 1
+    masks = prune_round(network, config, index, before["masks"] or None, before["model"], rewound)
+    return network, masks
+
+
+def _weights_after(recipe: Recipe, seed: int, data: TrainingData, epochs: int) -> dict[str, Tensor]:
+    """The dense run's weights after some epochs, by running these again.
+
+    That is the same network to the last bit on a CPU, and one of the same seed on a GPU.
+    """
+    dense = replace(recipe, prune=PruneConfig())
+    network = fresh_network(dense, seed).to(data.train.images.device)
+    run = Run(network, dense, data, seed)
+    while run.epoch < epochs:
+        run.run_epoch()
+    return {name: value.cpu() for name, value in run.network.state_dict().items()}

@@ -1,0 +1,141 @@
+"""What every training run does around its steps besides its method's own hooks."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet_lib.architecture.network import Network
+from micronet_lib.errors import InputError
+from micronet_lib.hooks import Hook
+from micronet_lib.label_smoothing import SmoothingConfig, smoothed_targets, target_table
+
+
+class TargetTable(Hook):
+    """The target of every class, from the classifier's weight when an epoch starts.
+
+    As in the released code, the table stands still within an epoch. It is a tensor that is written
+    in place, so a captured step goes on with the new values.
+
+    Args:
+        weight: of the classifier, `[C, D]`, on its device.
+        config: form, smoothing and temperature.
+    """
+
+    def __init__(self, weight: Tensor, config: SmoothingConfig) -> None:
+        self._weight, self._config = weight, config
+        self.table = target_table(weight, config)
+
+    def __call__(
+        self, targets: Tensor, partners: Tensor | None = None, lam: float | Tensor | None = None
+    ) -> Tensor:
+        """Return the targets of a batch, `[N, C]`, see `smoothed_targets`."""
+        return smoothed_targets(self.table, targets, partners, lam)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Make the table anew."""
+        self.table.copy_(target_table(self._weight, self._config))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the table, for a run resumed within an epoch."""
+        return {"table": self.table}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a table."""
+        self.table.copy_(state["table"])
+
+
+class FrozenModules(Hook):
+    """Modules in evaluation mode: their batch norm keeps its averages."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+
+    def start_epoch(self, epoch: int) -> None:
+        """Put the modules into evaluation mode, which the loop has just left."""
+        for module in self._modules:
+            module.eval()
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> FrozenModules:
+    """Take the parameters of some modules out of training; return the hook that does the rest.
+
+    Args:
+        network: its parameters are marked in place.
+        patterns: of module names, such as `blocks.*`.
+
+    Raises:
+        InputError: a pattern that fits no module, or nothing is left to train.
+    """
+    found: dict[str, nn.Module] = {}
+    for pattern in patterns:
+        named = {n: m for n, m in network.named_modules() if n and fnmatchcase(n, pattern)}
+        if not named:
+            raise InputError(f"train.freeze: no module of this network is named {pattern!r}")
+        found |= named
+    for module in found.values():
+        module.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("train.freeze leaves no parameter to train")
+    return FrozenModules(list(found.values()))
+
+
+class MomentumRestart(Hook):
+    """Momentum that begins anew with every cycle of the schedule.
+
+    Args:
+        optimizer: whose momentum.
+        epochs: of a cycle.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
+        self._optimizer, self._epochs = optimizer, max(1, epochs)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set momentum to 0 where a cycle begins."""
+        if epoch % self._epochs == 0:
+            for state in self._optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
+
+
+class WeightAverage(Hook):
+    """An exponential moving average of weights and of batch norm's averages, `network` below.
+
+    The first step copies; later ones move by `1 - decay` towards the trained network.
+
+    Args:
+        network: that is trained, on its device.
+        decay: of the average.
+    """
+
+    def __init__(self, network: Network, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._decay = decay
+        own, trained = self.network.state_dict(), network.state_dict()
+        self._pairs = [(own[name], trained[name]) for name in own]
+        self._begun = torch.zeros((), device=next(network.parameters()).device)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the average towards the weights of now."""
+        share = 1 - self._decay * self._begun
+        for average, value in self._pairs:
+            if average.is_floating_point():
+                average.lerp_(value, share)
+            else:
+                average.copy_(value)
+        self._begun.fill_(1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average, and whether it has begun."""
+        return {"network": self.network.state_dict(), "begun": self._begun}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.network.load_state_dict(state["network"])
+        self._begun.copy_(state["begun"])
