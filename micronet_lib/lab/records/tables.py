@@ -121,7 +121,7 @@ def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
 
 
 def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
-    """Return the arrays of a point's committed record, as its recipe's `inspect` asked for.
+    """Return the arrays of a point's committed record, as its sweep's measures found them.
 
     Raises:
         InputError: when the point has no record.
