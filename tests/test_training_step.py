@@ -29,6 +29,7 @@ from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weig
 from micronet_lib.srip.penalty import SripConfig
 
 RECIPE = Recipe(
+    model="c_efficientnet_3.0",
     train=TrainConfig(epochs=1, dropout=0.0),
     srip=SripConfig(coef=0.7, definition="released"),
     smoothing=RELEASED_DENSE,
@@ -44,7 +45,7 @@ def one_thread():
 
 
 def narrow(width_mult: float = 0.25, dropout: float = 0.0) -> Network:
-    model = build("c_efficientnet_3.0", width_mult=width_mult, dropout=dropout)
+    model = build(RECIPE.model, width_mult=width_mult, dropout=dropout)
     initialize(model, "semi_orthogonal", seeded(0))
     return model.train().to(memory_format=torch.channels_last)
 
