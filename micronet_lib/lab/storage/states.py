@@ -9,14 +9,13 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import set_aside, write_atomically
 from micronet_lib.lab.host.progress import say
 
 _HEADER = re.compile(rb"[0-9a-f]{64}\n")
@@ -71,7 +70,8 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
         if hashlib.sha256(payload).hexdigest().encode() != digest:
-            _set_aside(path)
+            aside = set_aside(path)
+            say(f"{path} is damaged: it is {aside.name} now and is not used")
             return None
     except FileNotFoundError:
         return None
@@ -81,13 +81,6 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
         ) from error
     file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return file["content"] if key in (None, file["key"]) else None
-
-
-def _set_aside(path: Path) -> None:
-    names = (f"{path.name}.damaged{number or ''}" for number in count())
-    aside = next(place for name in names if not (place := path.with_name(name)).exists())
-    path.rename(aside)
-    say(f"{path} is damaged: it is {aside.name} now and is not used")
 
 
 def is_whole(path: Path, key: str) -> bool:
