@@ -111,6 +111,8 @@ def full_disk(trial: Trial) -> None:
             trial.refused(None, "No space left")
             remount(f"size={larger}")
         for write, leaving in ((1, 8192), (2, 0), (2, 8192), (2, 4096), (2, 0), (2, 0), (4, 8192)):
+            if not trial.more:
+                break
             trial.refused(at_write(write, lambda leaving=leaving: fill(leaving)), "No space left")
             ballast.unlink()
         trial.finish()
@@ -123,6 +125,8 @@ def file_that_may_not_grow(trial: Trial) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
 
     for write in (1, 4, 2, 2, 5):
+        if not trial.more:
+            break
         trial.refused(at_write(write, limit), "File too large")
     trial.finish()
 
@@ -164,7 +168,7 @@ def read_only_folder(trial: Trial) -> None:
 def read_only_disk(trial: Trial) -> None:
     """A disk mounted read-only, before the first file and in the middle."""
     with own_disk(trial.place, "4m") as remount:
-        for _ in range(3):
+        for _ in range(min(3, trial.wanted)):
             remount("ro")
             trial.refused(None, "Read-only file system")
             remount("rw")
@@ -231,7 +235,7 @@ def damaged_checkpoint(trial: Trial) -> None:
 
     kinds = list(DAMAGES)
     damaged: dict[Path, bytes] = {}
-    for stage in range(len(CASES)):
+    for stage in range(min(len(CASES), trial.wanted)):
         for part in range(2):
             died = run(place, until(stage), RETRAIN) == -signal.SIGKILL
             if stage or part:
@@ -270,11 +274,13 @@ def damaged_record(trial: Trial) -> None:
         trial.survived.append(status == 0 and one_line and kept and trial.as_undisturbed())
         trial.hit.append(f"stage {stage}: {content[:12]!r}")
 
-    for number, alter in enumerate(DAMAGES.values()):
+    for number, alter in enumerate(list(DAMAGES.values())[: trial.wanted]):
         stage = number % len(CASES)
         noticed(stage, alter(place.record(stage).read_bytes().replace(b'"sweep"', b'"x"', 1)))
     other_schema = json.loads(place.record(4).read_text()) | {"schema": 99}
     for content in (b"\xff\xfe\x00", b"[]", b"{}", json.dumps(other_schema).encode()):
+        if not trial.more:
+            break
         noticed(4, content)
     place.of_run(3, "network.pt").unlink()
     noticed(3, b"{")
@@ -349,7 +355,7 @@ def interrupted_command(trial: Trial) -> None:
         "pandas is imported": waits_for("/pandas/"),
         "training": lambda child: place.of_run(0, "lock").is_file(),
     }
-    for moment, reached in moments.items():
+    for moment, reached in list(moments.items())[-trial.wanted :]:
         with process() as child:
             while not reached(child.pid):
                 time.sleep(0.01)

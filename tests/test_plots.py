@@ -79,3 +79,18 @@ def test_the_first_row_of_steps_shows_a_dash_and_a_missing_one_below_is_not_run(
     html = plots.show_table(table, {"step": "{:+.1f}"}, steps=["step"]).to_html()
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert cells == ["a", "–", "b", "+0.5", "c", "not run"]
+
+
+def test_a_table_of_gains_tells_one_run_from_none():
+    runs = pd.DataFrame(
+        [("a", 0, 0.1), ("a", 1, 0.2), ("a", 2, 0.3), ("b", 0, 0.2), ("b", 1, 0.3), ("c", 0, 0.3)],
+        columns=["point", "seed", "top1"],
+    )
+    runs.loc[len(runs)] = ["d", None, float("nan")]
+    html = plots.show_gains(records.gain(runs, "a", scale=100)).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    b, c, d = (cells[start : start + 9] for start in (0, 9, 18))
+    assert b[:4] == ["b", "a", "2 / 3", "+5.00"]
+    assert all(re.fullmatch(r"[-+]?\d+\.\d+", cell) for cell in b[4:])
+    assert c == ["c", "a", "1 / 3", "+10.00", "–", "–", "–", "–", "–"]
+    assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]

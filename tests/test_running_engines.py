@@ -192,6 +192,7 @@ def test_on_one_machine_json_is_all_that_is_printed(place, local, ray, capfd):
         assert env["device"].startswith("1 CPU threads (")
 
 
+@pytest.mark.slow
 def test_a_machine_that_dies_costs_no_point(place, local, ray, monkeypatch):
     from ray.cluster_utils import Cluster
 

@@ -10,7 +10,7 @@ import pandas as pd
 from IPython.display import Code
 from pandas.io.formats.style import Styler
 
-__all__ = ["show_source", "show_table"]
+__all__ = ["show_gains", "show_source", "show_table"]
 
 
 def show_table(
@@ -34,6 +34,27 @@ def show_table(
     words = [*table.columns, *table.iloc[:, 0]]
     name = hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:8]
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
+
+
+def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
+    """A table of `records.gain`: each difference with interval, p and what could have been seen.
+
+    Args:
+        gains: of `records.gain`.
+        number: the format of differences.
+    """
+    both = gains[["n", "n_against"]].astype(str)
+    names = {"point": "point", "against": "against", "n": "n", "gain": "difference",
+             "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)",
+             "detectable": "detectable"}  # fmt: skip
+    n = both["n"].where(gains["n"] == gains["n_against"], both["n"] + " / " + both["n_against"])
+    styler = show_table(
+        gains.assign(n=n)[list(names)].rename(columns=names), {"difference": number}
+    )
+    # A difference of single runs is known and has none of these.
+    styler.format(number, na_rep="–", subset=["95 % from", "to"])
+    styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
+    return styler.format(number.replace("+", ""), na_rep="–", subset=["detectable"])
 
 
 def show_source(function: Callable[..., Any]) -> Code:
