@@ -256,7 +256,7 @@ def damaged_checkpoint(trial: Trial) -> None:
             if part == 1 and stage % 2 and not left_alone(stage - 1):
                 trial.hit[-1] += ", not left alone"
                 trial.survived.append(False)
-    trial.finish()
+    trial.finish(RETRAIN)
     trial.survived.append(noticed())
 
 
