@@ -83,11 +83,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _lines(values: dict[str, Any]) -> str:
     width = max(len(key) for key in values)
-    return "\n".join(f"{key:{width}}  {_number(value)}" for key, value in values.items())
+    return "\n".join(f"{key:{width}}  {_shown(value)}" for key, value in values.items())
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.10g}".replace(",", " ") if isinstance(value, int | float) else str(value)
+def _shown(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:,.10g}".replace(",", " ") if number else str(value)
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:

@@ -18,7 +18,6 @@ import torch
 
 from micronet_lib.__main__ import main
 from micronet_lib.architecture.micronet import ARCHITECTURES
-from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running import engines, lineage, measures, networks, plan
@@ -26,7 +25,7 @@ from micronet_lib.lab.storage.states import load_own
 from micronet_lib.lab.training import loop as training
 
 SWEEP = SWEEPS["pipeline"]
-IMPORTED = (records, engines, plan)  # so that a fork finds what the command line imports when it runs
+IMPORTED = (engines, plan)  # so that a fork finds what the command line imports when it runs
 BUDGET = {
     "width_mult": 0.1,
     "train.epochs": 3,
