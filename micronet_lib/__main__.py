@@ -6,35 +6,57 @@ What a user can mend is one line on stderr and exit status 2.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from micronet_lib.errors import InputError
 
 Result = dict[str, Any]
+STOPPED = "micronet: stopped"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status.
+
+    Args:
+        argv: the words of the command; by default those that this process was started with.
+    """
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser().parse_args(words)
-    except InputError as error:
-        return _fail(str(error), "--json" in words)
-    verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who read it has seen enough, such as `head`
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 141
+
+
+def _run(words: Sequence[str]) -> int:
+    as_json = "--json" in words
     try:
+        args = _parser().parse_args(words)
+        as_json = args.json
+        verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
         result, text = verb(args)
     except InputError as error:
-        return _fail(str(error), args.json)
+        return _fail(str(error), as_json)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", args.json)
-    except KeyboardInterrupt:
-        print("micronet: stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result, allow_nan=False) if args.json else text)
+        return _fail(f"{error.strerror or error}{where}", as_json)
+    print(json.dumps(result, allow_nan=False) if as_json else text)
     return result.get("exit_status", 0)
 
 
@@ -46,13 +68,27 @@ def _fail(message: str, as_json: bool) -> int:
     return 2
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Deal with Ctrl-C: interrupt what runs; while a module is imported, end the process.
+
+    Some libraries catch whatever is raised while they are imported, and go on.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{STOPPED}\n".encode())
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _lines(values: dict[str, Any]) -> str:
     width = max(len(key) for key in values)
-    return "\n".join(f"{key:{width}}  {_number(value)}" for key, value in values.items())
+    return "\n".join(f"{key:{width}}  {_shown(value)}" for key, value in values.items())
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.10g}".replace(",", " ") if isinstance(value, int | float) else str(value)
+def _shown(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:,.10g}".replace(",", " ") if number else str(value)
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
@@ -170,7 +206,8 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
     possible = {job.case.point for job in ahead if job.recorded and job.does != "impossible"}
-    if possible & set(table["point"][table["n"] == 0]):  # diverged, or left to another process
+    undone = possible & set(table["point"][table["n"] == 0])  # diverged, or left to a process
+    if undone or any(job.lost for job in ahead):
         result["exit_status"] = 1
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
 

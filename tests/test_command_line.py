@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -31,6 +32,9 @@ from micronet_lib.lab import records
 from micronet_lib.lab.data import downloads
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.records import record
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
@@ -90,7 +94,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "search-policies", "export", "promote"),
+    *("evaluate", "score", "measure", "recipe", "search-policies", "export", "promote"),
 )
 
 
@@ -262,6 +266,73 @@ def test_measure_for_a_reader(runs):
     assert footer.startswith("this run · smoke · ")
 
 
+TINY = {"width_mult": 0.1, "train.epochs": 1, "train.num_images": 32, "train.num_validation": 50}
+TINY_WORDS = [word for item in TINY.items() for word in ("--override", "{}={}".format(*item))]
+
+
+def plan_of(*words: str) -> dict[str, str]:
+    """The state of every row of a plan of the tiny pipeline."""
+    found = result("measure", "pipeline", "--profile", "smoke", *TINY_WORDS, "--plan", *words)
+    return {row["point"]: row["state"] for row in found["plan"]}
+
+
+def test_a_lost_network_is_trained_again_when_asked(runs, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    command = ["measure", "pipeline", "--profile", "smoke", *TINY_WORDS, "--json", "--point"]
+    assert plan_of("--point", "0.15") == {"dense": "to train", "0.15": "to train"}
+    assert run(*command, "dense").status == 0
+    (network,), (dense,) = runs.rglob("network.pt"), runs.rglob("*.json")
+    written = dense.stat().st_mtime_ns
+    assert plan_of("--point", "0.15") == {"0.15": "to train"}
+
+    network.unlink()
+    before = sorted(runs.rglob("*"))
+    assert plan_of("--point", "dense") == {"dense": "measured"}
+    lost = plan_of("--point", "0.15")
+    assert list(lost) == ["dense", "0.15"]
+    assert all("--retrain" in state for state in lost.values())
+    alone = run(*command, "0.15")  # nothing that was asked for can be done
+    assert (alone.status, alone.err.count("\n"), "--retrain" in alone.err) == (2, 1, True)
+    among = run(*command, "*")
+    assert (among.status, among.err.count("\n"), "--retrain" in among.err) == (1, 1, True)
+    assert sorted(runs.rglob("*")) == before
+
+    assert plan_of("--point", "0.15", "--retrain") == {"dense": "to train", "0.15": "to train"}
+    assert run(*command, "0.15", "--retrain").status == 0
+    assert network.is_file()
+    assert dense.stat().st_mtime_ns == written
+    assert plan_of("--point", "0.15") == {"0.15": "measured"}
+
+
+# ------------------------------------------------------------------------------------ recipe
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_recipe_is_what_a_profile_runs(sweep):
+    point, name = SWEEPS[sweep].points()[-1], SWEEPS[sweep].profiles[0]
+    found = result("recipe", sweep, point.name, "--profile", name)
+    expected = resolved(point.recipe, PROFILES[name])
+    assert found["recipe_id"] == recipe_id(expected)
+    assert found["recipe"]["model"] == expected.model
+    assert found["recipe"]["train"]["epochs"] == expected.train.epochs
+
+
+def test_recipe_for_a_reader_takes_overrides():
+    words = ["recipe", "pipeline", "0.30", "--profile", "smoke", "--override"]
+    ran = run(*words, "train.lr=0.25")
+    assert (ran.status, ran.err) == (0, "")
+    shown = {
+        key: value.strip() for key, _, value in (s.partition(" ") for s in ran.out.splitlines())
+    }
+    found = result(*words, "train.lr=0.25")
+    assert shown["recipe_id"] == found["recipe_id"]
+    assert shown["recipe_id"] != result(*words, "train.lr=0.5")["recipe_id"]
+    assert shown["train.lr"] == "0.25"
+    assert shown["train.hold_out"] == "True"
+    assert shown["prune.sparsities"] == "(0.15, 0.3)"
+    assert set(found["recipe"]) == {key.partition(".")[0] for key in shown} - {"recipe_id"}
+
+
 # --------------------------------------------------------------------------- search-policies
 
 
@@ -311,7 +382,7 @@ def test_search_policies_refuses(runs, data, words, message):
 
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
-    monkeypatch.setattr(records, "promote", partial(records.promote, root=measured))
+    monkeypatch.setattr(record, "promote", partial(records.promote, root=measured))
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
     paths = sorted(runs.rglob("*.json"))
@@ -377,21 +448,61 @@ def test_picture_shows_ten_images_of_each_superclass(tmp_path):
 # -------------------------------------------------------------------------- stops and own faults
 
 
-def test_interrupted_command_stops_without_a_traceback(monkeypatch, checkpoint):
-    def interrupt(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
+@pytest.fixture
+def promoting(monkeypatch):
+    """A function that lets `promote` raise something."""
 
-    monkeypatch.setattr("micronet_lib.scoring.score_network", interrupt)
-    assert run("score", "--model", "micronet_v1") == Ran(130, "", "micronet: stopped\n")
+    def raising(error: BaseException) -> None:
+        def fail(path: Path) -> Path:
+            raise error
+
+        monkeypatch.setattr(record, "promote", fail)
+
+    return raising
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    def fail(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("a bug")
+def test_interrupted_command_stops_without_a_traceback(promoting):
+    promoting(KeyboardInterrupt())
+    assert run("promote", "a.json") == Ran(130, "", "micronet: stopped\n")
 
-    monkeypatch.setattr("micronet_lib.scoring.score_network", fail)
+
+def test_a_fault_of_ours_keeps_its_traceback(promoting):
+    promoting(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
-        run("score", "--model", "micronet_v1")
+        run("promote", "a.json")
+
+
+def process(*words: str | Path, path: Path | None = None, **more: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, whose imports look into a folder first."""
+    places = os.pathsep.join(map(str, [path, ROOT] if path else [ROOT]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "micronet_lib", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": places},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **more,
+    )
+
+
+def test_an_import_that_catches_everything_is_stopped_too(tmp_path):
+    (tmp_path / "PIL.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [0]\nexcept BaseException:\n    pass\n"
+        "Image = None\n"
+    )
+    with process("data", "picture", "a.png", path=tmp_path, stdout=subprocess.PIPE) as child:
+        out, err = child.communicate()
+    assert (child.returncode, out, err) == (130, "", "micronet: stopped\n")
+
+
+def test_a_reader_who_leaves_early_is_no_fault(tmp_path):
+    gone, pipe = os.pipe()
+    os.close(gone)
+    with process("data", "picture", "a.png", "--json", stdout=pipe, cwd=tmp_path) as child:
+        os.close(pipe)
+        _, err = child.communicate()
+    assert (child.returncode, err) == (141, "")
 
 
 # ------------------------------------------------------------------------- the published networks

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import set_aside, write_atomically
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -83,7 +83,7 @@ def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
             lambda found: " ".join(map(str.strip, found[1].split("\n"))).strip(), text
         )
     what = f"the record {record.path} under {root}"
-    write_atomically(path, text.encode(), what, unfinished)
+    write_atomically(path, text.encode(), what, unfinished=unfinished)
     return path
 
 
@@ -108,11 +108,10 @@ def read(path: Path) -> Record:
     return record
 
 
-def set_aside(path: Path) -> None:
+def set_aside_damaged(path: Path) -> None:
     """Rename a record that is there and cannot be read, and say so; it is measured again."""
     if path.is_file() and kept(path) is None:
-        aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        aside = set_aside(path)
         say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
 
 

@@ -9,14 +9,13 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import set_aside, write_atomically
 from micronet_lib.lab.host.progress import say
 
 _HEADER = re.compile(rb"[0-9a-f]{64}\n")
@@ -70,7 +69,8 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
     """
     payload = _payload(path)
     if payload is None:
-        _set_aside(path)
+        aside = set_aside(path)
+        say(f"{path} is damaged: it is {aside.name} now and is not used")
     if not payload:
         return None
     file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -100,21 +100,6 @@ def _payload(path: Path) -> bytes | None:
             f"cannot read {path} ({error.strerror}): make it readable or move it away"
         ) from error
     return payload if hashlib.sha256(payload).hexdigest().encode() == digest else None
-
-
-def _set_aside(path: Path) -> None:
-    """Rename a damaged file; nothing is deleted, an earlier damaged one neither."""
-    names = (f"{path.name}.damaged{number or ''}" for number in count())
-    aside = next(place for name in names if not (place := path.with_name(name)).exists())
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return  # another process was faster
-    except OSError as error:
-        raise InputError(
-            f"{path} is damaged and cannot be renamed ({error.strerror}): move it away"
-        ) from error
-    say(f"{path} is damaged: it is {aside.name} now and is not used")
 
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
