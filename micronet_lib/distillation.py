@@ -9,6 +9,7 @@ keeps the size of the gradient when the temperature changes.
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     """Return the teacher's term, `T^2 * KL(teacher || student)`, mean over N, in nats.
 
     Args:
-        logits: of the student, `[N, C]`.
+        logits: of the student, `[N, C]`; half precision is computed in float32.
         teacher_logits: `[N, C]`; no gradient reaches them.
         temperature: T.
 
@@ -55,6 +56,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
             f"logits are {list(logits.shape)}, the teacher's {list(teacher_logits.shape)}; "
             "expected two [N, C]"
         )
-    student = F.log_softmax(logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    student = F.log_softmax(logits.to(dtype) / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -412,11 +412,15 @@ def test_check_of_an_empty_folder_finds_nothing_wrong(data):
 def test_check_of_a_damaged_file_fails(data):
     (data / "kaist").mkdir(parents=True)
     (data / "kaist" / "micronet_v1_pr_60.t7").write_bytes(b"cut")
+    (data / "cifar-100-python" / "test").mkdir(parents=True)
     found = result("data", "check", status=1)
-    wrong = [row["path"] for row in found["files"] if row["status"] == "wrong digest"]
-    assert wrong == ["kaist/micronet_v1_pr_60.t7"]
+    status = {row["path"]: row["status"] for row in found["files"]}
+    assert status.pop("kaist/micronet_v1_pr_60.t7") == "wrong digest"
+    assert status.pop("cifar-100-python/test") == "unreadable"
+    assert set(status.values()) == {"missing"}
     plain = run("data", "check")
     assert plain.status == 1
+    assert plain.out.count("\n") == len(found["files"])
     assert "wrong digest  kaist/micronet_v1_pr_60.t7\n" in plain.out
 
 
@@ -425,7 +429,8 @@ def test_fetch_leaves_a_file_that_is_right_alone(data, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a checkpoint")
     (asset,) = [asset for asset in downloads.ASSETS if asset.path == "kaist/micronet_v1_pr_60.t7"]
-    asset = replace(asset, digest=hashlib.sha256(b"a checkpoint").hexdigest())
+    digest = f"sha256:{hashlib.sha256(b'a checkpoint').hexdigest()}"
+    asset = replace(asset, files={asset.path: digest})
     monkeypatch.setattr(downloads, "fetch", partial(downloads.fetch, assets=[asset]))
     found = result("data", "fetch", "kaist")
     assert found == {"files": [{"path": "kaist/micronet_v1_pr_60.t7", "status": "present"}]}

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.host.places import data_root
 from micronet_lib.lab.storage.published import load_published
+from micronet_lib.lab.training.hooks import TargetTable
 from micronet_lib.label_smoothing import (
     HARD_LABELS,
     PAPER_SMOOTHING,
@@ -22,7 +23,6 @@ from micronet_lib.label_smoothing import (
     RELEASED_UNIFORM,
     SLIDE,
     SmoothingConfig,
-    SmoothingTable,
     class_similarity,
     nearest_classes,
     smoothed_targets,
@@ -371,58 +371,53 @@ def test_autocast_leaves_the_table_alone() -> None:
 # --------------------------------------------------------------------------------- per epoch
 
 
-def test_refresh_in_place() -> None:
-    classifier = nn.Linear(6, 10)
-    smoothing = SmoothingTable(classifier.weight, PAPER_SMOOTHING)
+def test_the_table_is_made_anew_in_place_when_an_epoch_starts() -> None:
+    weight = random_weight()
+    hook = TargetTable(weight, PAPER_SMOOTHING)
     _, a, b = random_batch()
-    table, held = smoothing.table, smoothing.table.data_ptr()
-    before = table.clone()
-    assert torch.equal(before, target_table(classifier.weight, PAPER_SMOOTHING))
-
-    with torch.no_grad():
-        classifier.weight.copy_(random_weight())
-    # Within an epoch the table stands still.
-    assert torch.equal(smoothing(a), before[a])
-
-    smoothing.refresh(classifier.weight)
-    assert smoothing.table is table
-    assert table.data_ptr() == held
-    assert not table.requires_grad
+    table, place, before = hook.table, hook.table.data_ptr(), hook.table.clone()
+    assert torch.equal(before, target_table(weight, PAPER_SMOOTHING))
+    weight.mul_(-1).add_(1)
+    assert torch.equal(hook(a), before[a])  # within an epoch the table stands still
+    hook.start_epoch(3)
+    assert hook.table is table
+    assert table.data_ptr() == place
     assert not torch.equal(table, before)
-    assert torch.equal(table, target_table(classifier.weight, PAPER_SMOOTHING))
-    assert torch.equal(smoothing(a, b, 0.3), smoothed_targets(table, a, b, 0.3))
+    assert torch.equal(table, target_table(weight, PAPER_SMOOTHING))
+    assert torch.equal(hook(a, b, 0.3), smoothed_targets(table, a, b, 0.3))
 
 
-def test_a_resumed_run_keeps_its_table() -> None:
-    smoothing = SmoothingTable(random_weight(), PAPER_SMOOTHING)
-    resumed = SmoothingTable(ROWS.new_ones(10, 6), PAPER_SMOOTHING)
-    held = resumed.table.data_ptr()
-    resumed.load_state_dict(smoothing.state_dict())
-    assert torch.equal(resumed.table, smoothing.table)
-    assert resumed.table.data_ptr() == held
-    assert not list(smoothing.parameters())
+def test_a_table_goes_on_from_a_state_in_place() -> None:
+    hook, resumed = (
+        TargetTable(weight, PAPER_SMOOTHING) for weight in (random_weight(), ROWS.new_ones(10, 6))
+    )
+    place = resumed.table.data_ptr()
+    resumed.load_state_dict(hook.state_dict())
+    assert torch.equal(resumed.table, hook.table)
+    assert resumed.table.data_ptr() == place
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_captured_graph_sees_the_refresh() -> None:
+def test_a_captured_graph_sees_the_new_table() -> None:
     weight = random_weight().float().cuda()
-    smoothing = SmoothingTable(weight, PAPER_SMOOTHING)
+    hook = TargetTable(weight, PAPER_SMOOTHING)
     logits, a, b = (tensor.detach().cuda() for tensor in random_batch())
     lam = torch.tensor(0.3, device="cuda")
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        soft_cross_entropy(logits.float(), smoothing(a, b, lam))
+        soft_cross_entropy(logits.float(), hook(a, b, lam))
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        loss = soft_cross_entropy(logits.float(), smoothing(a, b, lam))
-    for step in (weight.flip(0), weight.abs()):
-        smoothing.refresh(step)
+        loss = soft_cross_entropy(logits.float(), hook(a, b, lam))
+    for changed in (weight.flip(0), weight.abs()):
+        weight.copy_(changed)
+        hook.start_epoch(0)
         lam.fill_(0.6)
         graph.replay()
-        targets = smoothed_targets(target_table(step, PAPER_SMOOTHING), a, b, 0.6)
+        targets = smoothed_targets(target_table(weight, PAPER_SMOOTHING), a, b, 0.6)
         assert_close(loss, soft_cross_entropy(logits.float(), targets))
 
 
@@ -526,10 +521,7 @@ def test_loss_errors() -> None:
         soft_cross_entropy(logits, smoothed_targets(target_table(ROWS, PAPER_SMOOTHING), a % 4))
 
 
-def test_refresh_and_neighbour_errors() -> None:
-    smoothing = SmoothingTable(ROWS, PAPER_SMOOTHING)
-    with pytest.raises(InputError, match="for 4 classes, not 10"):
-        smoothing.refresh(random_weight())
-    for k in (0, 4):
-        with pytest.raises(InputError, match="from 1 to 3"):
-            nearest_classes(class_similarity(ROWS), k)
+@pytest.mark.parametrize("k", [0, 4])
+def test_neighbour_errors(k: int) -> None:
+    with pytest.raises(InputError, match="from 1 to 3"):
+        nearest_classes(class_similarity(ROWS), k)

@@ -8,8 +8,10 @@ import pytest
 from figures import texts
 
 from micronet_lib import plots
+from micronet_lib.architecture.layers import KINDS
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.plots.style import KIND_STYLES
 
 PUBLISHED = records.measured(SWEEPS["published"])
 SAVINGS = records.measured(SWEEPS["free_savings"])
@@ -31,11 +33,25 @@ def test_bill_is_complete_and_its_shares_add_up():
     assert bill["math_ops"].sum() == pytest.approx(row["published.math_ops"])
     shares = plots.bill_shares(bill)
     assert shares[["operations", "storage", "score"]].sum().tolist() == pytest.approx([1, 1, 1])
-    assert set(shares["layers"]) >= {"expand", "depthwise", "project", "HardSwish"}
+    labels = {label for label, _ in KIND_STYLES.values()} - {"pointwise"}
+    assert set(shares["layers"]) == {*labels, "HardSwish"}
     fig = plots.layer_bill(bill, "")
     heights = [sum(bar.get_height() for bar in ax.patches) for ax in fig.axes]
     assert heights[0] == pytest.approx(row["published.math_ops"] / 1e6)
     assert heights[1] == pytest.approx(row["published.param_storage"] / 1e3)
+
+
+def test_every_kind_of_layer_has_a_label_and_a_colour_of_its_own():
+    assert tuple(KIND_STYLES) == KINDS
+    assert len(set(KIND_STYLES.values())) == len(dict(KIND_STYLES.values())) == len(KINDS)
+    assert len({colour for _, colour in KIND_STYLES.values()}) == len(KINDS)
+
+
+def test_parameters_by_kind_are_stacked_to_the_networks_size():
+    sizes = {"expand": 3000, "fc": 1000, "batch norm, biases": 500}
+    fig = plots.weights_by_layer(pd.DataFrame({"v1": sizes, "v2": sizes}))
+    assert sum(bar.get_width() for bar in fig.axes[0].patches) == pytest.approx(2 * 4.5)
+    assert all(label in texts(fig) for label in ("expand", "classifier", "batch norm, biases"))
 
 
 def test_bit_widths_are_all_drawn():

@@ -8,12 +8,14 @@ from figures import texts
 from small_networks import network
 
 from micronet_lib import plots
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import layer_kind, named_kind, weight_kinds
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.srip.penalty import PLACEMENTS, spectrum, srip_weights
 
-LEGENDS = {"conv": "stem", "se": "squeeze-excite", "fc": "classifier"}
+
+def table_of(found: dict, shapes: dict) -> pd.DataFrame:
+    return plots.singular_values("x", found, shapes, {name: named_kind(name) for name in shapes})
 
 
 def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:
@@ -21,7 +23,7 @@ def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:
     weights = {name: w.detach() for name, w in srip_weights(model, "all").items()}
     shapes = {name: tuple(w.flatten(1).shape) for name, w in weights.items()}
     found = {name.removesuffix(".weight"): spectrum(w) for name, w in weights.items()}
-    return plots.singular_values(label, found if run else {}, shapes)
+    return plots.singular_values(label, found if run else {}, shapes, weight_kinds(model))
 
 
 VALUES = of_network()
@@ -40,7 +42,7 @@ def test_singular_values_are_all_there_with_their_kind_and_side():
         kind = layer_kind(name, module)
         if kind is not None:
             row, weight = layers.loc[name], module.weight.detach().flatten(1)
-            assert row["kind"] == LEGENDS.get(kind, kind)
+            assert row["kind"] == kind
             assert row["pointwise"] == (kind in PLACEMENTS["pointwise"])
             assert (row["out_chs"], row["fan_in"]) == weight.shape
             assert row["side"] == ("wide" if weight.shape[1] > weight.shape[0] else "tall")
@@ -49,21 +51,21 @@ def test_singular_values_are_all_there_with_their_kind_and_side():
 
 
 def test_names_may_end_in_weight():
-    table = plots.singular_values("x", {"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
+    table = table_of({"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
     assert table["layer"].tolist() == ["stem.conv"] * 2
     assert table["side"].tolist() == ["wide"] * 2
 
 
 def test_the_order_is_the_networks_whatever_a_record_sorted():
     shapes = {f"blocks.{i}.conv_expand": (2, 1) for i in range(12)}
-    table = plots.singular_values("x", {name: [1.0] for name in sorted(shapes)}, shapes)
+    table = table_of({name: [1.0] for name in sorted(shapes)}, shapes)
     assert table["layer"].tolist() == list(shapes)
 
 
 def test_summary_by_hand_and_of_nothing():
     layers = {f"blocks.{i}.conv_expand": [1.2, 1.05, 0.95, 0.5] for i in range(2)}
     layers["blocks.0.conv_dw"] = [3.0, 1.0]
-    table = plots.singular_values("x", layers, dict.fromkeys(layers, (8, 4)))
+    table = table_of(layers, dict.fromkeys(layers, (8, 4)))
     found = plots.srip_summary(pd.concat([table, NOT_RUN]), ["x", "v9"])
     pointwise, others, *missing = found.to_dict("records")
     assert pointwise == {
@@ -84,7 +86,7 @@ def test_summary_by_hand_and_of_nothing():
 def test_sides_by_hand_and_of_nothing():
     layers = {"blocks.0.conv_project": [1.3, 1.0, 0.65, 0.5], "head.classifier": [9.0]}
     shapes = {"blocks.0.conv_project": (4, 12), "head.classifier": (1, 2)}
-    table = plots.singular_values("x", layers, shapes).assign(lower=0.57, upper=1.29)
+    table = table_of(layers, shapes).assign(lower=0.57, upper=1.29)
     (row,) = plots.srip_sides(table).to_dict("records")
     assert row == {
         **{"kind": "project", "side": "wide", "values": 4},

@@ -16,6 +16,7 @@ from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, get_profile
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.scoring.dead_channels import SAVINGS
 from micronet_lib.scoring.rules import rules_of
 
@@ -43,6 +44,8 @@ def _sweep_faults(sweep: Sweep) -> Iterator[str]:
         yield "no title or no profile"
     if not sweep.metrics or len(set(sweep.metrics)) < len(sweep.metrics):
         yield f"metrics {sweep.metrics}"
+    if not set(sweep.measures) <= set(MEASURES):
+        yield f"measures {sweep.measures}"
     if list(sweep.profiles) != [name for name in PROFILES if name in sweep.profiles]:
         yield f"profiles {sweep.profiles}"
 
@@ -68,7 +71,8 @@ def test_every_recipe_names_what_there_is():
             assert recipe.model in ARCHITECTURES
             assert not recipe.checkpoint or f"kaist/{recipe.checkpoint}.t7" in PUBLISHED
             assert recipe.savings == tuple(SAVINGS)[: len(recipe.savings)]
-            rules_of("official", recipe.weight_bits, recipe.activation_bits, recipe.accumulator)
+            price = recipe.price
+            rules_of("official", price.weight_bits, price.activation_bits, price.accumulator)
 
 
 def test_every_recipe_is_plain_json_that_overrides_restore():

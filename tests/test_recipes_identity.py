@@ -4,29 +4,31 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from micronet_lib.augmentation.policies import AugmentConfig
-from micronet_lib.lab.recipes import identity
+from micronet_lib.distillation import DistillationConfig
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.optimisation import TrainConfig
-from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.label_smoothing import SmoothingConfig
-from micronet_lib.pruning.schedules import PruneConfig
+from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 from micronet_lib.srip.penalty import SripConfig
 
 CHANGES = {
     "model": "micronet_v2",
-    "checkpoint": "micronet_v1_pr_60",
-    "savings": ("dead_gates",),
-    "weight_bits": 8,
-    "activation_bits": 8,
-    "accumulator": "integer",
+    "options": {"num_classes": 10},
     "width_mult": 0.5,
+    "checkpoint": "micronet_v1_pr_60",
+    "start": Recipe(),
+    "changes": (PruneTo(0.5),),
+    "teacher": Recipe(checkpoint="micronet_v2_pr_30"),
+    "distillation": DistillationConfig(weight=0.5),
+    "savings": ("dead_gates",),
+    "price": Price(weight_bits=8),
     "train": TrainConfig(epochs=1),
     "srip": SripConfig(),
     "smoothing": SmoothingConfig("uniform"),
     "augment": AugmentConfig(flip=False),
     "prune": PruneConfig((0.5,)),
-    "inspect": ("spectrum",),
 }
 
 
@@ -53,14 +55,23 @@ def test_order_of_savings_changes_the_id():
     assert recipe_id(Recipe(savings=one)) != recipe_id(Recipe(savings=other))
 
 
-def test_a_field_added_later_leaves_older_ids_alone(monkeypatch):
+def test_what_a_change_or_a_start_says_changes_the_id():
+    recipes = [
+        *(Recipe(start=start) for start in (None, Recipe(), Recipe(model="micronet_v2"))),
+        *(Recipe(changes=(PruneTo(sparsity),)) for sparsity in (0.3, 0.5)),
+        *(Recipe(options={"num_classes": number}) for number in (10, 20)),
+        Recipe(teacher=Recipe()),
+    ]
+    assert len({recipe_id(recipe) for recipe in recipes}) == len(recipes)
+
+
+def test_a_field_added_later_leaves_older_ids_alone():
     @dataclass(frozen=True)
     class Later(Recipe):
         added: float = 1.0
 
     recipes = [point.recipe for sweep in SWEEPS.values() for point in sweep.points()]
     ids = [recipe_id(recipe) for recipe in recipes]
-    monkeypatch.setattr(identity, "Recipe", Later)
     later = [Later(**vars(recipe)) for recipe in recipes]
     assert [recipe_id(recipe) for recipe in later] == ids
     assert recipe_id(replace(later[0], added=2.0)) not in ids

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
+from micronet_lib.lab.recipes.recipe import Price, Recipe, with_overrides
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,12 @@ def test_a_wrong_key_or_type_is_refused(overrides, named):
 
 
 def test_a_recipe_is_overridden_as_on_the_command_line():
-    recipe = with_overrides(
-        Recipe(), {"checkpoint": "micronet_v2_pr_60", "savings": ["dead_gates"], "weight_bits": 8}
+    given = {"checkpoint": "micronet_v2_pr_60", "savings": ["dead_gates"], "price.weight_bits": 8}
+    assert with_overrides(Recipe(), given) == Recipe(
+        checkpoint="micronet_v2_pr_60", savings=("dead_gates",), price=Price(weight_bits=8)
     )
-    assert recipe == Recipe(checkpoint="micronet_v2_pr_60", savings=("dead_gates",), weight_bits=8)
+
+
+def test_a_key_below_none_fills_in_the_defaults():
+    found = with_overrides(Recipe(), {"teacher.checkpoint": "a", "options.num_classes": 10})
+    assert found == Recipe(teacher=Recipe(checkpoint="a"), options={"num_classes": 10})

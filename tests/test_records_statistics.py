@@ -68,15 +68,15 @@ def test_pairing_finds_what_a_shared_parent_hides():
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_what_single_runs_cannot_say_is_missing_and_never_zero(paired):
-    values = {"a": [1.0, 2.0], "single": [3.0], "same": [2.0, 3.0], "empty": [math.nan]}
+    values = {"a": [0.1, 0.2], "single": [0.3], "same": [0.2, 0.3], "empty": [math.nan]}
     table = records.gain(long(values), "a", paired=paired).set_index("point")
     unknown = ["low", "high", "p", "p_holm", "detectable"]
-    assert table.loc["single", "gain"] == pytest.approx(2 if paired else 1.5)
+    assert table.loc["single", "gain"] == pytest.approx(0.2 if paired else 0.15)
     assert table.loc["single", unknown].isna().all()
     assert table.loc["empty", ["gain", *unknown]].isna().all()
     assert table.loc["empty", "n"] == 0
-    if paired:  # all differences are 1: no spread to judge by
-        assert table.loc["same", "gain"] == 1
+    if paired:  # the differences are equal but for rounding: no spread to judge by
+        assert table.loc["same", "gain"] == pytest.approx(0.1)
         assert table.loc["same", unknown].isna().all()
         assert (table["comparisons"] == 0).all()
 
@@ -121,3 +121,5 @@ def test_the_detectable_difference_is_found_in_four_of_five_cases(n):
 def test_an_unknown_point_is_answered_with_the_known_ones(reference):
     with pytest.raises(InputError, match=r"'x'.*a, b, c, one"):
         records.gain(long(VALUES), reference)
+    with pytest.raises(InputError, match=r"'x'.*top1"):
+        records.gain(long(VALUES), "a", "x")

@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pooch import HTTPDownloader
 from published_format import pruned_network, published_state, save
+from requests.exceptions import ConnectionError
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.models import mobilenet_v3_small
@@ -28,6 +30,7 @@ from micronet_lib.__main__ import main
 from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.data import downloads
 
 ROOT = Path(__file__).resolve().parent.parent
 FETCH_KAIST = "`micronet data fetch kaist`"
@@ -451,6 +454,17 @@ def test_damaged_cifar(place, sound_checkpoint, cifar, name, damage, says):
     message = place.refusal("evaluate", "--checkpoint", sound_checkpoint)
     assert message.startswith(f"{path} {says}")
     assert "data fetch cifar100" in message
+
+
+def test_fetch_where_nothing_answers(place, monkeypatch):
+    def no_answer(self, url, output_file, pooch):
+        raise ConnectionError
+
+    monkeypatch.setattr(downloads, "RETRIES", 0)
+    monkeypatch.setattr(HTTPDownloader, "__call__", no_answer)
+    message = place.refusal("data", "fetch")
+    assert str(place.folder / "data" / "cifar-100-python.tar.gz") in message
+    assert all(asset.path in message for asset in downloads.ASSETS)
 
 
 def test_unknown_data_set(place, sound_checkpoint):

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.srip_spectra import KINDS, POINTWISE, ratio_axis
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer
+from micronet_lib.architecture.layers import POINTWISE
+from micronet_lib.plots.srip_spectra import ratio_axis
+from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
 __all__ = [
     "srip_descent",
@@ -34,11 +35,12 @@ def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
         ax.plot(rows["ratio"], rows["mean"], color=ORANGE, label="one step: mean, spread")
         low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
         ax.fill_between(rows["ratio"], low, high, color=ORANGE, alpha=0.25, lw=0)
-        for kind, colour in KINDS.values():
-            if kind in POINTWISE:
-                own = layers[layers["kind"] == kind]
+        for kind in POINTWISE:
+            own = layers[layers["kind"] == kind]
+            if len(own):
+                label, colour = KIND_STYLES[kind]
                 ratio, y = own["fan_in"] / own["out_chs"], np.full(len(own), -0.06)
-                ax.scatter(ratio, y, marker="|", color=colour, s=60, label=kind)
+                ax.scatter(ratio, y, marker="|", color=colour, s=60, label=label)
         ax.set_title(title, size=9.5)
         ax.set_ylim(-0.12, 1.15)
         ratio_axis(ax)

@@ -16,21 +16,20 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pillow_pipeline import pillow_pipeline
 from plain_step import PlainStep
 from ratios import compare
 from small_networks import seeded
-from test_augmentation_policies import PillowPolicy
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
-from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.architecture import build, get_architecture
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix
 from micronet_lib.augmentation.policies import uniform_policies
-from micronet_lib.lab.data.images import MEAN, STD, ImageSet, load_split
+from micronet_lib.lab.data.images import ImageSet, load_split
 from micronet_lib.lab.host.machine import set_up
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -127,15 +126,7 @@ class PillowImages(Dataset):
     def __init__(self, data: ImageSet) -> None:
         self.arrays = data.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.targets = data.targets.tolist()
-        self.transform = transforms.Compose(
-            [
-                PillowPolicy(uniform_policies(seeded(0), 500)),
-                transforms.RandomCrop(32, padding=4, fill=128),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-            ]
-        )
+        self.transform = pillow_pipeline(uniform_policies(seeded(0), 500))
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -154,8 +145,7 @@ def training_step(device: str, batch: int) -> None:
     repeats, rounds = (60, 5) if device == "cuda" else (1, 1)
     random.seed(0)
     recipe = replace(RELEASED, model=MODEL, smoothing=RELEASED_DENSE)
-    model = MicroNet(get_architecture(MODEL)).to(device)
-    theirs = PlainStep(model, recipe)
+    theirs = PlainStep(build(MODEL).to(device), recipe)
     weights = srip_weights(theirs.model, "pointwise")
     workers = min(16, os.cpu_count() or 1)
     loader = DataLoader(

@@ -4,56 +4,33 @@ The baseline is how such code is usually written: Pillow images, one random deci
 other, torchvision's transforms behind them. Both ways end in normalised floats.
 """
 
-import random
 from collections.abc import Iterator
 
 import pytest
 import torch
 from PIL import Image
+from pillow_pipeline import pillow_pipeline
 from ratios import compare
-from test_augmentation_image_ops import PILLOW, POLICY_FILE
+from small_networks import single_thread
+from test_augmentation_image_ops import POLICY_FILE
 from torch import Tensor
-from torchvision import transforms
 
-from micronet_lib.augmentation.image_ops import GEOMETRY, OPERATIONS
 from micronet_lib.augmentation.policies import (
     SUBSET_CHUNK,
-    Policies,
     augment,
     draw,
     load_policies,
     uniform_policies,
 )
-from micronet_lib.lab.data.images import MEAN, STD, load_split, normalize
+from micronet_lib.lab.data.images import load_split, normalize
 
 TARGET = 8
 
 
-class PillowPolicy:
-    """A random sub-policy for each image it is called with."""
-
-    def __init__(self, policies: Policies) -> None:
-        columns = (policies.ops, policies.probabilities, policies.values)
-        self.sub_policies = [
-            [(OPERATIONS[op], *numbers) for op, *numbers in zip(*row, strict=True)]
-            for row in zip(*(column.tolist() for column in columns), strict=True)
-        ]
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        for name, probability, value in random.choice(self.sub_policies):
-            if random.random() <= probability:
-                sign = -1 if name in GEOMETRY and random.random() > 0.5 else 1
-                centre = (random.uniform(32, 1), random.uniform(32, 1))
-                image = PILLOW[name](image, sign * value, centre)
-        return image
-
-
 @pytest.fixture(autouse=True)
-def one_core() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
 
 
 def test_augmentation() -> None:
@@ -63,15 +40,7 @@ def test_augmentation() -> None:
     print(f"\n{'published' if published else 'random'} policies, chunks of {SUBSET_CHUNK} images")
     images = load_split("embedded", "train").images[:SUBSET_CHUNK]
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
-    transform = transforms.Compose(
-        [
-            PillowPolicy(policies),
-            transforms.RandomCrop(32, padding=4, fill=128),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+    transform = pillow_pipeline(policies)
 
     def one_by_one() -> Tensor:
         return torch.stack([transform(Image.fromarray(array)) for array in arrays])

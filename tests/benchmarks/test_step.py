@@ -16,18 +16,16 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from pillow_pipeline import pillow_pipeline
 from plain_step import PlainStep
 from ratios import compare
 from small_networks import seeded, single_thread
-from test_augmentation_policies import PillowPolicy
 from torch import Tensor
-from torchvision import transforms
 
-from micronet_lib.architecture.initialization import initialize
-from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.architecture import Network, build, initialize
 from micronet_lib.augmentation.mixing import draw_mix
 from micronet_lib.augmentation.policies import augment, draw, uniform_policies
-from micronet_lib.lab.data.images import MEAN, STD, load_split, normalize
+from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.machine import keep_freed_memory
 from micronet_lib.lab.recipes.bases import RELEASED
 from micronet_lib.lab.training.step import Step
@@ -45,13 +43,13 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def network() -> MicroNet:
-    model = MicroNet(get_architecture("c_efficientnet_3.0"))
+def network() -> Network:
+    model = build("c_efficientnet_3.0")
     initialize(model, "semi_orthogonal", seeded(0))
     return model.train()
 
 
-def starts(model: MicroNet) -> dict[str, Tensor]:
+def starts(model: Network) -> dict[str, Tensor]:
     return {name: torch.randn(w.shape[1]) for name, w in srip_weights(model, "pointwise").items()}
 
 
@@ -59,15 +57,7 @@ def test_training_step_and_everything_around_it() -> None:
     images = load_split("embedded", "train").subset(torch.arange(BATCH))
     arrays = images.images.permute(0, 2, 3, 1).contiguous().numpy()
     policies = uniform_policies(seeded(0), 500)
-    pillow = transforms.Compose(
-        [
-            PillowPolicy(policies),
-            transforms.RandomCrop(32, padding=4, fill=128),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD),
-        ]
-    )
+    pillow = pillow_pipeline(policies)
     random.seed(0)
     mixed = draw_mix("cutmix", BATCH, seeded(0))
     generator = seeded(1)

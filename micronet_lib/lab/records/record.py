@@ -40,7 +40,7 @@ class Record:
         env: device, torch, cuda, commit, date (UTC), wall_s.
         layers: rows of the per-layer table; committed in the sweep `published` only.
         curve: one number an epoch under each name, of a run that trains.
-        arrays: what `Recipe.inspect` asked for, by its name.
+        arrays: what the sweep's measures found, by name.
         notes: what else a reader of the numbers has to know.
     """
 

@@ -58,8 +58,10 @@ def gain(
         smallest true difference that runs such as these show, p below 0.05, in 80 % of cases).
 
     Raises:
-        InputError: when a point is not in `runs`.
+        InputError: when a point or the metric is not in `runs`.
     """
+    if metric not in runs:
+        raise unknown("metric", metric, runs.columns)
     values = {
         name: rows.dropna(subset=[metric]).set_index("seed")[metric].astype(float)
         for name, rows in runs.groupby("point", sort=False)
@@ -84,17 +86,17 @@ def _compare(ours: pd.Series, theirs: pd.Series, paired: bool) -> dict[str, floa
     if paired:
         shared = ours.index.intersection(theirs.index)
         ours, theirs = ours[shared], theirs[shared]
-        change = ours - theirs
-        n, variance = len(change), change.var()
-        error, freedom = np.sqrt(variance / max(n, 1)), n - 1.0
-    else:
-        squares = [run.var() / max(len(run), 1) for run in (ours, theirs)]
-        error = np.sqrt(sum(squares))
-        parts = [s**2 / (len(run) - 1) for s, run in zip(squares, (ours, theirs), strict=True) if s]
-        freedom = sum(squares) ** 2 / sum(parts) if parts else np.nan
     found = {"n": len(ours), "n_against": len(theirs), "gain": ours.mean() - theirs.mean()}
-    if not error > 0:
+    if min(len(ours), len(theirs)) < 2:
         return found
+    samples = [ours - theirs] if paired else [ours, theirs]
+    squares = [sample.var() / len(sample) for sample in samples]
+    error = sum(squares) ** 0.5
+    if error <= 1e-9 * max(ours.abs().max(), theirs.abs().max()):
+        return found  # what is left is rounding
+    # Welch and Satterthwaite; for pairs this is their number less one.
+    parts = [s**2 / (len(sample) - 1) for s, sample in zip(squares, samples, strict=True)]
+    freedom = sum(squares) ** 2 / sum(parts)
     from scipy import stats
 
     margin = stats.t.isf(LEVEL / 2, freedom) * error

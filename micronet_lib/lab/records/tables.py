@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from micronet_lib.architecture.layers import named_kind
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -104,19 +105,23 @@ def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
 
 
 def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
-    """Return the committed per-layer table of one point: a row a layer and kind of cost.
+    """Return the committed per-layer table of one point.
+
+    Columns: layer, layer_kind (a name of `architecture.KINDS`), kind (of the operation), quantity,
+    count, bits and costs.
 
     Raises:
         InputError: when the point has no record, or its record has no such table.
     """
     for record in read_sweep(sweep, profile, MEASURED):
         if record.point == point and record.layers:
-            return pd.DataFrame(record.layers)
+            rows = pd.DataFrame(record.layers)
+            return rows.assign(layer_kind=rows["layer"].map(named_kind))
     raise InputError(f"no record of {sweep.name}/{point} at {profile} holds a per-layer table")
 
 
 def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
-    """Return the arrays of a point's committed record, as its recipe's `inspect` asked for.
+    """Return the arrays of a point's committed record, as its sweep's measures found them.
 
     Raises:
         InputError: when the point has no record.

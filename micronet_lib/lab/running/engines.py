@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, NotFiniteError, unknown
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
@@ -36,7 +36,6 @@ from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
 from micronet_lib.lab.running.measure import ensure, perform, this_run
 from micronet_lib.lab.storage.states import load_own
-from micronet_lib.lab.training.loop import DivergedError
 
 ENGINES = ("local", "ray")
 
@@ -142,7 +141,7 @@ def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Re
             reason = f"{label}: the machine that took it has no {missing} under {data_root()}"
             return Result(job, reason=reason)
         perform(job, progress=False)
-    except (Busy, DivergedError) as error:
+    except (Busy, NotFiniteError) as error:
         return Result(job, reason=f"{label}: {error}")
     except InputError as error:
         return Result(job, reason=str(error), fault=True)

@@ -71,7 +71,8 @@ class Case:
     @property
     def needs(self) -> tuple["Case", ...]:
         """The trainings whose networks have to be there first: of the start and of the teacher."""
-        return tuple(self._of(recipe) for recipe in _trainings(self.recipe.needs))
+        found = {case.id: case for case in map(self._of, _trainings(self.recipe.needs))}
+        return tuple(found.values())
 
     def _of(self, recipe: Recipe) -> "Case":
         """A needed recipe's case, under the name that a sweep has for it, if one does."""

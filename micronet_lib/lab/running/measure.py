@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import runs_root
@@ -28,7 +28,6 @@ from micronet_lib.lab.running.lineage import (
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, network_of, train_network
 from micronet_lib.lab.storage.states import forget_states
-from micronet_lib.lab.training.loop import DivergedError
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
@@ -87,8 +86,8 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
                 continue
         except Busy as busy:
             say(str(busy))
-        except DivergedError as diverged:
-            say(f"{job.case.name} seed {job.case.seed}: {diverged}")
+        except NotFiniteError as error:
+            say(f"{job.case.name} seed {job.case.seed}: {error}")
         failed.add(job.case.id)
 
 
@@ -97,7 +96,7 @@ def perform(job: Job, progress: bool = True) -> None:
 
     Raises:
         Busy: another process works on it.
-        DivergedError: its loss became NaN or infinite.
+        NotFiniteError: a loss, a weight or a logit is NaN or infinite.
         InputError: a fault that a user has to mend.
     """
     case, recipe = job.case, job.case.recipe

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, mix
 from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.recipes.optimisation import TrainConfig
@@ -217,7 +218,14 @@ def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimi
 
     Weights come first. Biases and batch norm, which have fewer than two dimensions, are what "no
     bias decay" spares.
+
+    Raises:
+        InputError: a pattern of `train.lr_factors` that fits no parameter.
     """
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in train.lr_factors:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"train.lr_factors: no parameter is named {pattern!r}")
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

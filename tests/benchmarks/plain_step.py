@@ -1,4 +1,4 @@
-"""A training step as such code is usually written: what ours must equal, and is timed against.
+"""A training step as such code is usually written: what ours is timed against.
 
 Eager NCHW tensors, HardSwish in four operations, two losses with targets written image by image,
 SRIP as a loop over Gram matrices through autograd, one optimiser loop over parameters.
@@ -77,7 +77,7 @@ class PlainStep:
         self.optimizer = torch.optim.SGD(
             groups, lr=recipe.train.lr, momentum=0.9, nesterov=True, foreach=False
         )
-        self.u = distribution_by_pairs(self.model.head.classifier.weight.detach())
+        self.u = distribution_by_pairs(self.model.classifier.weight.detach())
 
     def __call__(
         self, images: Tensor, targets: Tensor, draw: MixDraw, starts: Mapping[str, Tensor]
