@@ -63,10 +63,20 @@ def set_aside(path: Path) -> Path:
     """Rename a file that cannot be used, and return its new path.
 
     It becomes `<name>.damaged`, with a number behind it where that name is taken.
+
+    Raises:
+        InputError: when it cannot be renamed.
     """
     names = (f"{path.name}.damaged{number or ''}" for number in count())
     aside = next(place for name in names if not (place := path.with_name(name)).exists())
-    return path.rename(aside)
+    try:
+        return path.rename(aside)
+    except FileNotFoundError:
+        return aside  # another process was faster
+    except OSError as error:
+        raise InputError(
+            f"{path} is damaged and cannot be renamed ({error.strerror}): move it away"
+        ) from error
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
     """
     payload = _payload(path)
     if payload is None:
-        _set_aside(path)
+        aside = set_aside(path)
+        say(f"{path} is damaged: it is {aside.name} now and is not used")
     if not payload:
         return None
     file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -99,18 +100,6 @@ def _payload(path: Path) -> bytes | None:
             f"cannot read {path} ({error.strerror}): make it readable or move it away"
         ) from error
     return payload if hashlib.sha256(payload).hexdigest().encode() == digest else None
-
-
-def _set_aside(path: Path) -> None:
-    try:
-        aside = set_aside(path)
-    except FileNotFoundError:
-        return  # another process was faster
-    except OSError as error:
-        raise InputError(
-            f"{path} is damaged and cannot be renamed ({error.strerror}): move it away"
-        ) from error
-    say(f"{path} is damaged: it is {aside.name} now and is not used")
 
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
