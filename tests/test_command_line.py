@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torchvision
 from PIL import Image
 from published_format import pruned_network, published_state, save
 
@@ -130,7 +131,8 @@ def test_micronet_is_the_installed_command():
 def test_score_of_a_fresh_network(model):
     found = result("score", "--model", model)
     expected = score_network(build(model))
-    assert found == {"model": model, "rules": "published", **expected.metrics()}
+    macs = {"macs": expected.macs, "dense_macs": expected.dense_macs}
+    assert found == {"model": model, "rules": "published", **expected.metrics(), **macs}
 
 
 @pytest.mark.parametrize("rules", RULE_SETS)
@@ -181,6 +183,47 @@ def test_score_for_a_reader():
     bill = run("score", "--model", "c_efficientnet_1.0", "--layers").out
     assert bill.endswith(plain.out)
     assert "stem.conv" in bill
+
+
+def test_score_of_any_network():
+    words = ["score", "--network", "torchvision.models:mobilenet_v2", "--input", "3x40x32"]
+    found = result(*words, "--arg", "num_classes=7")
+    network = torchvision.models.mobilenet_v2(num_classes=7)
+    expected = score_network(network, "official", (3, 40, 32))
+    assert (found["model"], found["rules"]) == ("torchvision.models:mobilenet_v2", "official")
+    assert found["dense_macs"] == expected.dense_macs
+    assert found["num_adds"] == pytest.approx(expected.num_adds, rel=1e-5)
+    assert found["macs"] == pytest.approx(found["dense_macs"], rel=1e-5)
+    quirk = result(*words, "--rules", "official_quirk")
+    assert quirk["rules"] == "official_quirk"
+    shown = run(*words).out.splitlines()
+    assert [line.split()[0] for line in shown][-2:] == ["macs", "dense_macs"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--network", "torchvision.models:no_such_network"],
+        ["--network", "no_such_module:network"],
+        ["--network", "torchvision.models"],
+        ["--network", "collections:OrderedDict"],
+        ["--network", "torchvision.models:resnet18", "--arg", "num_classes"],
+        ["--network", "torchvision.models:resnet18", "--arg", "no_such_argument=1"],
+        ["--network", "torchvision.models:resnet18", "--input", "3x"],
+        ["--network", "torchvision.models:resnet18", "--input", "0x32x32"],
+        ["--network", "torchvision.models:resnet18", "--input", "1x32x32"],
+        ["--network", "torchvision.models:resnet18", "--rules", "published"],
+        ["--network", "torchvision.models:resnet18", "--save", "sixth"],
+        ["--network", "torchvision.models:resnet18", "--model", "micronet_v1"],
+        ["--network", "torch.nn:GELU"],
+        ["--model", "micronet_v1", "--arg", "width_mult=2"],
+        ["--model", "micronet_v1", "--input", "1x32x32"],
+    ],
+)
+def test_score_refuses_in_one_line(words):
+    ran = run("score", *words)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("micronet: ")
 
 
 # ---------------------------------------------------------------------------------- evaluate

@@ -160,7 +160,7 @@ def test_every_wrong_name_is_answered_with_the_right_ones(place, argv):
         ("", "required: VERB"),
         ("train", "invalid choice: 'train'"),
         ("data", "required: VERB"),
-        ("score", "one of the arguments --checkpoint --model is required"),
+        ("score", "one of the arguments --checkpoint --model --network is required"),
         ("evaluate", "required: --checkpoint"),
         ("measure expand_ratio", "required: --profile"),
         ("measure expand_ratio --profile smoke --seed one", "invalid int value: 'one'"),

@@ -1,5 +1,6 @@
 """Tables on a page: the same HTML on every machine, numbers formatted, no index column."""
 
+import ast
 import hashlib
 import inspect
 import textwrap
@@ -58,5 +59,12 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
 
 
 def show_source(function: Callable[..., Any]) -> Code:
-    """The library's own code of a function, highlighted; never a copy of it."""
-    return Code(textwrap.dedent(inspect.getsource(function)), language="python")
+    """Return the library's own code of a function, highlighted, without its docstring."""
+    source = textwrap.dedent(inspect.getsource(function))
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef)
+    if ast.get_docstring(definition) is not None:
+        lines, text = source.splitlines(), definition.body[0]
+        del lines[text.lineno - 1 : text.end_lineno]
+        source = "\n".join(lines)
+    return Code(source, language="python")
