@@ -140,12 +140,12 @@ def test_a_damaged_or_missing_record_of_this_machine_is_none(tmp_path):
 
 def test_a_damaged_record_is_set_aside_and_a_whole_one_stays(tmp_path, capsys):
     path = records.write(record(), tmp_path)
-    records.set_aside(path)
-    records.set_aside(tmp_path / "nothing.json")
+    records.set_aside_damaged(path)
+    records.set_aside_damaged(tmp_path / "nothing.json")
     assert files(tmp_path) == [str(record().path)]
     assert capsys.readouterr().err == ""
     path.write_text("{")
-    records.set_aside(path)
+    records.set_aside_damaged(path)
     assert files(tmp_path) == [f"{record().path}.damaged"]
     assert str(path) in capsys.readouterr().err
     assert records.read_sweep(SWEEP, "quick", tmp_path) == []
