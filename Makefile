@@ -8,6 +8,7 @@ SITE     := book/_build/html
 PROFILE  ?= full
 WORKERS  ?= 2
 ROUNDS   ?= 1
+MARKS    ?= not slow
 
 # A reader's own matplotlibrc, IPython start-up files or backend must not change a figure.
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
@@ -75,9 +76,9 @@ book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then bu
 	@$(PY) -m sphinx -n -W --keep-going -q book $(SITE)
 	@$(PY) -c "import pathlib; print(pathlib.Path('$(SITE)/index.html').resolve().as_uri())"
 
-test: $(STAMP) ## unit tests, every notebook against its committed outputs, the site in a browser
+test: $(STAMP) ## unit tests, notebooks against their outputs, the site (MARKS= for the slow ones too)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(CHAPTERS) tests $(NBVAL) -n $(WORKERS) --dist loadscope \
-	  --no-loadscope-reorder $(ARGS)
+	  --no-loadscope-reorder -m "$(MARKS)" $(ARGS)
 
 lint: $(STAMP) ## style, types, spelling
 	$(PY) -m ruff check .

@@ -6,35 +6,57 @@ What a user can mend is one line on stderr and exit status 2.
 
 import argparse
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from micronet_lib.errors import InputError
 
 Result = dict[str, Any]
+STOPPED = "micronet: stopped"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status.
+
+    Args:
+        argv: the words of the command; by default those that this process was started with.
+    """
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args = _parser().parse_args(words)
-    except InputError as error:
-        return _fail(str(error), "--json" in words)
-    verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # who read it has seen enough, such as `head`
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 141
+
+
+def _run(words: Sequence[str]) -> int:
+    as_json = "--json" in words
     try:
+        args = _parser().parse_args(words)
+        as_json = args.json
+        verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
         result, text = verb(args)
     except InputError as error:
-        return _fail(str(error), args.json)
+        return _fail(str(error), as_json)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", args.json)
-    except KeyboardInterrupt:
-        print("micronet: stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result, allow_nan=False) if args.json else text)
+        return _fail(f"{error.strerror or error}{where}", as_json)
+    print(json.dumps(result, allow_nan=False) if as_json else text)
     return result.get("exit_status", 0)
 
 
@@ -46,13 +68,27 @@ def _fail(message: str, as_json: bool) -> int:
     return 2
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Deal with Ctrl-C: interrupt what runs; while a module is imported, end the process.
+
+    Some libraries catch whatever is raised while they are imported, and go on.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os.write(2, f"{STOPPED}\n".encode())
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 def _lines(values: dict[str, Any]) -> str:
     width = max(len(key) for key in values)
-    return "\n".join(f"{key:{width}}  {_number(value)}" for key, value in values.items())
+    return "\n".join(f"{key:{width}}  {_shown(value)}" for key, value in values.items())
 
 
-def _number(value: Any) -> str:
-    return f"{value:,.10g}".replace(",", " ") if isinstance(value, int | float) else str(value)
+def _shown(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:,.10g}".replace(",", " ") if number else str(value)
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
@@ -119,19 +155,63 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.scoring.dead_channels import apply_savings
     from micronet_lib.scoring.rules import rules_of
 
-    rules = rules_of(args.rules, args.weight_bits, args.activation_bits, args.accumulator)
+    name = args.rules or ("official" if args.network else "published")
+    rules = rules_of(name, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
-    model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
-    if args.save:
-        model = apply_savings(model, args.save)
-    found = score_network(model, rules)
-    result = {"model": model.spec.name, "rules": found.rules, **found.metrics()}
+    if args.network:
+        if args.save:
+            raise InputError("--save is for MicroNets: give --model or --checkpoint")
+        options = dict(_override(text, "argument") for text in args.arg)
+        model, name = _imported(args.network, options), args.network
+    elif args.arg:
+        raise InputError("--arg goes with --network")
+    else:
+        model = load_network(args.checkpoint) if args.checkpoint else build(args.model)
+        model = apply_savings(model, args.save) if args.save else model
+        name = model.spec.name
+    try:
+        found = score_network(model, rules, args.input or (3, 32, 32))
+    except InputError:
+        raise
+    except Exception as error:
+        if not (args.network or args.input):
+            raise
+        raise InputError(f"{name} on this input: {type(error).__name__}: {error}") from error
+    macs = {"macs": found.macs, "dense_macs": found.dense_macs}
+    macs = {key: int(value) if float(value).is_integer() else value for key, value in macs.items()}
+    result = {"model": name, "rules": found.rules, **found.metrics(), **macs}
     text = _lines(result)
     if args.layers:
         table = found.table()
         result["layers"] = table.to_dict("records")
         text = f"{table.to_string(index=False)}\n{text}"
     return result, text
+
+
+def _imported(name: str, options: dict[str, Any]) -> Any:
+    """Return the network that a callable makes, given as `module:name`."""
+    from importlib import import_module
+    from operator import attrgetter
+
+    from torch import nn
+
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        raise InputError(f"{name!r} is not MODULE:NAME, such as torchvision.models:mobilenet_v2")
+    try:
+        made = attrgetter(attribute)(import_module(module))(**options)
+    except Exception as error:  # whatever other people's code raises
+        raise InputError(f"{name}: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{name} returns a {type(made).__name__}, no torch.nn.Module")
+    return made
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape, such as 3x32x32")
+    return tuple(map(int, sizes))
 
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
@@ -170,7 +250,8 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
     possible = {job.case.point for job in ahead if job.recorded and job.does != "impossible"}
-    if possible & set(table["point"][table["n"] == 0]):  # diverged, or left to another process
+    undone = possible & set(table["point"][table["n"] == 0])  # diverged, or left to a process
+    if undone or any(job.lost for job in ahead):
         result["exit_status"] = 1
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
 
@@ -199,10 +280,10 @@ def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _override(text: str, what: str = "override") -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"override {text!r} is not KEY=VALUE, such as model=micronet_v2")
+        raise InputError(f"{what} {text!r} is not KEY=VALUE, such as model=micronet_v2")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -291,7 +372,12 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, metavar="FILE")
     what.add_argument("--model", metavar="NAME")
-    sub.add_argument("--rules", default="published", metavar="NAME")
+    what.add_argument("--network", metavar="MODULE:NAME", help="anything that returns a module")
+    sub.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="for NAME()")
+    sub.add_argument(
+        "--input", type=_shape, metavar="CxHxW", help="one image; 3x32x32 if not given"
+    )
+    sub.add_argument("--rules", metavar="NAME", help="published, or official for --network")
     sub.add_argument("--weight-bits", type=int, default=0, help="official rules only")
     sub.add_argument("--activation-bits", type=int, default=0, help="official rules only")
     sub.add_argument("--accumulator", default="fp32", help="fp32, integer or adder_tree")

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError):
+    """A loss, a weight or a logit is NaN or infinite: this network is of no use, others are."""
+
+
 def unknown(kind: str, name: object, known: object) -> InputError:
     """The error for a name that is not in a closed list: what was given, what there is.
 

@@ -14,12 +14,13 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 
 from fault_trial import CannotStage, Trial, at_write, die
-from tiny_pipeline import COMMAND, POINTS, Place, end, run, signalled, start
+from tiny_pipeline import CASES, COMMAND, Place, end, run, signalled, start
 
 from micronet_lib.lab.host import machine
 
 DAY_S = 86_400
-ONE_STAGE = (*COMMAND, "--point", POINTS[0])
+ONE_STAGE = (*COMMAND, "--point", CASES[0].point)
+RETRAIN = (*COMMAND, "--retrain")
 
 
 # ------------------------------------------------------------------------------------------ kill -9
@@ -110,6 +111,8 @@ def full_disk(trial: Trial) -> None:
             trial.refused(None, "No space left")
             remount(f"size={larger}")
         for write, leaving in ((1, 8192), (2, 0), (2, 8192), (2, 4096), (2, 0), (2, 0), (4, 8192)):
+            if not trial.more:
+                break
             trial.refused(at_write(write, lambda leaving=leaving: fill(leaving)), "No space left")
             ballast.unlink()
         trial.finish()
@@ -122,6 +125,8 @@ def file_that_may_not_grow(trial: Trial) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
 
     for write in (1, 4, 2, 2, 5):
+        if not trial.more:
+            break
         trial.refused(at_write(write, limit), "File too large")
     trial.finish()
 
@@ -153,17 +158,17 @@ def read_only_folder(trial: Trial) -> None:
             raise CannotStage("this user may write anywhere and cannot give that up")
 
     refused(place.disk, 0)
-    refused(place.record(0).with_suffix(""), 2)
+    refused(place.of_run(0, ""), 2)
     refused(place.record(0).parent, 4)
     refused(place.of_run(0, "lock"), 0, 0o444)
-    refused(place.record(1).with_suffix(""), 3)
+    refused(place.of_run(1, ""), 3)
     trial.finish()
 
 
 def read_only_disk(trial: Trial) -> None:
     """A disk mounted read-only, before the first file and in the middle."""
     with own_disk(trial.place, "4m") as remount:
-        for _ in range(3):
+        for _ in range(min(3, trial.wanted)):
             remount("ro")
             trial.refused(None, "Read-only file system")
             remount("rw")
@@ -185,8 +190,16 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(DAMAGES[how](path.read_bytes()))
 
 
+def is_set_aside(path: Path, content: bytes) -> bool:
+    """Whether what was damaged is kept beside its place."""
+    return content in [p.read_bytes() for p in path.parent.glob(f"{path.name}.damaged*")]
+
+
 def damaged_checkpoint(trial: Trial) -> None:
-    """In each stage: the newest state, then both states or the network that it began with."""
+    """In each stage: the newest state, then both states or the network that it began with.
+
+    A network that has its record and is damaged or gone is trained again with `--retrain` only.
+    """
     place = trial.place
 
     def until(stage: int) -> Callable[[], None]:
@@ -206,29 +219,44 @@ def damaged_checkpoint(trial: Trial) -> None:
         return meddle
 
     def noticed() -> bool:
-        """Whether the last process said so of every file that was damaged before it."""
-        told = [f"{name} is damaged" for name in damaged]
-        return all(any(line in said for said in place.said()) for line in told)
+        """Whether the last process said so of every damaged file, and kept it."""
+        said = "\n".join(place.said())
+        return all(
+            f"{path} is damaged" in said and is_set_aside(path, content)
+            for path, content in damaged.items()
+        )
+
+    def left_alone(stage: int) -> bool:
+        """Whether the plain command says that a stage's network is lost, and does nothing."""
+        before = place.files()
+        status, said = run(place), place.said()
+        one_line = len(said) == 1 and CASES[stage].name in said[0] and "--retrain" in said[0]
+        return status == 1 and one_line and place.files() == before
 
     kinds = list(DAMAGES)
-    damaged: tuple[str, ...] = ()
-    for stage in range(len(POINTS)):
+    damaged: dict[Path, bytes] = {}
+    for stage in range(min(len(CASES), trial.wanted)):
         for part in range(2):
-            died = run(place, until(stage)) == -signal.SIGKILL
-            if damaged:
-                trial.survived.append(noticed())
-            if part == 0:
-                paths = [place.of_run(stage, "state.pt")]
-            elif stage % 2:
-                paths = [place.of_run(stage - 1, "network.pt")]
-            else:
-                paths = [place.of_run(stage, f"state{which}.pt") for which in ("", ".previous")]
+            died = run(place, until(stage), RETRAIN) == -signal.SIGKILL
+            if stage or part:
+                trial.survived.append(died and noticed())
             how = kinds[(stage + part) % len(kinds)]
+            paths = [place.of_run(stage, "state.pt")]
+            if part == 1 and stage % 2:
+                paths = [place.of_run(stage - 1, "network.pt")]
+            elif part == 1:
+                paths.append(place.of_run(stage, "state.previous.pt"))
             for path in paths:
                 damage(path, how)
-            damaged = tuple(path.name for path in paths) if died else ("nothing died",)
-            trial.hit.append(f"{' and '.join(damaged)} of stage {stage}: {how}")
-    trial.finish()
+            damaged = {path: path.read_bytes() for path in paths}
+            trial.hit.append(f"{' and '.join(p.name for p in paths)} in stage {stage}: {how}")
+            if part == 1 and stage == 3:
+                paths[0].unlink()
+                damaged, trial.hit[-1] = {}, "the network of stage 2: gone"
+            if part == 1 and stage % 2 and not left_alone(stage - 1):
+                trial.hit[-1] += ", not left alone"
+                trial.survived.append(False)
+    trial.finish(RETRAIN)
     trial.survived.append(noticed())
 
 
@@ -238,17 +266,21 @@ def damaged_record(trial: Trial) -> None:
     run(place)
 
     def noticed(stage: int, content: bytes) -> None:
-        place.record(stage).write_bytes(content)
+        path = place.record(stage)
+        path.write_bytes(content)
         status, said = run(place), place.said()
-        one_line = len(said) == 1 and f"{place.record(stage)} is damaged" in said[0]
-        trial.survived.append(status == 0 and one_line and trial.as_undisturbed())
+        one_line = len(said) == 1 and f"{path} is damaged" in said[0]
+        kept = is_set_aside(path, content)
+        trial.survived.append(status == 0 and one_line and kept and trial.as_undisturbed())
         trial.hit.append(f"stage {stage}: {content[:12]!r}")
 
-    for number, alter in enumerate(DAMAGES.values()):
-        stage = number % len(POINTS)
+    for number, alter in enumerate(list(DAMAGES.values())[: trial.wanted]):
+        stage = number % len(CASES)
         noticed(stage, alter(place.record(stage).read_bytes().replace(b'"sweep"', b'"x"', 1)))
     other_schema = json.loads(place.record(4).read_text()) | {"schema": 99}
     for content in (b"\xff\xfe\x00", b"[]", b"{}", json.dumps(other_schema).encode()):
+        if not trial.more:
+            break
         noticed(4, content)
     place.of_run(3, "network.pt").unlink()
     noticed(3, b"{")
@@ -292,7 +324,7 @@ def interrupted(trial: Trial) -> None:
         status = signalled(trial.place, signal.SIGINT, trial.some_time())
         if status == 0:
             break
-        stopped = status == 130 and trial.place.said() in ([], ["micronet: stopped"])
+        stopped = status == 130 and trial.place.said() == ["micronet: stopped"]
         trial.survived.append(stopped)
         trial.hit.append(f"stage {trial.place.stage()}")
     trial.finish()
@@ -323,16 +355,13 @@ def interrupted_command(trial: Trial) -> None:
         "pandas is imported": waits_for("/pandas/"),
         "training": lambda child: place.of_run(0, "lock").is_file(),
     }
-    for moment, reached in moments.items():
+    for moment, reached in list(moments.items())[-trial.wanted :]:
         with process() as child:
             while not reached(child.pid):
                 time.sleep(0.01)
             child.send_signal(signal.SIGINT)
             _, said = child.communicate()
-        # Within a string that Python executes, such as a dataclass's methods, an interrupt that was
-        # dealt with still ends the process as SIGINT would: 130 for a shell all the same.
-        stopped = child.returncode in (130, -signal.SIGINT)
-        trial.survived.append(stopped and said in ("", "micronet: stopped\n"))
+        trial.survived.append((child.returncode, said) == (130, "micronet: stopped\n"))
         trial.hit.append(f"{moment}: {child.returncode} {said}")
     with process() as child:
         child.communicate()

@@ -4,11 +4,11 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from tiny_pipeline import Place, run, same
+from tiny_pipeline import COMMAND, Place, run, same
 
 
 class CannotStage(Exception):
@@ -51,9 +51,9 @@ class Trial:
         outcome, files = self.expected
         return self.place.files() == files and same(self.place.outcome(), outcome)
 
-    def finish(self) -> None:
-        """Give the same command once more; where that does not help, no fault was survived."""
-        if run(self.place) or not self.as_undisturbed():
+    def finish(self, command: Sequence[str] = COMMAND) -> None:
+        """Give a command once more; where that does not help, no fault was survived."""
+        if run(self.place, command=command) or not self.as_undisturbed():
             print("\n".join(self.place.said()), self.place.files(), file=sys.stderr)
             self.survived = [False] * len(self.survived)
 

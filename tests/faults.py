@@ -1,7 +1,7 @@
 """Let faults befall the pipeline, and count after how many the same command ends as undisturbed.
 
-A script of its own, because it forks. `faults.py FOLDER [--rounds N] [--json]` prints a table, or
-one JSON object. CONTRIBUTING.md says what each fault is, `fault_stages.py` brings it about.
+A script of its own, because it forks. `faults.py FOLDER [--rounds N] [--few N] [--json]` prints a
+table, or one JSON object. CONTRIBUTING.md says what each fault is, `fault_stages.py` stages it.
 """
 
 import argparse
@@ -45,8 +45,11 @@ def undisturbed(place: Place, command: tuple[str, ...] = COMMAND) -> tuple[dict,
     return place.outcome(), place.files(), time.monotonic() - begin
 
 
-def tally(folder: Path, rounds: int) -> Iterator[tuple[str, dict[str, object]]]:
-    """Each fault with how often it was tried and survived, where it fell, and why it was not."""
+def tally(folder: Path, rounds: int, few: int = 0) -> Iterator[tuple[str, dict[str, object]]]:
+    """Each fault with how often it was tried and survived, where it fell, and why it was not.
+
+    With `few`, a kind of fault ends soon after that many.
+    """
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same bits are promised on a CPU
     real = undisturbed(Place(folder / "alone").made(), stages.ONE_STAGE)
@@ -56,6 +59,7 @@ def tally(folder: Path, rounds: int) -> Iterator[tuple[str, dict[str, object]]]:
         outcome, files, duration = real if stage is stages.interrupted_command else tiny
         told = {"tried": 0, "survived": 0, "hit": []}
         begin, attempts = time.monotonic(), 0
+        wanted = min(wanted, few or wanted)
         while told["tried"] < wanted * rounds and attempts < 10 * rounds:
             place = Place(folder / f"{number}-{attempts}").made()
             random = Random(f"{number} {attempts}")
@@ -82,10 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--few", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     told = {}
-    for name, found in tally(args.folder, args.rounds):
+    for name, found in tally(args.folder, args.rounds, args.few):
         told[name] = found
         if not args.json:
             counts = f"{found['tried']:4} tried {found['survived']:4} survived"

@@ -9,11 +9,21 @@ import torch
 from small_networks import TORCHVISION, network
 from torch import nn
 
-from micronet_lib.architecture import NETWORKS, NetworkSpec, Wrapped, build, register
+from micronet_lib.architecture import (
+    NETWORKS,
+    NetworkSpec,
+    Wrapped,
+    build,
+    register,
+    weight_kinds,
+)
 from micronet_lib.architecture import network as contract
 from micronet_lib.architecture.micronet import ARCHITECTURES, Architecture, MicroNet, Stage
 from micronet_lib.errors import InputError
+from micronet_lib.pruning.density import density_table
+from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
+from micronet_lib.srip.penalty import SripConfig, srip_network_penalty, srip_weights
 
 TINY = Architecture("tiny", (Stage(12, 1), Stage(16, 2, 2)), 2.0, stem_chs=8, num_classes=7)
 
@@ -96,6 +106,20 @@ def test_wrapped_refuses_what_is_no_linear_layer() -> None:
 def test_a_network_without_a_classifier_says_so() -> None:
     with pytest.raises(TypeError, match="Network"):
         _ = contract.Network().classifier
+
+
+@pytest.mark.parametrize(("name", "pointwise"), list(zip(TORCHVISION, (3, 34), strict=True)))
+def test_srip_and_pruning_take_a_network_of_another_library(name: str, pointwise: int) -> None:
+    model = build(name)
+    chosen = srip_weights(model, "pointwise")
+    assert len(chosen) == pointwise
+    assert srip_network_penalty(chosen, SripConfig()) > 0
+    weights = prunable_weights(model)
+    assert len(srip_weights(model, "all")) == len(weights)
+    apply_masks(model, magnitude_masks(weights, 0.6))
+    table = density_table(model, "kind").set_index("kind")
+    assert table.loc["all", "sparsity"] == pytest.approx(0.6, abs=1e-4)
+    assert set(table.index) == {*weight_kinds(model).values(), "all"}
 
 
 # --------------------------------------------------------------------------- specs of MicroNets

@@ -435,12 +435,6 @@ def test_provenance_is_no_set(tmp_path):
 # ---------------------------------------------------------------------------------------- config
 
 
-def test_the_default_config_is_crop_and_flip():
-    config = AugmentConfig()
-    assert (config.policy, config.crop, config.flip, config.mix) == ("none", True, True, "none")
-    AugmentConfig(policy="fast_autoaugment", policy_set="mine", mix="cutmix", mix_prob=0)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

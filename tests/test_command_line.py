@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torchvision
 from PIL import Image
 from published_format import pruned_network, published_state, save
 
@@ -31,6 +33,9 @@ from micronet_lib.lab import records
 from micronet_lib.lab.data import downloads
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.records import record
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
@@ -90,7 +95,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "search-policies", "export", "promote"),
+    *("evaluate", "score", "measure", "recipe", "search-policies", "export", "promote"),
 )
 
 
@@ -126,7 +131,8 @@ def test_micronet_is_the_installed_command():
 def test_score_of_a_fresh_network(model):
     found = result("score", "--model", model)
     expected = score_network(build(model))
-    assert found == {"model": model, "rules": "published", **expected.metrics()}
+    macs = {"macs": expected.macs, "dense_macs": expected.dense_macs}
+    assert found == {"model": model, "rules": "published", **expected.metrics(), **macs}
 
 
 @pytest.mark.parametrize("rules", RULE_SETS)
@@ -177,6 +183,47 @@ def test_score_for_a_reader():
     bill = run("score", "--model", "c_efficientnet_1.0", "--layers").out
     assert bill.endswith(plain.out)
     assert "stem.conv" in bill
+
+
+def test_score_of_any_network():
+    words = ["score", "--network", "torchvision.models:mobilenet_v2", "--input", "3x40x32"]
+    found = result(*words, "--arg", "num_classes=7")
+    network = torchvision.models.mobilenet_v2(num_classes=7)
+    expected = score_network(network, "official", (3, 40, 32))
+    assert (found["model"], found["rules"]) == ("torchvision.models:mobilenet_v2", "official")
+    assert found["dense_macs"] == expected.dense_macs
+    assert found["num_adds"] == pytest.approx(expected.num_adds, rel=1e-5)
+    assert found["macs"] == pytest.approx(found["dense_macs"], rel=1e-5)
+    quirk = result(*words, "--rules", "official_quirk")
+    assert quirk["rules"] == "official_quirk"
+    shown = run(*words).out.splitlines()
+    assert [line.split()[0] for line in shown][-2:] == ["macs", "dense_macs"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--network", "torchvision.models:no_such_network"],
+        ["--network", "no_such_module:network"],
+        ["--network", "torchvision.models"],
+        ["--network", "collections:OrderedDict"],
+        ["--network", "torchvision.models:resnet18", "--arg", "num_classes"],
+        ["--network", "torchvision.models:resnet18", "--arg", "no_such_argument=1"],
+        ["--network", "torchvision.models:resnet18", "--input", "3x"],
+        ["--network", "torchvision.models:resnet18", "--input", "0x32x32"],
+        ["--network", "torchvision.models:resnet18", "--input", "1x32x32"],
+        ["--network", "torchvision.models:resnet18", "--rules", "published"],
+        ["--network", "torchvision.models:resnet18", "--save", "sixth"],
+        ["--network", "torchvision.models:resnet18", "--model", "micronet_v1"],
+        ["--network", "torch.nn:GELU"],
+        ["--model", "micronet_v1", "--arg", "width_mult=2"],
+        ["--model", "micronet_v1", "--input", "1x32x32"],
+    ],
+)
+def test_score_refuses_in_one_line(words):
+    ran = run("score", *words)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert ran.err.startswith("micronet: ")
 
 
 # ---------------------------------------------------------------------------------- evaluate
@@ -262,6 +309,73 @@ def test_measure_for_a_reader(runs):
     assert footer.startswith("this run · smoke · ")
 
 
+TINY = {"width_mult": 0.1, "train.epochs": 1, "train.num_images": 32, "train.num_validation": 50}
+TINY_WORDS = [word for item in TINY.items() for word in ("--override", "{}={}".format(*item))]
+
+
+def plan_of(*words: str) -> dict[str, str]:
+    """The state of every row of a plan of the tiny pipeline."""
+    found = result("measure", "pipeline", "--profile", "smoke", *TINY_WORDS, "--plan", *words)
+    return {row["point"]: row["state"] for row in found["plan"]}
+
+
+def test_a_lost_network_is_trained_again_when_asked(runs, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    command = ["measure", "pipeline", "--profile", "smoke", *TINY_WORDS, "--json", "--point"]
+    assert plan_of("--point", "0.15") == {"dense": "to train", "0.15": "to train"}
+    assert run(*command, "dense").status == 0
+    (network,), (dense,) = runs.rglob("network.pt"), runs.rglob("*.json")
+    written = dense.stat().st_mtime_ns
+    assert plan_of("--point", "0.15") == {"0.15": "to train"}
+
+    network.unlink()
+    before = sorted(runs.rglob("*"))
+    assert plan_of("--point", "dense") == {"dense": "measured"}
+    lost = plan_of("--point", "0.15")
+    assert list(lost) == ["dense", "0.15"]
+    assert all("--retrain" in state for state in lost.values())
+    alone = run(*command, "0.15")  # nothing that was asked for can be done
+    assert (alone.status, alone.err.count("\n"), "--retrain" in alone.err) == (2, 1, True)
+    among = run(*command, "*")
+    assert (among.status, among.err.count("\n"), "--retrain" in among.err) == (1, 1, True)
+    assert sorted(runs.rglob("*")) == before
+
+    assert plan_of("--point", "0.15", "--retrain") == {"dense": "to train", "0.15": "to train"}
+    assert run(*command, "0.15", "--retrain").status == 0
+    assert network.is_file()
+    assert dense.stat().st_mtime_ns == written
+    assert plan_of("--point", "0.15") == {"0.15": "measured"}
+
+
+# ------------------------------------------------------------------------------------ recipe
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_recipe_is_what_a_profile_runs(sweep):
+    point, name = SWEEPS[sweep].points()[-1], SWEEPS[sweep].profiles[0]
+    found = result("recipe", sweep, point.name, "--profile", name)
+    expected = resolved(point.recipe, PROFILES[name])
+    assert found["recipe_id"] == recipe_id(expected)
+    assert found["recipe"]["model"] == expected.model
+    assert found["recipe"]["train"]["epochs"] == expected.train.epochs
+
+
+def test_recipe_for_a_reader_takes_overrides():
+    words = ["recipe", "pipeline", "0.30", "--profile", "smoke", "--override"]
+    ran = run(*words, "train.lr=0.25")
+    assert (ran.status, ran.err) == (0, "")
+    shown = {
+        key: value.strip() for key, _, value in (s.partition(" ") for s in ran.out.splitlines())
+    }
+    found = result(*words, "train.lr=0.25")
+    assert shown["recipe_id"] == found["recipe_id"]
+    assert shown["recipe_id"] != result(*words, "train.lr=0.5")["recipe_id"]
+    assert shown["train.lr"] == "0.25"
+    assert shown["train.hold_out"] == "True"
+    assert shown["prune.sparsities"] == "(0.15, 0.3)"
+    assert set(found["recipe"]) == {key.partition(".")[0] for key in shown} - {"recipe_id"}
+
+
 # --------------------------------------------------------------------------- search-policies
 
 
@@ -311,7 +425,7 @@ def test_search_policies_refuses(runs, data, words, message):
 
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
-    monkeypatch.setattr(records, "promote", partial(records.promote, root=measured))
+    monkeypatch.setattr(record, "promote", partial(records.promote, root=measured))
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
     paths = sorted(runs.rglob("*.json"))
@@ -341,11 +455,15 @@ def test_check_of_an_empty_folder_finds_nothing_wrong(data):
 def test_check_of_a_damaged_file_fails(data):
     (data / "kaist").mkdir(parents=True)
     (data / "kaist" / "micronet_v1_pr_60.t7").write_bytes(b"cut")
+    (data / "cifar-100-python" / "test").mkdir(parents=True)
     found = result("data", "check", status=1)
-    wrong = [row["path"] for row in found["files"] if row["status"] == "wrong digest"]
-    assert wrong == ["kaist/micronet_v1_pr_60.t7"]
+    status = {row["path"]: row["status"] for row in found["files"]}
+    assert status.pop("kaist/micronet_v1_pr_60.t7") == "wrong digest"
+    assert status.pop("cifar-100-python/test") == "unreadable"
+    assert set(status.values()) == {"missing"}
     plain = run("data", "check")
     assert plain.status == 1
+    assert plain.out.count("\n") == len(found["files"])
     assert "wrong digest  kaist/micronet_v1_pr_60.t7\n" in plain.out
 
 
@@ -354,7 +472,8 @@ def test_fetch_leaves_a_file_that_is_right_alone(data, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"a checkpoint")
     (asset,) = [asset for asset in downloads.ASSETS if asset.path == "kaist/micronet_v1_pr_60.t7"]
-    asset = replace(asset, digest=hashlib.sha256(b"a checkpoint").hexdigest())
+    digest = f"sha256:{hashlib.sha256(b'a checkpoint').hexdigest()}"
+    asset = replace(asset, files={asset.path: digest})
     monkeypatch.setattr(downloads, "fetch", partial(downloads.fetch, assets=[asset]))
     found = result("data", "fetch", "kaist")
     assert found == {"files": [{"path": "kaist/micronet_v1_pr_60.t7", "status": "present"}]}
@@ -372,21 +491,61 @@ def test_picture_shows_ten_images_of_each_superclass(tmp_path):
 # -------------------------------------------------------------------------- stops and own faults
 
 
-def test_interrupted_command_stops_without_a_traceback(monkeypatch, checkpoint):
-    def interrupt(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt
+@pytest.fixture
+def promoting(monkeypatch):
+    """A function that lets `promote` raise something."""
 
-    monkeypatch.setattr("micronet_lib.scoring.score_network", interrupt)
-    assert run("score", "--model", "micronet_v1") == Ran(130, "", "micronet: stopped\n")
+    def raising(error: BaseException) -> None:
+        def fail(path: Path) -> Path:
+            raise error
+
+        monkeypatch.setattr(record, "promote", fail)
+
+    return raising
 
 
-def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    def fail(*args: object, **kwargs: object) -> None:
-        raise RuntimeError("a bug")
+def test_interrupted_command_stops_without_a_traceback(promoting):
+    promoting(KeyboardInterrupt())
+    assert run("promote", "a.json") == Ran(130, "", "micronet: stopped\n")
 
-    monkeypatch.setattr("micronet_lib.scoring.score_network", fail)
+
+def test_a_fault_of_ours_keeps_its_traceback(promoting):
+    promoting(RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
-        run("score", "--model", "micronet_v1")
+        run("promote", "a.json")
+
+
+def process(*words: str | Path, path: Path | None = None, **more: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, whose imports look into a folder first."""
+    places = os.pathsep.join(map(str, [path, ROOT] if path else [ROOT]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "micronet_lib", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": places},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **more,
+    )
+
+
+def test_an_import_that_catches_everything_is_stopped_too(tmp_path):
+    (tmp_path / "PIL.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    [0]\nexcept BaseException:\n    pass\n"
+        "Image = None\n"
+    )
+    with process("data", "picture", "a.png", path=tmp_path, stdout=subprocess.PIPE) as child:
+        out, err = child.communicate()
+    assert (child.returncode, out, err) == (130, "", "micronet: stopped\n")
+
+
+def test_a_reader_who_leaves_early_is_no_fault(tmp_path):
+    gone, pipe = os.pipe()
+    os.close(gone)
+    with process("data", "picture", "a.png", "--json", stdout=pipe, cwd=tmp_path) as child:
+        os.close(pipe)
+        _, err = child.communicate()
+    assert (child.returncode, err) == (141, "")
 
 
 # ------------------------------------------------------------------------- the published networks

@@ -12,6 +12,15 @@ def git(folder, *words):
     subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
 
 
+def committed(folder):
+    """Commit everything and return the commit of the code there."""
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "first")
+    commit = machine._code_commit()
+    assert re.fullmatch("[0-9a-f]{7}", commit)
+    return commit
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     git(tmp_path, "init", "-q")
@@ -26,41 +35,44 @@ def test_environment_says_what_a_record_needs():
     env = machine.environment(wall_s=1.23456)
     assert env["wall_s"] == 1.23
     assert env["torch"] == torch.__version__
+    assert type(env["torch"]) is str
     assert env["cuda"] is None
     assert env["device"].startswith(f"{torch.get_num_threads()} CPU threads (")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", env["date"])
+    assert env["commit"] == machine.COMMIT
     assert set(env) == {"device", "torch", "cuda", "python", "commit", "date", "wall_s"}
 
 
+def test_environment_names_every_commit_of_a_resumed_run():
+    assert machine.environment(commits=["a"])["commit"] == "a"
+    env = machine.environment(commits=["a", "b"])
+    assert (env["commit"], env["commits"]) == ("a", ["a", "b"])
+
+
 def test_commit_carries_a_plus_for_changed_code_and_only_for_code(checkout):
-    assert machine.environment()["commit"] == "unknown"  # nothing was committed yet
-    git(checkout, "add", ".")
-    git(checkout, "commit", "-qm", "first")
-    commit = machine.environment()["commit"]
-    assert re.fullmatch("[0-9a-f]{7}", commit)
+    assert machine._code_commit() == "unknown"  # nothing was committed yet
+    commit = committed(checkout)
     (checkout / "notes.md").write_text("b\n")
-    assert machine.environment()["commit"] == commit
+    assert machine._code_commit() == commit
     (checkout / "micronet_lib" / "code.py").write_text("x = 2\n")
-    assert machine.environment()["commit"] == commit + "+"
+    assert machine._code_commit() == commit + "+"
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert machine.environment()["commit"] == "unknown"
+    assert machine._code_commit() == "unknown"
 
 
-def test_outside_of_its_repository_the_code_is_told_its_commit(tmp_path, monkeypatch, checkout):
-    git(checkout, "add", ".")
-    git(checkout, "commit", "-qm", "first")
-    commit = machine.environment()["commit"]
+def test_outside_of_its_repository_the_code_takes_its_commit_from_a_variable(monkeypatch, checkout):
+    commit = committed(checkout)
     monkeypatch.setenv("MICRONET_COMMIT", "abc1234")
-    assert machine.environment()["commit"] == commit  # git knows better
+    assert machine._code_commit() == commit  # git knows better
     copy = checkout / "copy"  # in a repository, but not of it
     (copy / "micronet_lib").mkdir(parents=True)
     monkeypatch.setattr(machine, "ROOT", copy)
-    assert machine.environment()["commit"] == "abc1234"
+    assert machine._code_commit() == "abc1234"
     monkeypatch.delenv("MICRONET_COMMIT")
-    assert machine.environment()["commit"] == "unknown"
+    assert machine._code_commit() == "unknown"
 
 
 def test_stamp_names_profile_seed_and_machine():

@@ -8,8 +8,10 @@ import pytest
 from figures import texts
 
 from micronet_lib import plots
+from micronet_lib.architecture.layers import KINDS
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.plots.style import KIND_STYLES
 
 PUBLISHED = records.measured(SWEEPS["published"])
 SAVINGS = records.measured(SWEEPS["free_savings"])
@@ -31,11 +33,25 @@ def test_bill_is_complete_and_its_shares_add_up():
     assert bill["math_ops"].sum() == pytest.approx(row["published.math_ops"])
     shares = plots.bill_shares(bill)
     assert shares[["operations", "storage", "score"]].sum().tolist() == pytest.approx([1, 1, 1])
-    assert set(shares["layers"]) >= {"expand", "depthwise", "project", "HardSwish"}
+    labels = {label for label, _ in KIND_STYLES.values()} - {"pointwise"}
+    assert set(shares["layers"]) == {*labels, "HardSwish"}
     fig = plots.layer_bill(bill, "")
     heights = [sum(bar.get_height() for bar in ax.patches) for ax in fig.axes]
     assert heights[0] == pytest.approx(row["published.math_ops"] / 1e6)
     assert heights[1] == pytest.approx(row["published.param_storage"] / 1e3)
+
+
+def test_every_kind_of_layer_has_a_label_and_a_colour_of_its_own():
+    assert tuple(KIND_STYLES) == KINDS
+    assert len(set(KIND_STYLES.values())) == len(dict(KIND_STYLES.values())) == len(KINDS)
+    assert len({colour for _, colour in KIND_STYLES.values()}) == len(KINDS)
+
+
+def test_parameters_by_kind_are_stacked_to_the_networks_size():
+    sizes = {"expand": 3000, "fc": 1000, "batch norm, biases": 500}
+    fig = plots.weights_by_layer(pd.DataFrame({"v1": sizes, "v2": sizes}))
+    assert sum(bar.get_width() for bar in fig.axes[0].patches) == pytest.approx(2 * 4.5)
+    assert all(label in texts(fig) for label in ("expand", "classifier", "batch norm, biases"))
 
 
 def test_bit_widths_are_all_drawn():
@@ -79,3 +95,18 @@ def test_the_first_row_of_steps_shows_a_dash_and_a_missing_one_below_is_not_run(
     html = plots.show_table(table, {"step": "{:+.1f}"}, steps=["step"]).to_html()
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert cells == ["a", "–", "b", "+0.5", "c", "not run"]
+
+
+def test_a_table_of_gains_tells_one_run_from_none():
+    runs = pd.DataFrame(
+        [("a", 0, 0.1), ("a", 1, 0.2), ("a", 2, 0.3), ("b", 0, 0.2), ("b", 1, 0.3), ("c", 0, 0.3)],
+        columns=["point", "seed", "top1"],
+    )
+    runs.loc[len(runs)] = ["d", None, float("nan")]
+    html = plots.show_gains(records.gain(runs, "a", scale=100)).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    b, c, d = (cells[start : start + 9] for start in (0, 9, 18))
+    assert b[:4] == ["b", "a", "2 / 3", "+5.00"]
+    assert all(re.fullmatch(r"[-+]?\d+\.\d+", cell) for cell in b[4:])
+    assert c == ["c", "a", "1 / 3", "+10.00", "–", "–", "–", "–", "–"]
+    assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]

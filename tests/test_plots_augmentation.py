@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import labels as texts
+from made_records import top1_table
 from test_augmentation_image_ops import POLICY_FILE
 
 from micronet_lib import plots
@@ -16,24 +17,6 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 PRINTED = pd.concat(
     [records.paper(stem) for stem in ("architecture", "srip", "label_smoothing", "augmentation")]
 )
-
-
-def measured(sweep: str, top1: dict[str, float], n: int = 3) -> pd.DataFrame:
-    """A table of committed records in which only some points were run."""
-    rows = []
-    for point in SWEEPS[sweep].points():
-        value = top1.get(point.name, np.nan)
-        known = point.name in top1
-        rows.append(
-            {
-                "point": point.name,
-                "n": n * known,
-                "top1": value,
-                "top1_std": 0.003 if known else np.nan,
-                "train_loss": 4 - value,
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------------------------------- images
@@ -131,45 +114,37 @@ def test_weights_before_and_after():
 # -------------------------------------------------------------------------------------- sweeps
 
 
-def test_gains_are_counted_from_crop_and_flip():
-    table = plots.augmentation_table(
-        measured("augmentation", {"standard": 0.2, "random": 0.17, "cutmix": 0.23})
-    ).set_index("augment")
-    assert list(table.index) == [point.name for point in SWEEPS["augmentation"].points()]
-    assert table["gain"].to_dict() == pytest.approx(
-        dict.fromkeys(table.index, np.nan) | {"standard": 0, "random": -3, "cutmix": 3}, nan_ok=True
-    )
-    assert table["gain_spread"]["random"] == pytest.approx(0.3 * 2**0.5)
-    assert table["n"].to_dict()["mixup"] == 0
-    fig = plots.augmentation_sweep(table.reset_index(), "measured somewhere")
+def test_the_sweep_shows_what_was_run():
+    top1 = {"standard": [0.2, 0.2], "random": [0.17], "cutmix": [0.22, 0.24]}
+    fig = plots.augmentation_sweep(top1_table("augmentation", top1), "measured somewhere")
     shown = texts(fig)
-    assert shown.count("not run") == 2 * (len(table) - 3)
+    assert shown.count("not run") == 2 * (len(SWEEPS["augmentation"].points()) - 3)
     assert "measured somewhere" in shown
+    left, right = ([c.lines[0].get_xdata()[0] for c in ax.containers] for ax in fig.axes)
+    assert left == pytest.approx([20, 17, 23])
+    assert right == [3.5] * 3
 
 
 def test_stages_stand_beside_the_papers():
-    values = {"3.0-vanilla": 0.1, "3.0-no_bias_decay": 0.12, "3.0-orn": 0.2, "2.0-als": 0.9}
-    table = plots.stage_table(measured("stages", values), PRINTED).set_index("stage")
+    run = {"3.0-vanilla": [0.1], "3.0-no_bias_decay": [0.12], "3.0-orn": [0.19, 0.21]}
+    rows = top1_table("stages", run | {"2.0-als": [0.9]})
+    table = plots.stage_table(rows, PRINTED).set_index("stage")
     assert table["paper"].to_list() == [72.87, 73.02, 78.90, 79.31, 80.12, 80.92]
     assert table["paper_step"].to_list()[1:] == pytest.approx([0.15, 5.88, 0.41, 0.81, 0.80])
     assert table["top1"].to_list()[:3] == pytest.approx([10, 12, 20])
-    assert table["step"].to_list()[1:3] == pytest.approx([2, 8])
-    assert table["top1"].isna().sum() == table["step"].isna().sum() - 1 == 3
-    assert table["n"].to_list() == [3, 3, 3, 0, 0, 0]
+    assert table["top1"].isna().sum() == 3
+    assert table["spread"].to_list()[2] == pytest.approx(2**0.5)
+    assert table["n"].to_list() == [1, 1, 2, 0, 0, 0]
     fig = plots.stage_steps(table.reset_index(), "")
     assert texts(fig).count("not run") == 3
 
 
-@pytest.mark.parametrize("sweep", ["augmentation", "stages"])
-def test_nothing_measured_is_no_fault(sweep):
+def test_nothing_measured_is_no_fault():
     """As a clone has it before anything was measured: points with n 0, and NaN."""
-    rows = records.table(SWEEPS[sweep], [], profile="quick")
-    if sweep == "augmentation":
-        table = plots.augmentation_table(rows)
-        fig = plots.augmentation_sweep(table, records.provenance(rows))
-    else:
-        table = plots.stage_table(rows, PRINTED)
-        fig = plots.stage_steps(table, records.provenance(rows))
+    rows = records.table(SWEEPS["augmentation"], [], profile="quick")
+    shown = texts(plots.augmentation_sweep(rows, records.provenance(rows)))
+    assert shown.count("not run") >= 2 * len(rows)
+    table = plots.stage_table(records.table(SWEEPS["stages"], []), PRINTED)
     assert (table["n"] == 0).all()
     assert table["top1"].isna().all()
-    assert texts(fig).count("not run") >= len(table)
+    assert texts(plots.stage_steps(table, "")).count("not run") == len(table)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
+from made_records import top1_table
 
 from micronet_lib import plots
 from micronet_lib.lab import records
@@ -186,29 +187,6 @@ def test_gain_is_the_difference_of_two_printed_rows():
     assert list(gain["gain"].round(2)) == [1.03, 0.02, 0.16, 0.09, 0.41, 0.31, 0.44]
 
 
-def made_up(top1: dict[str, list[float]]) -> pd.DataFrame:
-    """A measured table of the sweep with these accuracies."""
-    made = []
-    for point, values in top1.items():
-        for seed, value in enumerate(values):
-            metrics = {"top1": value, "loss": 3.0, "validation_top1": value}
-            env = {"device": "d", "torch": "t", "commit": "c"}
-            made.append(records.Record(SWEEP.name, point, "0", {}, "quick", seed, "", metrics, env))
-    return records.table(SWEEP, made, profile="quick")
-
-
-def test_sweep_table_has_mean_spread_and_gain():
-    table = plots.smoothing_table(made_up({"none": [0.2, 0.22], "paper": [0.24, 0.26, 0.25]}))
-    rows = table.set_index("form")
-    assert rows.loc["paper", "n"] == 3
-    assert rows.loc["paper", "top1"] == pytest.approx(0.25)
-    assert rows.loc["paper", "spread"] == pytest.approx(0.01)
-    assert rows.loc["paper", "gain"] == pytest.approx(4)
-    assert rows.loc["paper", "gain_spread"] == pytest.approx(100 * (0.01**2 + 0.0002) ** 0.5)
-    assert rows.loc["none", ["gain", "gain_spread"]].eq(0).all()
-    assert rows.loc["slide", ["top1", "spread", "gain", "gain_spread"]].isna().all()
-
-
 @pytest.mark.parametrize(
     ("top1", "missing"),
     [
@@ -219,7 +197,7 @@ def test_sweep_table_has_mean_spread_and_gain():
     ids=["nothing", "one", "everything"],
 )
 def test_sweep_is_drawn_with_whatever_was_measured(top1, missing):
-    measured = plots.smoothing_table(made_up(top1))
+    measured = top1_table("label_smoothing", top1)
     fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "measured somewhere")
     shown = texts(fig)
     assert shown.count("not run") == missing
@@ -231,6 +209,6 @@ def test_sweep_is_drawn_with_whatever_was_measured(top1, missing):
 
 
 def test_sweep_of_committed_records_is_drawn():
-    measured = plots.smoothing_table(records.measured(SWEEP, "quick"))
+    measured = records.measured(SWEEP, "quick")
     fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "")
     assert texts(fig).count("not run") == (measured["n"] == 0).sum()

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
+from made_records import top1_table
 from matplotlib.colors import to_rgba
 
 from micronet_lib import plots
@@ -16,25 +17,6 @@ from micronet_lib.pruning.schedules import README_PRUNING, SCHEDULES
 
 PAPER = records.paper("pruning")
 PUBLISHED = records.measured(SWEEPS["published"])
-
-
-def made_up(sweep: str, top1: dict[str, list[float]], profile: str = "quick") -> pd.DataFrame:
-    """A measured table of the sweep with these accuracies; sparsity as the point's name says."""
-    made = []
-    for point, values in top1.items():
-        for seed, value in enumerate(values):
-            metrics = {
-                "top1": value,
-                "loss": 3.0,
-                "srip_penalty": 0.5,
-                "published.score": 0.01,
-                "official.score": 0.02,
-            }
-            if point != "dense":
-                metrics["sparsity"] = float(point) if sweep == "pipeline" else 0.6
-            env = {"device": "d", "torch": "t", "commit": "c"}
-            made.append(records.Record(sweep, point, "0", {}, profile, seed, "", metrics, env))
-    return records.table(SWEEPS[sweep], made, profile=profile)
 
 
 # --------------------------------------------------------------------------------- masks, density
@@ -122,47 +104,34 @@ def test_files_have_the_sparsity_in_their_names():
 
 
 def test_rounds_table_has_mean_spread_and_no_sparsity_for_what_was_not_run():
-    table = plots.rounds_table(made_up("pipeline", {"dense": [0.2], "0.15": [0.24, 0.26, 0.25]}))
+    table = plots.rounds_table(top1_table("pipeline", {"dense": [0.2], "0.15": [0.24, 0.26, 0.25]}))
     rows = table.set_index("point")
     assert rows.loc["dense", "sparsity"] == 0
     assert rows.loc["0.15", ["sparsity", "top1", "spread"]].tolist() == pytest.approx(
         [0.15, 0.25, 0.01]
     )
     assert rows.loc["0.60", ["sparsity", "top1", "spread", "score"]].isna().all()
-    assert plots.rounds_table(made_up("pipeline", {}))["sparsity"].isna().all()
+    assert plots.rounds_table(top1_table("pipeline", {}))["sparsity"].isna().all()
 
 
 def test_rounds_tables_of_the_other_sweeps():
-    table = plots.rounds_table(made_up("rewind", {"initial-srip-2": [0.2]})).set_index("point")
+    table = plots.rounds_table(top1_table("rewind", {"initial-srip-2": [0.2]})).set_index("point")
     assert table.loc["initial-srip-2", "srip"] == 0.5
-    table = plots.rounds_table(made_up("prune_schedule", {"linear-4": [0.2]}))
+    table = plots.rounds_table(top1_table("prune_schedule", {"linear-4": [0.2]}))
     assert len(table) == 15
     assert "score" in table
 
 
 def test_our_rounds_stand_in_the_row_of_their_sparsity():
     printed = plots.printed_curve(PAPER)
-    full = plots.rounds_table(made_up("pipeline", {"dense": [0.8], "0.60": [0.7, 0.8]}, "full"))
+    full = plots.rounds_table(top1_table("pipeline", {"dense": [0.8], "0.60": [0.7, 0.8]}, "full"))
     table = plots.table_5(printed, full)
     assert list(table["paper (%)"]) == list(printed["top1_percent"])
     assert list(table["n"].fillna(0)) == [1, 0, 0, 0, 2]
     assert list(table["ours"].dropna()) == pytest.approx([0.8, 0.75])
     assert table["official score"].iloc[4] == 0.02
-    nothing = plots.table_5(printed, plots.rounds_table(made_up("pipeline", {})))
+    nothing = plots.table_5(printed, plots.rounds_table(top1_table("pipeline", {})))
     assert nothing["ours"].isna().all()
-
-
-def test_differences_are_in_points_with_the_spread_of_two_runs():
-    top1 = {"initial-srip-2": [0.1, 0.2], "none-srip-2": [0.3, 0.4, 0.5], "early-srip-2": [0.3]}
-    rows = made_up("rewind", top1)
-    against = dict.fromkeys(("initial-srip-2", "early-srip-2", "early-srip-1"), "none-srip-2")
-    table = plots.differences(rows, against).set_index("point")
-    assert list(table["n"]) == [2, 1, 0]
-    assert list(table["difference"].iloc[:2]) == pytest.approx([-25, -10])
-    expected = 100 * np.hypot(np.std([0.1, 0.2], ddof=1), 0.1)
-    assert table["spread"].iloc[0] == pytest.approx(expected)
-    assert table["spread"].iloc[1:].isna().all()
-    assert np.isnan(table["difference"].iloc[2])
 
 
 EVERYTHING = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}
@@ -170,9 +139,9 @@ EVERYTHING = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}
 
 @pytest.mark.parametrize("top1", [{}, {"0.30": [0.3]}, EVERYTHING], ids=["none", "one", "all"])
 def test_curve_is_drawn_with_whatever_was_measured(top1):
-    rows = plots.rounds_table(made_up("pipeline", top1))
+    rows = plots.rounds_table(top1_table("pipeline", top1))
     printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
-    nothing = plots.rounds_table(made_up("pipeline", {}))
+    nothing = plots.rounds_table(top1_table("pipeline", {}))
     fig = plots.pruning_curve(printed, files, nothing, rows, "measured somewhere")
     left, middle, right = fig.axes
     shown = texts(fig)
@@ -186,8 +155,8 @@ def test_curve_is_drawn_with_whatever_was_measured(top1):
 
 
 def test_full_runs_stand_beside_the_paper_by_sparsity_and_score():
-    full = plots.rounds_table(made_up("pipeline", {"dense": [0.8], "0.60": [0.79]}, "full"))
-    nothing = plots.rounds_table(made_up("pipeline", {}))
+    full = plots.rounds_table(top1_table("pipeline", {"dense": [0.8], "0.60": [0.79]}, "full"))
+    nothing = plots.rounds_table(top1_table("pipeline", {}))
     printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
     fig = plots.pruning_curve(printed, files, full, nothing, "")
     left, middle, _ = fig.axes

@@ -8,12 +8,14 @@ from figures import texts
 from small_networks import network
 
 from micronet_lib import plots
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import layer_kind, named_kind, weight_kinds
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.srip.penalty import PLACEMENTS, spectrum, srip_weights
 
-LEGENDS = {"conv": "stem", "se": "squeeze-excite", "fc": "classifier"}
+
+def table_of(found: dict, shapes: dict) -> pd.DataFrame:
+    return plots.singular_values("x", found, shapes, {name: named_kind(name) for name in shapes})
 
 
 def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:
@@ -21,7 +23,7 @@ def of_network(label: str = "v1", run: bool = True) -> pd.DataFrame:
     weights = {name: w.detach() for name, w in srip_weights(model, "all").items()}
     shapes = {name: tuple(w.flatten(1).shape) for name, w in weights.items()}
     found = {name.removesuffix(".weight"): spectrum(w) for name, w in weights.items()}
-    return plots.singular_values(label, found if run else {}, shapes)
+    return plots.singular_values(label, found if run else {}, shapes, weight_kinds(model))
 
 
 VALUES = of_network()
@@ -40,7 +42,7 @@ def test_singular_values_are_all_there_with_their_kind_and_side():
         kind = layer_kind(name, module)
         if kind is not None:
             row, weight = layers.loc[name], module.weight.detach().flatten(1)
-            assert row["kind"] == LEGENDS.get(kind, kind)
+            assert row["kind"] == kind
             assert row["pointwise"] == (kind in PLACEMENTS["pointwise"])
             assert (row["out_chs"], row["fan_in"]) == weight.shape
             assert row["side"] == ("wide" if weight.shape[1] > weight.shape[0] else "tall")
@@ -49,21 +51,21 @@ def test_singular_values_are_all_there_with_their_kind_and_side():
 
 
 def test_names_may_end_in_weight():
-    table = plots.singular_values("x", {"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
+    table = table_of({"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
     assert table["layer"].tolist() == ["stem.conv"] * 2
     assert table["side"].tolist() == ["wide"] * 2
 
 
 def test_the_order_is_the_networks_whatever_a_record_sorted():
     shapes = {f"blocks.{i}.conv_expand": (2, 1) for i in range(12)}
-    table = plots.singular_values("x", {name: [1.0] for name in sorted(shapes)}, shapes)
+    table = table_of({name: [1.0] for name in sorted(shapes)}, shapes)
     assert table["layer"].tolist() == list(shapes)
 
 
 def test_summary_by_hand_and_of_nothing():
     layers = {f"blocks.{i}.conv_expand": [1.2, 1.05, 0.95, 0.5] for i in range(2)}
     layers["blocks.0.conv_dw"] = [3.0, 1.0]
-    table = plots.singular_values("x", layers, dict.fromkeys(layers, (8, 4)))
+    table = table_of(layers, dict.fromkeys(layers, (8, 4)))
     found = plots.srip_summary(pd.concat([table, NOT_RUN]), ["x", "v9"])
     pointwise, others, *missing = found.to_dict("records")
     assert pointwise == {
@@ -84,7 +86,7 @@ def test_summary_by_hand_and_of_nothing():
 def test_sides_by_hand_and_of_nothing():
     layers = {"blocks.0.conv_project": [1.3, 1.0, 0.65, 0.5], "head.classifier": [9.0]}
     shapes = {"blocks.0.conv_project": (4, 12), "head.classifier": (1, 2)}
-    table = plots.singular_values("x", layers, shapes).assign(lower=0.57, upper=1.29)
+    table = table_of(layers, shapes).assign(lower=0.57, upper=1.29)
     (row,) = plots.srip_sides(table).to_dict("records")
     assert row == {
         **{"kind": "project", "side": "wide", "values": 4},
@@ -94,44 +96,6 @@ def test_sides_by_hand_and_of_nothing():
     assert row["values"] == 0
     assert np.isnan(row["near 1"])
     assert np.isnan(row["near a predicted place"])
-
-
-def measured(**top1: tuple[float, float]) -> pd.DataFrame:
-    """A table of `srip_placement` with top1 mean and spread of the given points."""
-    rows = [
-        {
-            "point": point,
-            "n": 3 if point in top1 else 0,
-            "top1": top1.get(point, (np.nan,))[0],
-            "top1_std": top1.get(point, (0, np.nan))[1],
-        }
-        for point in ("none", "fc", "depthwise", "pointwise", "all")
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_gains_are_over_none_with_the_spread_of_a_difference():
-    runs = measured(none=(0.200, 0.003), pointwise=(0.215, 0.004), fc=(0.19, 0.0))
-    table = plots.placement_table(runs, records.paper("srip")).set_index("placement")
-    assert list(table.index) == list(runs["point"])
-    assert table.loc["pointwise", "gain"] == pytest.approx(1.5)
-    assert table.loc["pointwise", "gain_std"] == pytest.approx(0.5)
-    assert table.loc["fc", "gain"] == pytest.approx(-1.0)  # a negative effect stays
-    assert table.loc["none", ["gain", "gain_std"]].tolist() == [0, 0]
-    assert np.isnan(table.loc["none", "paper"])
-    assert table.loc[["depthwise", "all"], ["top1", "gain", "gain_std"]].isna().all(axis=None)
-    assert table["paper"].drop("none").to_dict() == {
-        **{"fc": 3.56, "depthwise": 1.33, "pointwise": 6.05, "all": 3.35}
-    }
-
-
-def test_no_gain_without_the_reference_or_without_any_record():
-    paper = records.paper("srip")
-    for runs in (measured(pointwise=(0.2, 0.01)), measured(), measured()[["point", "n"]]):
-        table = plots.placement_table(runs, paper)
-        assert table["gain"].isna().all()
-        assert table["gain_std"].isna().all()
-        assert table["paper"].notna().sum() == 4
 
 
 # ------------------------------------------------------------------------------------ the figures
@@ -226,20 +190,32 @@ def test_spectra_of_nothing_at_all():
 
 
 def test_placement_shows_what_was_measured_and_what_was_not():
-    runs = measured(none=(0.200, 0.003), pointwise=(0.215, 0.004), fc=(0.19, 0.0))
-    table = plots.placement_table(runs, records.paper("srip"))
-    fig = plots.srip_placement(table, "measured somewhere")
+    runs = pd.DataFrame(
+        [
+            ("none", 0, 0.19), ("none", 1, 0.21), ("fc", 0, 0.19), ("all", None, np.nan),
+            ("pointwise", 0, 0.21), ("pointwise", 1, 0.22),
+        ],
+        columns=["point", "seed", "top1"],
+    )  # fmt: skip
+    gains = records.gain(runs, "none", scale=100)
+    fig = plots.srip_placement(gains, records.paper("srip"), "measured somewhere")
     left, right = fig.axes
-    assert [bar.get_height() for bar in left.patches] == [3.56, 1.33, 6.05, 3.35]
+    assert [bar.get_height() for bar in left.patches] == [3.56, 3.35, 6.05]
     heights = [bar.get_height() for bar in right.patches]
-    assert [heights[0], heights[2]] == pytest.approx([-1.0, 1.5])
-    assert texts(fig).count("not run") == 2
+    assert [heights[0], heights[2]] == pytest.approx([-1.0, 1.5])  # a negative effect stays
+    (errors,) = (lines.get_segments() for lines in right.collections)
+    assert [segment[:, 1].tolist() for segment in errors] == [
+        pytest.approx(gains[["low", "high"]].iloc[2].tolist())  # one run has no interval
+    ]
+    assert texts(fig).count("not run") == 1
     assert "measured somewhere" in texts(fig)
 
 
-def test_placement_of_what_is_committed():
-    table = plots.placement_table(
-        records.measured(SWEEPS["srip_placement"], "quick"), records.paper("srip")
-    )
-    missing = int((table["gain"].isna() & (table["placement"] != "none")).sum())
-    assert texts(plots.srip_placement(table, "")).count("not run") == missing
+def test_placement_of_nothing_and_of_what_is_committed():
+    sweep, paper = SWEEPS["srip_placement"], records.paper("srip")
+    for profile in ("quick", "full"):
+        gains = records.gain(records.runs(sweep, profile), "none")
+        missing = int(gains["gain"].isna().sum())
+        fig = plots.srip_placement(gains, paper, "")
+        assert texts(fig).count("not run") == missing
+        assert len(fig.axes[0].patches) == 4

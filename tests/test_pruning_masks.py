@@ -14,7 +14,6 @@ from micronet_lib.pruning.masks import (
     magnitude_masks,
     prunable_weights,
     weight_groups,
-    weight_kinds,
 )
 
 
@@ -159,9 +158,9 @@ def test_biases_and_batch_norm_are_never_pruned():
     assert sum(name.endswith("bias") for name in spared) > 80
 
 
-def test_kinds_of_other_networks():
-    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Conv2d(3, 4, 1), nn.Linear(4, 5))
-    assert list(weight_kinds(model).values()) == ["other", "pointwise", "fc"]
+def test_groups_by_kind_of_other_networks():
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5))
+    assert list(weight_groups(model, "kind").values()) == ["other", "pointwise", "fc"]
 
 
 # --------------------------------------------------------------------------------- what is refused

@@ -6,6 +6,7 @@ without write permission are met as a user meets them (root is stripped of its o
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pooch import HTTPDownloader
 from published_format import pruned_network, published_state, save
+from requests.exceptions import ConnectionError
 from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.models import mobilenet_v3_small
@@ -28,6 +31,9 @@ from micronet_lib.__main__ import main
 from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.data import downloads
+from micronet_lib.lab.data.images import DATA_SETS
+from micronet_lib.lab.recipes.profile import PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
 FETCH_KAIST = "`micronet data fetch kaist`"
@@ -108,98 +114,44 @@ def whole_files(network, tmp_path_factory) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------- names
 
 
-def test_unknown_model(place):
-    message = place.refusal("score", "--model", "resnet50")
-    assert message.startswith("unknown model 'resnet50'; choose from micronet_v1, micronet_v2, ")
-    assert all(name in message for name in ARCHITECTURES)
+# A command, and what the one line has to name: what is wrong, and what would be right.
+WRONG_WORDS = {
+    "measure width --profile smoke": ("'width'", "expand_ratio, printed_table"),
+    "measure expand_ratio --profile huge": ("'huge'", *PROFILES),
+    "measure expand_ratio --profile smoke --point 9.9": ("'9.9'", "1.0, 1.5, 2.0"),
+    "measure expand_ratio --profile smoke --override training.epochs=2": ("'training'", "train,"),
+    "measure expand_ratio --profile smoke --override model": ("'model'", "KEY=VALUE"),
+    "measure expand_ratio --profile smoke --override price.weight_bits=eight": ("eight", "int"),
+    "measure expand_ratio --profile smoke --override model.name=x": ("'model'",),
+    "measure expand_ratio --profile smoke --override model=vgg": ("'vgg'", "micronet_v1"),
+    "measure expand_ratio --profile smoke --override checkpoint=mine": (
+        "kaist/mine.t7",
+        FETCH_KAIST,
+    ),
+    "measure published --profile smoke": ("'published'", "'smoke'", "full"),
+    "measure published --profile full": ("kaist/micronet_v1_pr_60.t7", FETCH_KAIST),
+    "recipe width 1.0 --profile smoke": ("'width'", "expand_ratio, printed_table"),
+    "recipe expand_ratio 9.9 --profile smoke": ("'9.9'", "1.0, 1.5, 2.0"),
+    "recipe expand_ratio 1.0 --profile huge": ("'huge'", *PROFILES),
+    "recipe expand_ratio 1.0 --profile smoke --override lr=1": ("'lr'", "train,"),
+    "score --model resnet50": ("'resnet50'", *ARCHITECTURES),
+    "score --model micronet_v1 --rules mine": ("'mine'", "first"),
+    "score --model micronet_v1 --save air": ("'air'", "dead_gates, dead_channels, sixth"),
+    "score --model micronet_v1_released --save dead_channels": ("dead gates", "remove_dead_gates"),
+    "score --model micronet_v1 --weight-bits 8 --activation-bits 8": ("'published'", "official"),
+    "score --model micronet_v1 --rules official --weight-bits 8": ("together", "32"),
+    "score --model micronet_v1 --rules official --accumulator int": ("'int'", "fp32, integer"),
+    "data fetch mnist": ("'mnist'", "cifar100, kaist, policies"),
+    "promote nothing.json": ("nothing.json",),
+    "data picture sheet": ("sheet", ".png"),
+    "data picture nowhere/sheet.png": ("nowhere/sheet.png", ".png"),
+}
 
 
-@pytest.mark.parametrize(
-    ("argv", "names", "remedy"),
-    [
-        ("measure width --profile smoke", "unknown sweep 'width'", "expand_ratio, printed_table"),
-        (
-            "measure expand_ratio --profile huge",
-            "unknown profile 'huge'",
-            "choose from smoke, quick, full",
-        ),
-        (
-            "measure expand_ratio --profile smoke --point 9.9",
-            "unknown point of expand_ratio '9.9'",
-            "choose from 1.0, 1.5, 2.0",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override training.epochs=2",
-            "unknown key of Recipe 'training'",
-            "choose from model, checkpoint, savings",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override model",
-            "override 'model' is not KEY=VALUE",
-            "such as model=micronet_v2",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override weight_bits=eight",
-            "override weight_bits='eight'",
-            "expected int",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override model.name=x",
-            "'model' of Recipe",
-            "has no keys of its own",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override model=vgg",
-            "unknown model 'vgg'",
-            "choose from micronet_v1",
-        ),
-        (
-            "measure expand_ratio --profile smoke --override checkpoint=mine",
-            "expand_ratio needs kaist/mine.t7 under the data folder",
-            FETCH_KAIST,
-        ),
-        (
-            "measure published --profile smoke",
-            "sweep 'published' is not defined on profile 'smoke'",
-            "choose from full",
-        ),
-        ("measure published --profile full", "needs kaist/micronet_v1_pr_60.t7", FETCH_KAIST),
-        ("score --model micronet_v1 --rules mine", "unknown rule set 'mine'", "choose from first"),
-        (
-            "score --model micronet_v1 --save air",
-            "unknown saving 'air'",
-            "choose from dead_gates, dead_channels, sixth",
-        ),
-        (
-            "score --model micronet_v1_released --save dead_channels",
-            "the network carries dead gates",
-            "call remove_dead_gates first",
-        ),
-        (
-            "score --model micronet_v1 --weight-bits 8 --activation-bits 8",
-            "rule set 'published' has no bit widths",
-            "use official",
-        ),
-        (
-            "score --model micronet_v1 --rules official --weight-bits 8",
-            "weight and activation bits are given together",
-            "from 1 to 32",
-        ),
-        (
-            "score --model micronet_v1 --rules official --accumulator int",
-            "unknown accumulator 'int'",
-            "choose from fp32, integer, adder_tree",
-        ),
-        ("data fetch mnist", "unknown data group 'mnist'", "choose from cifar100, kaist, policies"),
-        ("promote nothing.json", "nothing.json is not a readable record", "measure again"),
-        ("data picture sheet", "cannot write a picture to sheet", "name a .png"),
-        ("data picture nowhere/sheet.png", "nowhere/sheet.png (No such file", "name a .png"),
-    ],
-)
-def test_every_wrong_name_is_answered_with_the_right_ones(place, argv, names, remedy):
+@pytest.mark.parametrize("argv", WRONG_WORDS)
+def test_every_wrong_name_is_answered_with_the_right_ones(place, argv):
     message = place.refusal(*argv.split())
-    assert names in message
-    assert remedy in message
+    assert all(word in message for word in WRONG_WORDS[argv]), message
 
 
 @pytest.mark.parametrize(
@@ -208,7 +160,7 @@ def test_every_wrong_name_is_answered_with_the_right_ones(place, argv, names, re
         ("", "required: VERB"),
         ("train", "invalid choice: 'train'"),
         ("data", "required: VERB"),
-        ("score", "one of the arguments --checkpoint --model is required"),
+        ("score", "one of the arguments --checkpoint --model --network is required"),
         ("evaluate", "required: --checkpoint"),
         ("measure expand_ratio", "required: --profile"),
         ("measure expand_ratio --profile smoke --seed one", "invalid int value: 'one'"),
@@ -227,39 +179,39 @@ def test_a_wrong_command_is_answered_in_one_line_too(place, argv, names):
 @pytest.mark.parametrize("verb", ["score", "evaluate"])
 def test_checkpoint_that_is_not_there(place, verb):
     message = place.refusal(verb, "--checkpoint", "nowhere.t7")
-    assert message == f"no checkpoint at nowhere.t7; {FETCH_KAIST} gets the published ones"
+    assert "nowhere.t7" in message
+    assert FETCH_KAIST in message
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 @pytest.mark.parametrize(
-    "kept",
-    [
-        pytest.param(lambda size: 0, id="empty"),
-        pytest.param(lambda size: 1, id="one byte"),
-        pytest.param(lambda size: 100, id="100 bytes"),
-        pytest.param(lambda size: size // 2, id="half"),
-        pytest.param(lambda size: size - 1, id="all but one byte"),
-    ],
+    "cut", [slice(0), slice(1), slice(100), slice(20_000), slice(-1)], ids=lambda cut: str(cut.stop)
 )
-def test_truncated_checkpoint(place, whole_files, kind, kept: Callable[[int], int]):
-    whole = whole_files[kind]
+def test_truncated_checkpoint(place, whole_files, kind, cut):
     path = place.folder / "home" / "cut.t7"
-    path.write_bytes(whole[: kept(len(whole))])
+    path.write_bytes(whole_files[kind][cut])
     message = place.refusal("score", "--checkpoint", path)
     assert message.startswith(f"{path} is ")
-    assert "truncated" in message or "damaged" in message
     assert FETCH_KAIST in message
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param(b"<html><title>404 not found</title></html>", id="web page"),
-        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(100), id="picture"),
-        pytest.param(pickle.dumps({"linear.weight": [1.0]}), id="plain pickle"),
-        pytest.param(pickle.dumps([1, 2, 3], protocol=0), id="old pickle"),
-    ],
-)
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("readme.txt", "weights to follow")
+    return file.getvalue()
+
+
+NO_CHECKPOINTS = {
+    "web page": b"<html><title>404 not found</title></html>",
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    "plain pickle": pickle.dumps({"linear.weight": [1.0]}),
+    "old pickle": pickle.dumps([1, 2, 3], protocol=0),
+    "archive": archive(),
+}
+
+
+@pytest.mark.parametrize("content", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
 def test_file_that_is_no_checkpoint(place, content):
     path = place.folder / "home" / "network.t7"
     path.write_bytes(content)
@@ -268,60 +220,39 @@ def test_file_that_is_no_checkpoint(place, content):
     assert FETCH_KAIST in message
 
 
-def test_archive_that_is_no_checkpoint(place):
-    path = place.folder / "home" / "network.t7"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "weights to follow")
-    assert f"{path} is truncated or not a checkpoint" in place.refusal(
-        "score", "--checkpoint", path
-    )
+# What is done to a state, and what the one line has to name.
+OTHER_NETWORKS = {
+    "torchvision's": (
+        lambda state: mobilenet_v3_small().state_dict(),
+        ("features.0.0.weight",),
+    ),
+    "wrong shape": (
+        lambda state: state | {"layers.3.conv2.weight": torch.ones(48, 1, 5, 5)},
+        ("micronet_v1_released", "blocks.3.conv_dw.weight", "(48, 1, 5, 5)", "(96, 1, 3, 3)"),
+    ),
+    "missing tensor": (
+        lambda state: {k: v for k, v in state.items() if k != "linear.bias"},
+        ("head.classifier.bias", "absent", "(100,)"),
+    ),
+    "extra tensor": (
+        lambda state: state | {"layers.16.conv1.weight": torch.ones(8, 4, 1, 1)},
+        ("blocks.16.conv_expand.weight", "(8, 4, 1, 1)", "absent"),
+    ),
+    "unknown name": (lambda state: state | {"teacher.weight": torch.ones(1)}, ("teacher.weight",)),
+    "two networks": (
+        lambda state: {"student": state, "teacher": state},
+        ("student, teacher",),
+    ),
+    "no network": (lambda state: {"epoch": 3, "loss": [1.0]}, (FETCH_KAIST,)),
+}
 
 
-@pytest.mark.parametrize(
-    ("alter", "says"),
-    [
-        pytest.param(
-            lambda state: mobilenet_v3_small().state_dict(),
-            "no place for the tensor 'features.0.0.weight'",
-            id="torchvision's",
-        ),
-        pytest.param(
-            lambda state: state | {"layers.3.conv2.weight": torch.ones(48, 1, 5, 5)},
-            "nearest is micronet_v1_released with 1 differences, the first: "
-            "blocks.3.conv_dw.weight is (48, 1, 5, 5), not (96, 1, 3, 3)",
-            id="wrong shape",
-        ),
-        pytest.param(
-            lambda state: {k: v for k, v in state.items() if k != "linear.bias"},
-            "head.classifier.bias is absent, not (100,)",
-            id="missing tensor",
-        ),
-        pytest.param(
-            lambda state: state | {"layers.16.conv1.weight": torch.ones(8, 4, 1, 1)},
-            "blocks.16.conv_expand.weight is (8, 4, 1, 1), not absent",
-            id="extra tensor",
-        ),
-        pytest.param(
-            lambda state: state | {"teacher.weight": torch.ones(1)},
-            "no place for the tensor 'teacher.weight'",
-            id="unknown name",
-        ),
-        pytest.param(
-            lambda state: {"student": state, "teacher": state},
-            "holds 2 networks (student, teacher); save one of them alone",
-            id="two networks",
-        ),
-        pytest.param(
-            lambda state: {"epoch": 3, "loss": [1.0]}, "holds no network", id="no network"
-        ),
-    ],
-)
-def test_checkpoint_of_another_network(place, state, alter, says):
+@pytest.mark.parametrize(("alter", "names"), OTHER_NETWORKS.values(), ids=OTHER_NETWORKS)
+def test_checkpoint_of_another_network(place, state, alter, names):
     path = save(alter(state), place.folder / "home" / "other.t7")
     message = place.refusal("score", "--checkpoint", path)
     assert message.startswith(str(path))
-    assert says in message
-    assert FETCH_KAIST in message or "save one of them alone" in message
+    assert all(name in message for name in names), message
 
 
 class Plant:
@@ -358,13 +289,11 @@ def test_malicious_checkpoint_is_not_run(place, state, write, as_zip, hidden):
     write({**state, "linear.bias": plant} if hidden else plant, path, as_zip)
     message = place.refusal("evaluate", "--checkpoint", path)
     assert not marker.exists()
-    assert message.startswith(f"{path} is not a checkpoint of plain tensors")
-    assert "nothing of it was executed" in message
+    assert message.startswith(str(path))
     assert FETCH_KAIST in message
     # The trap is a real one: the unrestricted reader walks into it.
-    read = pickle.loads if write is as_pickle else None
-    if read:
-        read(path.read_bytes())
+    if write is as_pickle:
+        pickle.loads(path.read_bytes())
     else:
         torch.load(path, weights_only=False)
     assert marker.is_dir()
@@ -373,14 +302,14 @@ def test_malicious_checkpoint_is_not_run(place, state, write, as_zip, hidden):
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
 def test_object_of_a_class_of_ones_own_is_refused(place, state, as_zip):
     path = save({"net": state, "config": Custom()}, place.folder / "own.t7", as_zip=as_zip)
-    assert "nothing of it was executed" in place.refusal("score", "--checkpoint", path)
+    assert str(path) in place.refusal("score", "--checkpoint", path)
 
 
 def test_not_a_number_in_the_weights(place, state):
     state["layers.5.conv3.weight"][0, 0] = torch.nan
     path = save(state, place.folder / "home" / "nan.t7")
     message = place.refusal("evaluate", "--checkpoint", path, "--dataset", "embedded")
-    assert message.startswith(f"{path}: blocks.5.conv_project.weight holds NaN or infinite values")
+    assert message.startswith(f"{path}: blocks.5.conv_project.weight")
     assert FETCH_KAIST in message
 
 
@@ -395,8 +324,7 @@ def test_not_a_number_in_the_logits(place, state, key, value):
     state[key] = torch.full_like(state[key], value)
     path = save(state, place.folder / "home" / "huge.t7")
     message = place.refusal("evaluate", "--checkpoint", path, "--dataset", "embedded")
-    assert "the network's logits hold NaN or infinite values" in message
-    assert "use another checkpoint" in message
+    assert "NaN or infinite" in message
 
 
 # -------------------------------------------------------------------------------------- data
@@ -410,7 +338,7 @@ def sound_checkpoint(place, state) -> Path:
 def test_cifar_that_is_not_there(place, sound_checkpoint):
     message = place.refusal("evaluate", "--checkpoint", sound_checkpoint)
     folder = place.folder / "data" / CIFAR100.base_folder
-    assert f"CIFAR-100 is not there, no folder {folder}" in message
+    assert str(folder) in message
     assert "data fetch cifar100" in message
 
 
@@ -453,9 +381,20 @@ def test_damaged_cifar(place, sound_checkpoint, cifar, name, damage, says):
     assert "data fetch cifar100" in message
 
 
+def test_fetch_where_nothing_answers(place, monkeypatch):
+    def no_answer(self, url, output_file, pooch):
+        raise ConnectionError
+
+    monkeypatch.setattr(downloads, "RETRIES", 0)
+    monkeypatch.setattr(HTTPDownloader, "__call__", no_answer)
+    message = place.refusal("data", "fetch")
+    assert str(place.folder / "data" / "cifar-100-python.tar.gz") in message
+    assert all(asset.path in message for asset in downloads.ASSETS)
+
+
 def test_unknown_data_set(place, sound_checkpoint):
     message = place.refusal("evaluate", "--checkpoint", sound_checkpoint, "--dataset", "mnist")
-    assert message == "unknown data set 'mnist'; choose from embedded, cifar100"
+    assert all(name in message for name in ("'mnist'", *DATA_SETS))
 
 
 def test_a_sweep_that_meets_a_fault_leaves_no_record(place, whole_files):
@@ -498,12 +437,11 @@ def test_damaged_record(place, content):
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     message = place.refusal("promote", str(path))
-    assert message.startswith(f"{path} is not a readable record")
-    assert "delete it and measure again" in message
+    assert message.startswith(str(path))
     assert main(["measure", "expand_ratio", "--profile", "smoke", "--point", "1.0"]) == 0
-    message = check_line(place.capsys.readouterr().err)
-    assert message == f"{path} is damaged or of another schema: the point is measured again"
+    assert str(path) in check_line(place.capsys.readouterr().err)
     assert records.read(path).point == "1.0"
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == content
 
 
 # --------------------------------------------------------------------------- read-only folders
@@ -597,9 +535,7 @@ def promotable(place) -> Path:
 def test_promoting_into_a_file(place, promotable):
     measured = place.folder / "measured"
     measured.write_text("not a folder")
-    with pytest.raises(
-        InputError, match=r"cannot write the record quick/expand_ratio/1\.0-s0\.json"
-    ):
+    with pytest.raises(InputError, match=r"quick/expand_ratio/1\.0-s0\.json"):
         records.promote(promotable, measured)
     assert measured.read_text() == "not a folder"
 
@@ -615,8 +551,8 @@ def test_promoting_into_a_read_only_folder(place, promotable, read_only):
     )
     assert place.listing() == before
     message = ran.stderr.strip().splitlines()[-1]
-    assert message.startswith("micronet_lib.errors.InputError: cannot write the record quick/")
-    assert f"under {measured} (Permission denied): make room and get the right" in message
+    assert message.startswith("micronet_lib.errors.InputError: ")
+    assert f"under {measured} (Permission denied)" in message
 
 
 # ------------------------------------------------------------------------ in a process of its own
@@ -635,5 +571,5 @@ def test_a_process_says_one_line_and_no_library_adds_to_it(place):
     )
     assert place.listing() == before
     assert ran.returncode == 2
-    assert "nothing of it was executed" in check_line(ran.stderr, ran.stdout)
+    assert str(path) in check_line(ran.stderr, ran.stdout)
     assert not marker.exists()

@@ -1,104 +1,166 @@
-"""A plan says what would run, how much of it, and how long at a speed that was measured."""
+"""A plan says how much is trained, how long that takes at a measured speed, and the room it needs.
 
-import dataclasses
+That it says what measuring then does is in `test_running_lineage`.
+"""
+
 import json
-import math
-import time
+import re
+from dataclasses import replace
 
 import pytest
+from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
-from micronet_lib.lab import records
+from micronet_lib.errors import InputError
+from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.running import measure as experiments
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import plan as plans
-from micronet_lib.lab.running.plan import images_per_s, plan, timed_images_per_s
+from micronet_lib.lab.running.lineage import cases, jobs
+from micronet_lib.lab.running.measure import ensure
+from micronet_lib.lab.running.plan import plan, require
 
 SWEEP = SWEEPS["srip_placement"]
 
 
-@pytest.fixture(autouse=True)
-def tiny(tmp_path, monkeypatch):
-    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("MICRONET_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(records, "MEASURED", tmp_path / "measured")
-    budget = {"epoch_share": 1 / 600, "num_images": 70, "num_validation": 100, "width_mult": 0.1}
-    monkeypatch.setitem(PROFILES, "smoke", dataclasses.replace(PROFILES["smoke"], **budget))
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "MEASURED", tmp_path / "measured")
+    with tiny_lab(tmp_path) as lab:
+        smoke = replace(PROFILES["smoke"], num_images=70)  # two batches of 32
+        monkeypatch.setitem(PROFILES, "smoke", smoke)
+        yield lab
 
 
-def test_without_a_measured_speed_a_few_steps_are_timed(monkeypatch):
-    speeds: list[float] = []
-    monkeypatch.setattr(plans, "timed_images_per_s", lambda recipe: speeds.append(8.0) or 8.0)
+@pytest.fixture
+def timed(monkeypatch) -> list[Recipe]:
+    """The recipes whose steps were timed; 8 images/s each."""
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(plans, "timed_images_per_s", lambda r: recipes.append(r) or 8.0)
+    return recipes
+
+
+def test_without_a_measured_speed_a_few_steps_are_timed(lab, timed):
     rows = plan(SWEEP, "smoke").set_index("point")
     assert list(rows.index) == [point.name for point in SWEEP.points()]
-    assert (rows["state"] == "to run").all()
-    assert (rows["images"] == 64).all()  # two batches of 32
+    assert (rows["state"] == "to train").all()
+    assert (rows["images"] == 64).all()
     assert (rows["minutes"] == 64 / 8 / 60).all()
-    assert len(speeds) == 1  # once a plan
-    plan(SWEEPS["expand_ratio"], "quick")
-    assert len(speeds) == 1  # nothing is trained
+    assert len(timed) == 1  # once a shape of network
+    plan(SWEEPS["stages"], "smoke", point="[12].0-orn")
+    assert [recipe.model for recipe in timed[1:]] == ["c_efficientnet_1.0", "c_efficientnet_2.0"]
+    assert plan(SWEEPS["expand_ratio"], "quick")["images"].sum() == 0
+    assert len(timed) == 3
 
 
-def test_the_timed_speed_is_that_of_real_steps():
-    recipe = PROFILES["smoke"].apply(SWEEP.point("pointwise").recipe)
-    speed = timed_images_per_s(recipe)
-    start = time.perf_counter()
-    experiments.ensure(SWEEP, "smoke", point="pointwise", progress=False)
-    assert speed > 64 / (time.perf_counter() - start)  # a whole point does more than its steps
+def test_a_needed_network_is_planned_with_the_point(lab, timed):
+    rows = plan(SWEEPS["pipeline"], "smoke", point="0.30")
+    assert rows["point"].tolist() == ["dense", "0.15", "0.30"]
+    assert rows["record"].tolist() == [False, False, True]
+    assert rows["images"].tolist() == [64, 64, 64]
+    assert "3 to do, 3 of them to train" in plans.in_all(rows)
+    student = sweep_of(student=replace(ORN, start=SWEEPS["pipeline"].point("0.15").recipe))
+    assert plan(student, "smoke")["point"].tolist() == [
+        *("pipeline/dense", "pipeline/0.15", "student")
+    ]
 
 
-def test_after_a_first_point_the_rest_is_estimated_at_its_speed(monkeypatch):
-    experiments.ensure(SWEEP, "smoke", point="none", progress=False)
-    speed = images_per_s(PROFILES["smoke"])
-    assert speed is not None
-    monkeypatch.setattr(plans, "timed_images_per_s", None)  # not asked
-    rows = plan(SWEEP, "smoke", point="[nf]*").set_index("point")
-    assert rows["state"].to_dict() == {"none": "measured", "fc": "to run"}
-    assert rows.at["fc", "minutes"] == pytest.approx(64 / speed / 60)
+def test_after_a_first_point_the_rest_is_estimated_at_its_speed(lab, timed):
+    rows = ensure(SWEEP, "smoke", point="none", progress=False)
+    speed = rows["train_images_per_s"].item()
+    ahead = plan(SWEEP, "smoke", point="[nf]*").set_index("point")
+    assert ahead["state"].to_dict() == {"none": "measured", "fc": "to train"}
+    assert ahead.at["fc", "minutes"] == pytest.approx(64 / speed / 60)
     assert plan(SWEEP, "smoke", 1, {"train.epochs": 3}, "none")["images"].item() == 3 * 64
+    assert not timed
+    plan(SWEEPS["stages"], "smoke", point="1.0-orn")  # another network has another speed
+    assert len(timed) == 1
 
 
-def test_a_damaged_record_is_to_run_and_has_no_speed():
-    experiments.ensure(SWEEP, "smoke", point="none", progress=False)
-    (path,) = records.runs_root().rglob("*.json")
-    path.write_text("{")
-    assert plan(SWEEP, "smoke", point="none")["state"].item() == "to run"
-    assert images_per_s(PROFILES["smoke"]) is None
+def test_the_timed_speed_is_that_of_real_steps(lab, monkeypatch):
+    """By a clock of its own: a step of 32 images that takes 4 seconds is 8 images/s."""
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(plans.time, "perf_counter", lambda: 3.0 * next(clock))
+    (case,) = cases(SWEEP, PROFILES["smoke"], point="pointwise")
+    assert plans.timed_images_per_s(case.recipe) == plans.TIMED_STEPS * 32 / 12
 
 
-def test_what_is_missing_is_said(monkeypatch):
-    monkeypatch.setattr(plans, "timed_images_per_s", None)  # not asked for what cannot run
+@pytest.mark.parametrize("point", ["dense", "half"])
+def test_any_network_can_be_timed(lab, point):
+    (case,) = cases(chain(ORN), PROFILES["smoke"], point=point)
+    assert plans.timed_images_per_s(case.recipe) > 0
+
+
+def test_what_is_missing_is_said_and_not_timed(lab, timed):
     rows = plan(SWEEPS["stages"], "full", point="3.0-vanilla")
     assert rows["state"].item() == "no file cifar-100-python/test"
-    assert rows["images"].item() == 600 * (45_000 // 128) * 128
+    assert rows["images"].item() == 0
     assert plan(SWEEPS["spectra"], "quick")["state"].iloc[-1] == "not defined at quick"
-    assert plan(SWEEPS["expand_ratio"], "quick")["images"].sum() == 0
+    assert not timed
 
 
-def test_a_run_stays_under_the_room_that_the_plan_says(tmp_path):
-    experiments.ensure(SWEEP, "smoke", point="none", progress=False)
-    used = sum(p.stat().st_size for p in (tmp_path / "runs").rglob("*.pt")) / 1e6
+def test_images_of_the_papers_schedule(lab):
+    (case,) = cases(SWEEPS["stages"], PROFILES["full"], point="3.0-vanilla")
+    assert plans.num_images(case.recipe, case.profile) == 600 * (45_000 // 128) * 128
+    everything = replace(case.recipe, train=replace(case.recipe.train, hold_out=False))
+    assert plans.num_images(everything, case.profile) == 600 * (50_000 // 128) * 128
+
+
+def test_a_run_stays_under_the_room_that_the_plan_says(lab, timed):
     planned = plan(SWEEP, "smoke", point="none")["disk_mb"].item()
-    assert not math.isnan(planned)
     assert planned > 0
-    full = plan(SWEEPS["stages"], "full", point="3.0-cutmix")["disk_mb"].item()
+    ensure(SWEEP, "smoke", point="none", progress=False)
+    used = sum(p.stat().st_size for p in lab.runs.rglob("*.pt")) / 1e6
     assert used < planned + 1  # headers weigh more than these few weights
-    assert 10 < full < 32
 
 
-def test_the_command_line_prints_a_plan_and_says_by_its_status_what_was_not_measured(
-    capsys, monkeypatch
-):
+# ------------------------------------------------------------------------------ the command line
+
+
+@pytest.mark.parametrize(
+    ("sweep", "profile", "words"),
+    [
+        ("published", "quick", ["published", "quick", "choose from full"]),
+        ("published", "full", ["micronet_v1_pr_60.t7", "data fetch kaist"]),
+        ("stages", "quick", ["cifar-100-python", "data fetch cifar100"]),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_remedy(lab, sweep, profile, words):
+    with pytest.raises(InputError) as caught:
+        require(jobs(cases(SWEEPS[sweep], PROFILES[profile])))
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_missing_policies_are_fetched_and_ours_are_in_the_repository(lab):
+    for name in ("test", "train"):
+        path = lab.data / "cifar-100-python" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    ahead = jobs(cases(SWEEPS["stages"], PROFILES["quick"], point="3.0-cutmix"))
+    with pytest.raises(InputError, match="data fetch policies"):
+        require(ahead)
+    require(jobs(cases(SWEEPS["augmentation"], PROFILES["quick"], point="searched")))
+
+
+def test_a_sweep_of_which_one_point_can_run_is_not_refused(lab):
+    path = lab.data / "kaist" / "micronet_v1_pr_60.t7"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    require(jobs(cases(SWEEPS["spectra"], PROFILES["full"])))
+    require(jobs(cases(SWEEP, PROFILES["smoke"])))
+
+
+def test_the_command_line_prints_a_plan_and_tells_by_its_status_what_was_not_measured(lab, capsys):
     words = ["measure", "srip_placement", "--point", "fc", "--profile", "smoke"]
     assert main([*words, "--plan", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"][0]["images"] == 64
-    assert not records.runs_root().exists()
+    assert not lab.runs.exists()
     assert main([*words, "--plan"]) == 0
-    assert "to run: 1 of 1 points, 0." in capsys.readouterr().out
+    assert re.search("1 to do, 1 of them to train", capsys.readouterr().out)
     assert main([*words, "--override", "train.lr=1e30"]) == 1
-    told = capsys.readouterr()
-    assert "to run" in told.err
-    assert "srip_placement/fc seed 0: the loss became" in told.err
-    assert "not run" in told.out
+    shown = capsys.readouterr()
+    assert "to train" in shown.err
+    assert "srip_placement/fc seed 0: the loss became" in shown.err
+    assert "not run" in shown.out
     assert main(words) == 0

@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from torch import Tensor, nn
 
 from micronet_lib.architecture import build
 from micronet_lib.architecture.micronet import EXPAND_RATIOS
+from micronet_lib.architecture.network import Network
+from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score_operations
+from micronet_lib.scoring.dead_channels import apply_savings
 from micronet_lib.scoring.operations import Operation, record_operations
-from micronet_lib.scoring.rules import rules_of
+from micronet_lib.scoring.rules import RULE_SETS, rules_of
 
+MEASURED = Path(__file__).resolve().parent.parent / "data" / "measured" / "full"
 KAIST = Path(os.environ.get("MICRONET_DATA", "data")) / "kaist"
 
 
@@ -122,3 +127,71 @@ def test_the_bill_adds_up() -> None:
     assert table["math_ops"].sum() == pytest.approx(found.math_ops)
     assert set(table["bits"]) == {16, 32}
     assert table["layer"].str.len().min() > 0
+
+
+def test_every_committed_score_is_counted_again() -> None:
+    """Those of the published networks where the files are at hand."""
+    wrong, compared = [], 0
+    for sweep in ("expand_ratio", "printed_table", "published", "free_savings"):
+        for path in sorted((MEASURED / sweep).glob("*.json")):
+            record = records.read(path)
+            checkpoint = record.recipe["checkpoint"]
+            if checkpoint and not (KAIST / f"{checkpoint}.t7").is_file():
+                continue
+            if checkpoint:
+                model = load_published(KAIST / f"{checkpoint}.t7")
+            else:
+                model = build(record.recipe["model"])
+                for parameter in model.parameters():
+                    parameter.data += (parameter == 0) & (parameter.ndim > 1)  # a draw of zero
+            operations = record_operations(apply_savings(model, record.recipe["savings"]))
+            for name, rules in RULE_SETS.items():
+                for key, value in score_operations(operations, rules).metrics().items():
+                    compared += 1
+                    if record.metrics[f"{name}.{key}"] != value:
+                        wrong.append(f"{path.name} {name}.{key}")
+    assert not wrong
+    assert compared >= 2 * len(EXPAND_RATIOS) * len(RULE_SETS) * 7
+
+
+class TwoExits(Network):
+    """Two linear layers of 4 x 4, each with a head of 4 x 2; nothing has a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(4, 2, bias=False) for _ in range(2))
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def exits(self, x: Tensor) -> list[Tensor]:
+        logits = []
+        for layer, head in zip(self.trunk, self.heads, strict=True):
+            x = layer(x)
+            logits.append(head(x))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("rates", "late"), [(None, 1.0), ((0.0, 1.0), 1.0), ((0.75, 0.25), 0.25), ((1.0, 0.0), 0.0)]
+)
+def test_an_exit_costs_those_who_reach_it(rates: tuple[float, ...] | None, late: float) -> None:
+    found = score_network(TwoExits(), "official", (4,), rates)
+    assert found.num_params == 2 * (16 + 8)
+    assert found.num_mults == found.macs == found.dense_macs == 24 * (1 + late)
+    assert found.num_adds == (12 + 6) * (1 + late)
+    assert found.table()["score"].sum() == pytest.approx(found.score)
+
+
+@pytest.mark.parametrize("rates", [(), (1.0,), (0.5, 0.4), (1.5, -0.5)])
+def test_exit_rates_that_do_not_fit_are_refused(rates: tuple[float, ...]) -> None:
+    with pytest.raises(InputError):
+        score_network(TwoExits(), "official", (4,), rates)
+
+
+def test_macs_are_those_of_weights_that_are_not_zero() -> None:
+    conv = nn.Conv2d(4, 8, 3, padding=1)
+    conv.weight.data.fill_(1.0)[:, 0] = 0
+    found = score_network(nn.Sequential(conv, nn.ReLU()), "official", (4, 5, 5))
+    assert (found.macs, found.dense_macs) == (25 * 8 * 27, 25 * 8 * 36)
+    assert found.num_mults == found.macs + 25 * 8  # the ReLU

@@ -12,14 +12,12 @@ from micronet_lib.scoring.rules import (
     Item,
     OfficialRules,
     Precision,
-    get_rules,
     rules_of,
 )
 
 
 def items_of(model: nn.Module, rules: str, shape: tuple[int, ...]) -> list[Item]:
-    priced = [i for op in record_operations(model, shape) for i in get_rules(rules).price(op)]
-    return [item for item in priced if item.count]
+    return [item for item in score_network(model, rules, shape).items if item.count]
 
 
 @pytest.fixture
@@ -126,6 +124,51 @@ def test_quantised_multiplications_cost_the_wider_input_and_the_image_has_eight_
     items = [i for op in record_operations(model, (3, 1, 1)) for i in rules.price(op)]
     products = [i.bits for i in items if i.quantity == "mult"]
     assert products == [8, 16, 4, 16]  # each followed by the rescaling of its outputs
+
+
+def test_a_layer_without_bias_and_batch_norm_is_charged_none() -> None:
+    for rules in RULE_SETS:
+        found = score_network(nn.Conv2d(8, 4, 1, bias=False), rules, (8, 5, 5))
+        assert (found.num_params, found.num_adds) == (32, 25 * 4 * 7)
+
+
+def test_the_widths_of_a_layer_go_before_those_of_the_rules() -> None:
+    class Layer(nn.Conv2d):
+        weight_bits, activation_bits, accumulator_bits = 2, 4, 12
+
+    model = nn.Sequential(Layer(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
+    model[0].weight.data.fill_(1.0)
+    model[1].weight.data.fill_(1.0)
+    own = [("mult", 12, 4), ("add", 8, 12), ("mult", 4, 16), ("param", 4, 16), ("param", 12, 2)]
+    half = [("mult", 16, 16), ("add", 12, 32), ("param", 16, 16)]
+    eight = [("mult", 16, 8), ("add", 12, 32), ("mult", 4, 16), ("param", 4, 16), ("param", 16, 8)]
+    for rules, rest in ((OfficialRules(), half), (rules_of("official", 8, 8), eight)):
+        items = [item for item in score_network(model, rules, (3, 1, 1)).items if item.count]
+        assert [(i.quantity, i.count, i.bits) for i in items] == own + rest
+
+
+def test_widths_of_activations() -> None:
+    class Act(nn.ReLU):
+        activation_bits = 4
+
+    class Product(nn.Module):
+        activation_bits = 4
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ x
+
+    widths = [
+        [(i.quantity, i.bits) for i in items_of(model, "official", (1, 2, 2))]
+        for model in (Act(), Product())
+    ]
+    assert widths == [[("mult", 4)], [("mult", 4), ("add", 32), ("mult", 16)]]
+
+
+def test_what_the_winners_never_counted_is_refused_with_its_place() -> None:
+    with pytest.raises(InputError) as caught:
+        score_network(nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)), "published", (3, 4, 4))
+    assert "max" in str(caught.value)
+    assert "1.max" in str(caught.value)
 
 
 @pytest.mark.parametrize(

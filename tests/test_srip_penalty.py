@@ -215,10 +215,10 @@ def test_placements_of_another_network_go_by_shape():
         nn.Linear(4, 2),
     )
     kinds = [layer_kind(name, layer) for name, layer in model.named_children()]
-    assert kinds == ["conv", "depthwise", "conv", "pointwise", "pointwise", None, "fc"]
+    assert kinds == ["conv", "depthwise", "conv", "project", "pointwise", None, "fc"]
     assert list(srip_weights(model, "pointwise")) == ["3.weight", "4.weight"]
     assert len(srip_weights(model, "all")) == 6
-    with pytest.raises(InputError, match="'se'; this network has: conv, depthwise, fc, pointwise"):
+    with pytest.raises(InputError, match="'se'; this network has: conv, depthwise, fc"):
         srip_weights(model, "se")
     with pytest.raises(InputError, match="none with a matrix"):
         srip_weights(nn.ReLU(), "all")

@@ -9,6 +9,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.storage.states import (
     forget_states,
     is_own,
+    is_whole,
     load_own,
     load_state,
     save_own,
@@ -123,3 +124,19 @@ def test_own_files_are_known_by_their_beginning(tmp_path):
     assert not is_own(tmp_path / "b.pt")
     assert not is_own(tmp_path / "absent.pt")
     assert not is_own(tmp_path)
+
+
+def test_looking_whether_a_file_is_whole_changes_nothing(tmp_path):
+    path = tmp_path / "a.pt"
+    assert not is_whole(path, "key")
+    save_own(path, "key", STATE)
+    assert is_whole(path, "key")
+    assert not is_whole(path, "other")
+    damaged = path.read_bytes()[:-1]
+    path.write_bytes(damaged)
+    assert not is_whole(path, "key")
+    assert path.read_bytes() == damaged
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(InputError, match=r"folder\.pt"):
+        is_whole(tmp_path / "folder.pt", "key")

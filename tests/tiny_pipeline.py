@@ -18,36 +18,35 @@ import torch
 
 from micronet_lib.__main__ import main
 from micronet_lib.architecture.micronet import ARCHITECTURES
-from micronet_lib.lab import records
-from micronet_lib.lab.host import machine
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.running import engines, plan, runs
+from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.running import engines, lineage, measures, networks, plan
 from micronet_lib.lab.storage.states import load_own
 from micronet_lib.lab.training import loop as training
 
 SWEEP = SWEEPS["pipeline"]
 IMPORTED = (engines, plan)  # so that a fork finds what the command line imports when it runs
-POINTS = [point.name for point in SWEEP.points()]
 BUDGET = {
     "width_mult": 0.1,
     "train.epochs": 3,
     "train.num_images": 32,
     "train.num_validation": 50,
 }
+CASES = lineage.cases(SWEEP, PROFILES["smoke"], overrides=BUDGET)
 _OVERRIDES = [("--override", f"{key}={value}") for key, value in BUDGET.items()]
 COMMAND = ("measure", SWEEP.name, "--profile", "smoke", "--json", *sum(_OVERRIDES, ()))
 
 
 def shrink() -> None:
-    """Two blocks instead of sixteen, 100 test images, a state an epoch, no questions to git."""
+    """Two blocks instead of sixteen, 100 test images, a state an epoch."""
     network = ARCHITECTURES["c_efficientnet_3.0"]
     stages = tuple(replace(stage, num_blocks=1) for stage in network.stages[:2])
     ARCHITECTURES[network.name] = replace(network, stages=stages)
-    images = runs.load_dataset("embedded")
+    images = networks.load_dataset("embedded")
     images = replace(images, test=images.test.first(100))
-    runs.load_dataset = lambda *_: images
+    networks.load_dataset = lambda *_: images
+    measures.load_split = lambda *_: images.test
     training.SAVE_EVERY_S = 0.0
-    machine.code_commit = lambda: "unknown"  # three processes a record, and many records
 
 
 @dataclass(frozen=True)
@@ -73,28 +72,31 @@ class Place:
         return (self.folder / "log").read_text().splitlines()
 
     def record(self, stage: int) -> Path:
-        return self.runs / records.record_path(SWEEP.name, POINTS[stage], "smoke", 0)
+        return self.runs / "smoke" / SWEEP.name / f"{CASES[stage].point}-s0.json"
 
     def of_run(self, stage: int, name: str) -> Path:
         """A file of a stage's run, such as `state.pt`."""
-        return self.record(stage).with_suffix("") / name
+        return self.runs / "smoke" / "networks" / CASES[stage].id / name
 
     def stage(self) -> int:
         """How many stages have their record."""
         return sum(1 for _ in self.runs.glob("smoke/*/*.json"))
 
     def files(self) -> set[str]:
-        return {str(p.relative_to(self.runs)) for p in self.runs.rglob("*") if p.is_file()}
+        """All files but those that were set aside because they were damaged."""
+        found = {str(p.relative_to(self.runs)) for p in self.runs.rglob("*") if p.is_file()}
+        return {name for name in found if ".damaged" not in name}
 
     def outcome(self) -> dict[str, object]:
-        """Every record, without what tells of time and machine, and every network."""
+        """Every record and every network, without what tells of time and machine."""
         found: dict[str, object] = {}
         for path in self.runs.rglob("*.json"):
             record = json.loads(path.read_text())
             del record["env"], record["metrics"]["train_images_per_s"]
-            network = load_own(path.with_suffix("") / "network.pt", f"{record['recipe_id']}-s0")
-            weights = {} if network is None else network | {"images_per_s": None}
-            found[path.name] = {"record": record, "network": weights}
+            found[path.name] = record
+        for path in self.runs.rglob("network.pt"):
+            network = load_own(path, path.parent.name) or {}
+            found[path.parent.name] = network | {"images_per_s": None, "env": None}
         return found
 
 
@@ -114,6 +116,7 @@ def start(
     status = 99
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["micronet", *command]
         os.environ["MICRONET_RUNS"] = str(place.runs)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         os.dup2(os.open(place.folder / "log", flags), 2)
@@ -121,7 +124,7 @@ def start(
         if meddle is not None:
             meddle()
         os.write(begin, b".")
-        status = main(command)
+        status = main()
     except BaseException:
         traceback.print_exc()
     finally:

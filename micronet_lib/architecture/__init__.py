@@ -6,7 +6,7 @@ from micronet_lib.architecture.initialization import (
     released,
     semi_orthogonal,
 )
-from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
+from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind, weight_kinds
 from micronet_lib.architecture.micronet import EXPAND_RATIOS, MBConv, MicroNet, get_architecture
 from micronet_lib.architecture.network import (
     NETWORKS,
@@ -35,4 +35,5 @@ __all__ = [
     "register",
     "released",
     "semi_orthogonal",
+    "weight_kinds",
 ]

@@ -30,7 +30,7 @@ NUM_QUANTILES = 1001  # every 0.1 %, minimum and maximum included
 
 @dataclass(frozen=True)
 class WeightDistribution:
-    """Values of a trained network's weights by kind of layer (`srip.layer_kind`).
+    """Values of a trained network's weights by kind of layer (`layers.layer_kind`).
 
     Attributes:
         quantiles: for each kind the values at equally spaced probabilities from 0 to 1, two or

@@ -12,8 +12,8 @@ from micronet_lib.plots.style import (
     BLUE,
     GREEN,
     GREY,
+    KIND_STYLES,
     ORANGE,
-    PURPLE,
     YELLOW,
     figure,
     footer,
@@ -35,17 +35,7 @@ _ROW: dict[str, Any] = {"ncols": 4, "frameon": False, "columnspacing": 1.2, "han
 # From large pictures to small ones the tone gets darker.
 _RESOLUTIONS = {32: "#a6cee3", 16: "#4a98c9", 8: "#1764ab", 4: "#08306b"}
 _SHORTCUTS = {"identity": ("o", GREEN), "pointwise": ("D", YELLOW), "none": ("X", ORANGE)}
-# Fill and text, in the order a picture meets them.
-_LAYERS = {
-    "stem": (GREY, _DARK),
-    "expand": (BLUE, "white"),
-    "depthwise": (ORANGE, "white"),
-    "project": (GREEN, "white"),
-    "shortcut": (YELLOW, _DARK),
-    "squeeze-excite": (PURPLE, "white"),
-    "classifier": ("#444444", "white"),
-    "batch norm, biases": (_PALE, _DARK),
-}
+_REST = "batch norm, biases"
 
 
 def block_kinds(blocks: pd.DataFrame) -> Figure:
@@ -184,13 +174,17 @@ def weights_by_layer(counts: pd.DataFrame) -> Figure:
     """Parameters of each network by kind of layer, as one stacked bar a network.
 
     Args:
-        counts: a row a kind of layer (its name is the index), a column a network.
+        counts: a row a kind of layer (its name is the index; `batch norm, biases` for what has
+            none), a column a network.
     """
     fig, (ax,) = figure(height=1.0 + 0.55 * counts.shape[1])
     left = pd.Series(0.0, index=counts.columns)
-    for kind, (fill, ink) in _LAYERS.items():
+    styles = {**KIND_STYLES, _REST: (_REST, _PALE)}
+    for kind in (kind for kind in styles if kind in counts.index):
+        label, fill = styles[kind]
+        ink = _DARK if fill in (GREY, YELLOW, _PALE) else "white"
         widths = counts.loc[kind] / 1000
-        ax.barh(counts.columns, widths, 0.72, left=left, color=fill, label=kind)
+        ax.barh(counts.columns, widths, 0.72, left=left, color=fill, label=label)
         for row, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width > 15:
                 ax.text(start + width / 2, row, f"{width:.0f}", ha="center", va="center", color=ink)

@@ -13,7 +13,6 @@ from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, f
 
 __all__ = [
     "augmentation_sweep",
-    "augmentation_table",
     "box_weights",
     "image_grid",
     "policy_statistics",
@@ -187,47 +186,26 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
     return footer(fig, source)
 
 
-def augmentation_table(measured: pd.DataFrame, reference: str = "standard") -> pd.DataFrame:
-    """The sweep `augmentation`: accuracy, spread, and distance to crop and flip.
-
-    Args:
-        measured: of `records.measured`; without a record a point has `n` 0.
-        reference: the point that gains are counted from.
-
-    Returns:
-        Columns augment, n, top1, spread (fractions), gain and spread of the gain (points; that of
-        the difference of two runs), train_loss. `NaN` where a point was not run. The reference
-        gains 0 by definition.
-    """
-    rows = measured.set_index("point")
-    table = pd.DataFrame({"n": rows["n"]})
-    for column, name in (("top1", "top1"), ("spread", "top1_std"), ("train_loss", "train_loss")):
-        table[column] = rows.get(name, np.nan)
-    table["gain"] = 100 * (table["top1"] - table["top1"][reference])
-    table["gain_spread"] = 100 * np.hypot(table["spread"], table["spread"][reference])
-    table.loc[reference, "gain_spread"] *= 0  # a run differs from itself by nothing
-    columns = ["n", "top1", "spread", "gain", "gain_spread", "train_loss"]
-    return table[columns].rename_axis("augment").reset_index()
-
-
-def augmentation_sweep(table: pd.DataFrame, source: str) -> Figure:
+def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
     """Test accuracy by way of augmenting, mean and spread; apart, the loss on what was trained on.
 
     Args:
-        table: of `augmentation_table`.
+        measured: a table of the sweep `augmentation`: point, top1, top1_std, train_loss.
         source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.6, columns=2)
-    _points(left, table["augment"], 100 * table["top1"], 100 * table["spread"], BLUE)
+    points = measured["point"]
+    _points(left, points, 100 * measured["top1"], 100 * measured["top1_std"], BLUE)
     left.set_xlabel("top-1 (%)")
-    _points(right, table["augment"], table["train_loss"], None, ORANGE)
+    losses = measured.get("train_loss", pd.Series(np.nan, measured.index))  # no run, no such metric
+    _points(right, points, losses, None, ORANGE)
     right.set_yticklabels([])
     right.set_xlabel("training loss, last epoch")
     return footer(fig, source)
 
 
 def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0") -> pd.DataFrame:
-    """The stages at one expansion ratio, the paper's and ours, each with its step over the last.
+    """The stages at one expansion ratio, the paper's and ours.
 
     Args:
         measured: of `records.measured` of the sweep `stages`, points `<ratio>-<stage>`.
@@ -235,8 +213,8 @@ def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0")
         ratio: the expansion ratio.
 
     Returns:
-        Columns stage, paper (percent), paper_step (points), n, top1, spread (percent), step,
-        step_spread (points; that of the difference of two runs). `NaN` where nothing is known.
+        Columns stage, paper (percent), paper_step (points over the stage before), n, top1, spread
+        (percent). `NaN` where nothing is known.
     """
     rows = measured.set_index("point")
     printed = paper[paper["point"].isin([ratio, f"ratio_{ratio}"])]
@@ -246,11 +224,8 @@ def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0")
     points = [f"{ratio}-{stage}" for stage in _STAGES]
     table["n"] = rows["n"].reindex(points).fillna(0).astype(int).to_numpy()
     for column, name in (("top1", "top1"), ("spread", "top1_std")):
-        known = rows[name] if name in rows else pd.Series(np.nan, rows.index)
-        table[column] = 100 * known.reindex(points).to_numpy()
+        table[column] = 100 * rows[name].reindex(points).to_numpy()
     table.insert(2, "paper_step", table["paper"].diff())
-    table["step"] = table["top1"].diff()
-    table["step_spread"] = np.hypot(table["spread"], table["spread"].shift())
     return table
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer
 
-__all__ = ["als_gain", "smoothing_forms", "smoothing_sweep", "smoothing_table"]
+__all__ = ["als_gain", "smoothing_forms", "smoothing_sweep"]
 
 _COLOURS = {
     "none": GREY,
@@ -79,49 +79,20 @@ def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: list(values) for name, values in columns.items()})
 
 
-def smoothing_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """The measured forms beside hard labels.
-
-    Args:
-        measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std, loss,
-            validation_top1; points without a record have n 0 and NaN.
-
-    Returns:
-        Columns form, n, validation, top1, spread (standard deviation over the n runs), gain (over
-        the point `none`, in points of top-1), gain_spread (of the difference of two runs) and
-        loss. The reference gains 0 by definition.
-    """
-    table = measured.set_index("point")
-    gain_spread = 100 * np.hypot(table["top1_std"], table["top1_std"]["none"])
-    gain_spread["none"] *= 0  # a run differs from itself by nothing
-    columns = {
-        "form": table.index,
-        "n": table["n"],
-        "validation": table["validation_top1"],
-        "top1": table["top1"],
-        "spread": table["top1_std"],
-        "gain": 100 * (table["top1"] - table["top1"]["none"]),
-        "gain_spread": gain_spread,
-        "loss": table["loss"],
-    }
-    return pd.DataFrame({name: list(values) for name, values in columns.items()})
-
-
 def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> Figure:
     """The measured forms, and apart from them what the paper prints; two scales, no comparison.
 
     Args:
-        measured: of `smoothing_table`.
+        measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std.
         gain: of `als_gain`.
         source: the provenance footer of the measured part.
     """
     fig, (left, right) = figure(height=3.5, columns=2)
     for place, row in enumerate(measured.to_dict("records")):
         if row["n"]:
-            spread = 100 * row["spread"] if row["n"] > 1 else 0
-            left.errorbar(
-                place, 100 * row["top1"], spread, fmt="o", capsize=4, color=_COLOURS[row["form"]]
-            )
+            spread = 100 * row["top1_std"] if row["n"] > 1 else None
+            colour = _COLOURS[row["point"]]
+            left.errorbar(place, 100 * row["top1"], spread, fmt="o", capsize=4, color=colour)
         else:
             left.text(
                 place, 0.5, "not run", transform=left.get_xaxis_transform(), rotation=90,
@@ -129,7 +100,7 @@ def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> 
             )  # fmt: skip
     if not measured["n"].any():
         left.set_yticks([])
-    left.set_xticks(range(len(measured)), measured["form"])
+    left.set_xticks(range(len(measured)), measured["point"])
     left.set_xlim(-0.6, len(measured) - 0.4)
     left.set_ylabel("top-1 (%)")
     left.set_title("measured, few epochs", size=9.5)

@@ -14,7 +14,6 @@ from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, 
 
 __all__ = [
     "density_by_kind",
-    "differences",
     "mask_rounds",
     "printed_curve",
     "pruned_files",
@@ -188,31 +187,6 @@ def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
     shown = [name for name in names if name in measured]
     columns = ["point", "n", "sparsity", "top1", "spread", "loss", *shown]
     return table[columns].rename(columns=names)
-
-
-def differences(measured: pd.DataFrame, against: Mapping[str, str]) -> pd.DataFrame:
-    """How much more or less some points of a sweep get right than others.
-
-    Args:
-        measured: a table of the sweep.
-        against: a point, and the one it is compared with.
-
-    Returns:
-        Columns point, against, n (of the two the smaller), difference (points of top-1) and spread
-        (points; that of the difference of two runs). `NaN` where one of them was not run, and for
-        a spread of fewer than two runs.
-    """
-    rows = measured.set_index("point")
-    ours, theirs = rows.loc[list(against)], rows.loc[list(against.values())]
-    return pd.DataFrame(
-        {
-            "point": ours.index,
-            "against": theirs.index,
-            "n": np.minimum(ours["n"].to_numpy(), theirs["n"].to_numpy()),
-            "difference": 100 * (ours["top1"].to_numpy() - theirs["top1"].to_numpy()),
-            "spread": 100 * np.hypot(ours["top1_std"].to_numpy(), theirs["top1_std"].to_numpy()),
-        }
-    )
 
 
 def table_5(printed: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW, figure, footer
+from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
 __all__ = [
     "bill_shares",
@@ -18,27 +18,13 @@ __all__ = [
 # Equation 1 of [kim2020]; a figure imports no method.
 PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
 
-_GROUPS = {
-    "stem": ("stem", GREY),
-    "conv_expand": ("expand", BLUE),
-    "conv_dw": ("depthwise", ORANGE),
-    "conv_project": ("project", GREEN),
-    "conv_shortcut": ("shortcut", YELLOW),
-    "se": ("squeeze-excite", PURPLE),
-    "act": ("HardSwish", SKY),
-    "head": ("head", "#444444"),
-}
+_GROUPS = {**KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
 
 
-def _group(layer: str) -> str:
-    """The kind of layer a row of the bill belongs to, for colours and legends."""
-    if layer.startswith(("stem.conv", "head")):
-        return layer.split(".")[0]
-    parts = layer.split(".")
-    for key in ("se", "conv_expand", "conv_dw", "conv_project", "conv_shortcut"):
-        if key in parts:
-            return key
-    return "act" if any(part.startswith("act") for part in parts) else "head"
+def _groups(items: pd.DataFrame) -> pd.Series:
+    """Return the part of the network that each row belongs to, for colours and legends."""
+    activations = (items["layer_kind"] == "other") & (items["kind"] == "hard_swish")
+    return items["layer_kind"].mask(activations, "hard_swish")
 
 
 def _place(layer: str) -> str:
@@ -51,10 +37,11 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
     """Where operations and storage of a network go, block by block.
 
     Args:
-        items: rows of a bill: layer, param_storage, math_ops (both weighted to 32 bits).
+        items: `records.bill`: layer, layer_kind, kind (of the operation), param_storage, math_ops
+            (both weighted to 32 bits).
         source: the provenance footer.
     """
-    items = items.assign(place=items["layer"].map(_place), group=items["layer"].map(_group))
+    items = items.assign(place=items["layer"].map(_place), group=_groups(items))
     places = list(dict.fromkeys(items["place"]))
     fig, axes = figure(height=4.6, rows=2)
     for ax, column, label in zip(
@@ -65,9 +52,11 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
     ):
         scale = 1e6 if column == "math_ops" else 1e3
         table = items.pivot_table(index="place", columns="group", values=column, aggfunc="sum")
-        table = table.reindex(index=places, columns=list(_GROUPS)).fillna(0) / scale
+        shown = [group for group in _GROUPS if group in table]
+        table = table.reindex(index=places, columns=shown).fillna(0) / scale
         bottom = pd.Series(0.0, index=places)
-        for key, (name, colour) in _GROUPS.items():
+        for key in shown:
+            name, colour = _GROUPS[key]
             ax.bar(places, table[key], bottom=bottom, color=colour, label=name, width=0.82)
             bottom += table[key]
         ax.set_ylabel(label)
@@ -81,9 +70,10 @@ def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
     """The share of each kind of layer in operations, storage and score, largest first.
 
     Args:
-        items: rows of a bill: layer, param_storage, math_ops (both weighted to 32 bits).
+        items: `records.bill`: layer, layer_kind, kind (of the operation), param_storage, math_ops
+            (both weighted to 32 bits).
     """
-    names = items["layer"].map(_group).map(lambda key: _GROUPS[key][0])
+    names = _groups(items).map(lambda group: _GROUPS[group][0])
     sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
     score = sums["math_ops"] / OPS_BASE + sums["param_storage"] / PARAM_BASE
     shares = pd.DataFrame(

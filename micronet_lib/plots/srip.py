@@ -1,16 +1,17 @@
 """Figures of chapter `02_srip`: what the penalty is, does, and gains; `spectra` has the rest."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.srip_spectra import KINDS, POINTWISE, ratio_axis
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer
+from micronet_lib.architecture.layers import POINTWISE
+from micronet_lib.plots.srip_spectra import ratio_axis
+from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
 __all__ = [
-    "placement_table",
     "srip_descent",
     "srip_floor",
     "srip_placement",
@@ -34,11 +35,12 @@ def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
         ax.plot(rows["ratio"], rows["mean"], color=ORANGE, label="one step: mean, spread")
         low, high = rows["mean"] - rows["std"], rows["mean"] + rows["std"]
         ax.fill_between(rows["ratio"], low, high, color=ORANGE, alpha=0.25, lw=0)
-        for kind, colour in KINDS.values():
-            if kind in POINTWISE:
-                own = layers[layers["kind"] == kind]
+        for kind in POINTWISE:
+            own = layers[layers["kind"] == kind]
+            if len(own):
+                label, colour = KIND_STYLES[kind]
                 ratio, y = own["fan_in"] / own["out_chs"], np.full(len(own), -0.06)
-                ax.scatter(ratio, y, marker="|", color=colour, s=60, label=kind)
+                ax.scatter(ratio, y, marker="|", color=colour, s=60, label=label)
         ax.set_title(title, size=9.5)
         ax.set_ylim(-0.12, 1.15)
         ratio_axis(ax)
@@ -101,58 +103,31 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     return fig
 
 
-def placement_table(measured: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Gain over no SRIP by placement, measured beside the paper's; `NaN` where it was not run.
+def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Figure:
+    """Gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
 
     Args:
-        measured: the table of `srip_placement`: point, n, top1, top1_std; `none` is the reference.
+        gains: of `records.gain` over the point `none`, in points of top-1.
         paper: transcribed numbers with `gain_percent` by point.
-
-    Returns:
-        Columns placement, paper (points), n, top1 and top1_std (percent), gain and gain_std
-        (points). The spread of the gain is that of the difference of two single runs. The
-        reference gains 0 by definition.
-    """
-    rows = measured.set_index("point")
-    gains = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
-    top1 = 100 * rows.get("top1", pd.Series(np.nan, rows.index))
-    spread = 100 * rows.get("top1_std", pd.Series(np.nan, rows.index))
-    table = pd.DataFrame({"paper": gains.reindex(rows.index), "n": rows["n"]})
-    table["top1"], table["top1_std"] = top1, spread
-    table["gain"] = top1 - top1["none"]
-    table["gain_std"] = np.sqrt(spread**2 + spread["none"] ** 2)
-    table.loc["none", "gain_std"] *= 0  # a run differs from itself by nothing
-    return table.rename_axis("placement").reset_index()
-
-
-def srip_placement(gains: pd.DataFrame, source: str) -> Figure:
-    """Gain by placement: the paper's 600 epochs on one axis, ours on another.
-
-    Args:
-        gains: of `placement_table`.
         source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.0, columns=2)
-    gains = gains[gains["placement"] != "none"]
     place = np.arange(len(gains))
-    left.bar(place, gains["paper"], 0.6, color=GREY)
+    printed = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
+    left.bar(place, printed.reindex(gains["point"]), 0.6, color=GREY)
     left.set_title("paper, Table 6 (600 epochs)", size=9.5)
     right.bar(place, gains["gain"], 0.6, color=BLUE)
     run = gains["gain"].notna().to_numpy()
-    right.errorbar(
-        place[run],
-        gains["gain"][run],
-        gains["gain_std"][run],
-        fmt="none",
-        ecolor="#222222",
-        capsize=3,
-    )
+    known = gains["high"].notna().to_numpy()  # a single run has no interval
+    margin = (gains["high"] - gains["gain"])[known]
+    style: dict[str, Any] = {"fmt": "none", "ecolor": "#222222", "capsize": 3}
+    right.errorbar(place[known], gains["gain"][known], margin, **style)
     for x in place[~run]:
         right.text(x, 0, "not run", ha="center", va="bottom", size=8)
-    right.set_title("measured, short runs: mean, spread", size=9.5)
+    right.set_title("measured, short runs: 95 % interval", size=9.5)
     for ax in (left, right):
         ax.axhline(0, color="#222222", lw=0.8)
-        ax.set_xticks(place, gains["placement"])
+        ax.set_xticks(place, gains["point"])
         ax.set_xlim(-0.5, len(gains) - 0.5)
         ax.tick_params(axis="x", labelsize=8.5)
         ax.grid(axis="x", visible=False)

@@ -8,16 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    YELLOW,
-    figure,
-    footer,
-)
+from micronet_lib.architecture.layers import POINTWISE
+from micronet_lib.plots.style import BLUE, GREY, KIND_STYLES, ORANGE, PURPLE, figure, footer
 
 __all__ = [
     "singular_values",
@@ -27,37 +19,24 @@ __all__ = [
     "srip_summary",
 ]
 
-# By the last part of a layer's name, in the order in which a figure shows them.
-KINDS = {
-    "conv": ("stem", GREY),
-    "conv_dw": ("depthwise", ORANGE),
-    "conv_expand": ("expand", BLUE),
-    "conv_project": ("project", GREEN),
-    "conv_shortcut": ("shortcut", YELLOW),
-    "se": ("squeeze-excite", PURPLE),
-    "classifier": ("classifier", "#444444"),
-}
-POINTWISE = ("expand", "project", "shortcut", "squeeze-excite")
 _WIDE_TICKS, _NARROW_TICKS = (0.1, 0.3, 1, 3, 10), (0.25, 0.5, 0.7, 1, 1.4, 2, 4)
 _RATIOS = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
 
 
-def _kind(layer: str) -> str:
-    """What a layer is for, as the legends call it."""
-    *parents, leaf = layer.split(".")
-    return KINDS["se" if parents[-1:] == ["se"] else leaf][0]
-
-
 def singular_values(
-    network: str, spectra: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
+    network: str,
+    spectra: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    kinds: Mapping[str, str],
 ) -> pd.DataFrame:
-    """A network's singular values as a long table, one row a value; empty without spectra.
+    """Return a network's singular values as a long table, one row a value; empty without spectra.
 
     Args:
         network: how a figure calls it.
         spectra: the values of each matrix by layer, with or without `.weight` at the end.
         shapes: `[out_chs, fan_in]` of each matrix by the same names, in the network's order, which
             a record does not keep.
+        kinds: of each matrix by the names of `shapes`, as from `architecture.weight_kinds`.
 
     Returns:
         Columns network, layer, kind, pointwise, out_chs, fan_in, side, value. A square matrix is
@@ -67,7 +46,7 @@ def singular_values(
     rows = []
     for name, (out_chs, fan_in) in shapes.items():
         layer = name.removesuffix(".weight")
-        kind, side = _kind(layer), "wide" if fan_in > out_chs else "tall"
+        kind, side = kinds[name], "wide" if fan_in > out_chs else "tall"
         place = [network, layer, kind, kind in POINTWISE, out_chs, fan_in, side]
         rows += [[*place, float(value)] for value in found.get(layer, ())]
     columns = ["network", "layer", "kind", "pointwise", "out_chs", "fan_in", "side", "value"]
@@ -123,8 +102,9 @@ def srip_sides(values: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     names = {"near": "near 1", "predicted": "near a predicted place"}
     if counts.empty:
-        nothing = ["pointwise", "both", 0, np.nan, np.nan]
+        nothing = ["pointwise", "both", 0, np.nan, np.nan]  # every kind, nothing found
         counts = pd.DataFrame([nothing], columns=list(counts.columns))
+    counts["kind"] = counts["kind"].map(lambda kind: KIND_STYLES[kind][0])
     return counts.rename(columns=names)
 
 
@@ -190,19 +170,18 @@ def srip_spectra(values: pd.DataFrame, networks: Sequence[str], source: str = ""
         bottom, top = max(bottom, 0.8 * values["value"].min()), 1.25 * values["value"].max()
     ticks = _WIDE_TICKS if top > 10 * bottom else _NARROW_TICKS
     legend: dict[str, Any] = {}
-    kinds = dict(KINDS.values())
     for ax, network in zip(axes, networks, strict=True):
         ax.axhline(1, color="#222222", lw=0.8)
         own = values[values["network"] == network]
         left = 0
-        for kind, colour in kinds.items():
+        for kind, (label, colour) in KIND_STYLES.items():
             layers = own[own["kind"] == kind].groupby("layer", sort=False)["value"]
             low, middle, high = layers.min(), layers.median(), layers.max()
             x = np.arange(left, left + len(low))
             if len(x):
-                ax.vlines(x, low.clip(lower=bottom), high, color=colour, lw=2, label=kind)
+                ax.vlines(x, low.clip(lower=bottom), high, color=colour, lw=2, label=label)
                 ax.plot(x, middle, "_", color="#222222", ms=4)
-                legend[kind] = ax.get_legend_handles_labels()[0][-1]
+                legend[label] = ax.get_legend_handles_labels()[0][-1]
                 left += len(x) + 2
         if own.empty:
             ax.text(0.5, 0.6, "not run", transform=ax.transAxes, ha="center")
@@ -212,7 +191,7 @@ def srip_spectra(values: pd.DataFrame, networks: Sequence[str], source: str = ""
         ax.minorticks_off()
         ax.set_ylim(bottom, top)  # ticks beyond would widen it
         ax.set_xticks([])
-    ordered = [kind for kind in kinds if kind in legend]
+    ordered = [label for label, _ in KIND_STYLES.values() if label in legend]
     fig.legend([legend[k] for k in ordered], ordered, loc="outside upper center", ncols=4)
     fig.supylabel("singular values", size=9.5)
     return footer(fig, source) if source else fig

@@ -14,6 +14,19 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
 )
 WIDTH = 7.2
 
+# Label and colour of every kind of layer, in the order in which figures show them.
+KIND_STYLES = {
+    "conv": ("stem", GREY),
+    "expand": ("expand", BLUE),
+    "depthwise": ("depthwise", ORANGE),
+    "project": ("project", GREEN),
+    "shortcut": ("shortcut", YELLOW),
+    "se": ("squeeze-excite", PURPLE),
+    "fc": ("classifier", "#444444"),
+    "pointwise": ("pointwise", RED),
+    "other": ("other", "#dddddd"),
+}
+
 _RC: Any = {
     "font.size": 9.5,
     "axes.spines.top": False,

@@ -1,5 +1,6 @@
 """Tables on a page: the same HTML on every machine, numbers formatted, no index column."""
 
+import ast
 import hashlib
 import inspect
 import textwrap
@@ -10,7 +11,7 @@ import pandas as pd
 from IPython.display import Code
 from pandas.io.formats.style import Styler
 
-__all__ = ["show_source", "show_table"]
+__all__ = ["show_gains", "show_source", "show_table"]
 
 
 def show_table(
@@ -36,6 +37,34 @@ def show_table(
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
 
 
+def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
+    """A table of `records.gain`: each difference with interval, p and what could have been seen.
+
+    Args:
+        gains: of `records.gain`.
+        number: the format of differences.
+    """
+    both = gains[["n", "n_against"]].astype(str)
+    names = {"point": "point", "against": "against", "n": "n", "gain": "difference",
+             "low": "95 % from", "high": "to", "p": "p", "p_holm": "p (Holm)",
+             "detectable": "detectable"}  # fmt: skip
+    n = both["n"].where(gains["n"] == gains["n_against"], both["n"] + " / " + both["n_against"])
+    styler = show_table(
+        gains.assign(n=n)[list(names)].rename(columns=names), {"difference": number}
+    )
+    # A difference of single runs is known and has none of these.
+    styler.format(number, na_rep="–", subset=["95 % from", "to"])
+    styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
+    return styler.format(number.replace("+", ""), na_rep="–", subset=["detectable"])
+
+
 def show_source(function: Callable[..., Any]) -> Code:
-    """The library's own code of a function, highlighted; never a copy of it."""
-    return Code(textwrap.dedent(inspect.getsource(function)), language="python")
+    """Return the library's own code of a function, highlighted, without its docstring."""
+    source = textwrap.dedent(inspect.getsource(function))
+    (definition,) = ast.parse(source).body
+    assert isinstance(definition, ast.FunctionDef)
+    if ast.get_docstring(definition) is not None:
+        lines, text = source.splitlines(), definition.body[0]
+        del lines[text.lineno - 1 : text.end_lineno]
+        source = "\n".join(lines)
+    return Code(source, language="python")

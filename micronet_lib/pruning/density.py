@@ -6,9 +6,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from micronet_lib.architecture.layers import KINDS
+from micronet_lib.architecture.layers import KINDS, weight_kinds
 from micronet_lib.errors import unknown
-from micronet_lib.pruning.masks import prunable_weights, weight_kinds
+from micronet_lib.pruning.masks import prunable_weights
 
 
 def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> pd.DataFrame:

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import weight_kinds
 from micronet_lib.errors import InputError, unknown
 from micronet_lib.hooks import Hook
 
@@ -41,13 +41,6 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return weights
 
 
-def weight_kinds(model: nn.Module) -> dict[str, str]:
-    """The kind of every prunable weight, by its name: `layers.layer_kind`'s, else `other`."""
-    layers = dict(model.named_modules())
-    owners = {name: name.rpartition(".")[0] for name in prunable_weights(model)}
-    return {name: layer_kind(owner, layers[owner]) or "other" for name, owner in owners.items()}
-
-
 def weight_groups(model: nn.Module, scope: Scope) -> dict[str, str]:
     """Which weights share a threshold: the name of its group for every prunable weight.
 
@@ -61,9 +54,10 @@ def weight_groups(model: nn.Module, scope: Scope) -> dict[str, str]:
     """
     if scope not in get_args(Scope):
         raise unknown("pruning scope", scope, get_args(Scope))
+    weights = prunable_weights(model)
     if scope == "kind":
         return weight_kinds(model)
-    return {name: name if scope == "layer" else "all" for name in prunable_weights(model)}
+    return {name: name if scope == "layer" else "all" for name in weights}
 
 
 @torch.no_grad()

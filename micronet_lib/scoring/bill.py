@@ -5,12 +5,13 @@ The reference is WRN-28-10. `micronet_lib.scoring.operations` lists what the net
 `micronet_lib.scoring.rules` prices it. Chapter `06_scoring` walks through both.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import pandas as pd
 from torch import nn
 
+from micronet_lib.errors import InputError
 from micronet_lib.scoring.operations import Operation, record_operations
 from micronet_lib.scoring.rules import FULL_BITS, Item, Quantity, RuleSet, get_rules
 
@@ -23,13 +24,16 @@ class Score:
     """A network's bill under one rule set.
 
     Attributes:
-        num_adds: additions of one image, unweighted.
-        num_mults: multiplications of one image, unweighted.
+        num_adds: additions of one image, unweighted; a mean where images leave at exits.
+        num_mults: multiplications of one image, likewise.
         num_params: stored values, unweighted; a value that is masked out is not stored.
         mask_params: the sparsity masks, in 32-bit parameters.
         param_storage: stored values and masks, weighted, in 32-bit parameters.
         math_ops: multiplications and additions, weighted, in 32-bit operations.
         score: the challenge's sum of both against its reference; lower is better.
+        macs: multiply-accumulates of one image with weights that are not zero; a part of the
+            multiplications and additions.
+        dense_macs: the same with every weight.
         items: the bill, line by line.
     """
 
@@ -41,15 +45,17 @@ class Score:
     param_storage: float
     math_ops: float
     score: float
+    macs: float
+    dense_macs: float
     items: tuple[Item, ...] = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
-        """The totals, for records and `--json`."""
+        """Return the totals of the bill, for records and `--json`."""
         values = {name: getattr(self, name) for name in SCORE_METRICS}
         return {name: int(v) if float(v).is_integer() else v for name, v in values.items()}
 
     def table(self) -> pd.DataFrame:
-        """The bill: a row an item, with `param_storage` and `math_ops` weighted to 32 bits."""
+        """Return a row an item, with `param_storage` and `math_ops` weighted to 32 bits."""
         table = pd.DataFrame([asdict(item) for item in self.items if item.count])
         weighted = table["count"] * table["bits"] / FULL_BITS
         stored = table["quantity"].isin(["param", "mask"])
@@ -65,9 +71,28 @@ SCORE_METRICS = (
 )
 
 
-def score_operations(operations: Iterable[Operation], rules: RuleSet) -> Score:
-    """Add up what the operations cost under the rules."""
-    items = tuple(item for operation in operations for item in rules.price(operation))
+def score_operations(
+    operations: Iterable[Operation], rules: RuleSet, exit_rates: Sequence[float] | None = None
+) -> Score:
+    """Add up what the operations cost under the rules.
+
+    Args:
+        operations: of one image.
+        rules: the prices.
+        exit_rates: the fraction of the images that leaves at each exit, as measured. An operation
+            costs the share of the images that is still there; storage is charged in full. None: no
+            image leaves before the last exit.
+
+    Raises:
+        InputError: an operation that the rules do not cover, or rates that do not fit the exits.
+    """
+    operations = tuple(operations)
+    shares = _shares(max((op.exit for op in operations), default=0) + 1, exit_rates)
+    items = []
+    for op in rules.read(operations):
+        for item in rules.price(op):
+            share = shares[op.exit] if item.quantity in ("mult", "add") else 1
+            items.append(replace(item, count=item.count * share))
 
     def total(*quantities: Quantity, weighted: bool = False) -> float:
         return sum(
@@ -87,17 +112,40 @@ def score_operations(operations: Iterable[Operation], rules: RuleSet) -> Score:
         param_storage=param_storage,
         math_ops=math_ops,
         score=param_storage / PARAM_BASE + math_ops / OPS_BASE,
-        items=items,
+        macs=sum(op.macs * shares[op.exit] for op in operations),
+        dense_macs=sum(op.dense_macs * shares[op.exit] for op in operations),
+        items=tuple(items),
     )
 
 
+def _shares(num_exits: int, exit_rates: Sequence[float] | None) -> list[float]:
+    """Return the fraction of the images that goes on until each exit."""
+    if exit_rates is None:
+        return [1] * num_exits
+    if len(exit_rates) < num_exits or min(exit_rates) < 0 or abs(sum(exit_rates) - 1) > 1e-6:
+        raise InputError(
+            f"exit_rates {list(exit_rates)}: give the fraction of images of each of {num_exits} "
+            "exits, 1 in all"
+        )
+    return [1 - sum(exit_rates[:exit_]) for exit_ in range(num_exits)]
+
+
 def score_network(
-    model: nn.Module, rules: str | RuleSet = "published", input_shape: tuple[int, ...] = (3, 32, 32)
+    model: nn.Module,
+    rules: str | RuleSet = "published",
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    exit_rates: Sequence[float] | None = None,
 ) -> Score:
-    """Score any network of the book for one image of `input_shape` `(C, H, W)`.
+    """Score any network for one image of `input_shape` `(C, H, W)`.
+
+    Args:
+        model: any network; a `Network` with several exits is counted exit by exit.
+        rules: a rule set or its name.
+        input_shape: of one image.
+        exit_rates: the fraction of the images that leaves at each exit; see `score_operations`.
 
     Raises:
-        InputError: unknown rule set, or an operation that no rule covers.
+        InputError: unknown rule set, rates that do not fit, or an operation without a price.
     """
     chosen = get_rules(rules) if isinstance(rules, str) else rules
-    return score_operations(record_operations(model, input_shape), chosen)
+    return score_operations(record_operations(model, input_shape), chosen, exit_rates)

@@ -2,36 +2,51 @@
 
 `record_operations` runs the network once and listens to every torch function, so functional
 activations, residual additions and gate products are seen as well as modules, and control flow is
-followed rather than traced. A function it has no rule for is an error, never a silent zero.
-`micronet_lib.scoring.bill` puts prices on the list.
+followed rather than traced. The table in `micronet_lib.scoring.functions` says what each function
+is. A function that is not in it is an error that names it and the module that calls it, never a
+silent zero. `micronet_lib.scoring.rules` puts prices on the list.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from inspect import signature
+from itertools import chain
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
+from micronet_lib.scoring.dataflow import Dataflow, storage, tensors
+from micronet_lib.scoring.functions import RULES
 
 Kind = Literal[
     "conv",
     "linear",
+    "matmul",
     "batch_norm",
+    "pool",
+    "sum",
+    "max",
+    "bilinear",
     "hard_swish",
+    "hard_sigmoid",
     "swish",
+    "sigmoid",
     "relu",
     "relu6",
-    "sigmoid",
-    "pool",
+    "leaky_relu",
+    "compare",
+    "unary",
     "gate",
     "residual",
     "product",
     "shift",
+    "permutation",
 ]
 
 
@@ -41,32 +56,48 @@ class Operation:
 
     Attributes:
         name: where in the network, for example `blocks.3.conv_dw`.
+        kind: what is computed. `unary` is one function a value, such as an exponential; `compare`
+            the larger or smaller of two; `gate` a product of two activations of different shapes,
+            `product` any other; `residual` a sum of two activations, `shift` of one and a constant.
         out_shape: `(C, H, W)`, or `(C,)` after the head.
+        exit: index of the first exit that needs it; 0 in a network with one exit.
+        reads: inputs that the windows of a pooling or sum cover, an overlap counted each time.
+            Padding counts as data.
         out_chs: filters of a convolution, rows of a linear layer.
-        fan_in: inputs of one output: `k * k * in_chs / groups`, or `in_chs`.
-        weight_shape: as stored; `()` without a weight.
-        nonzeros: non-zero weights.
+        fan_in: inputs of one output of a dot product: `k * k * in_chs / groups`, or `in_chs`.
+        weight_shape: of the constants that must be stored; `()` without any.
+        nonzeros: those of them that are not zero.
+        distinct: most distinct values in one filter or row, where the layer says `weight_bits`.
+        shared: an earlier operation stores the same constants.
         bias: entries of an explicit bias.
         bias_nonzeros: those of them that are not zero.
+        bias_shared: an earlier operation stores the same bias.
         folded_bias: entries of the bias that merging a following batch norm will add.
-        window: inputs that one pooled output averages.
-        expanded_chs: channels of the latest depthwise convolution before this operation.
         is_first: reads the image itself.
+        weight_bits: width of the weights, where the layer says so (`record_operations`).
+        activation_bits: width of the inputs, likewise.
+        accumulator_bits: width of the sums, likewise.
     """
 
     name: str
     kind: Kind
     out_shape: tuple[int, ...]
+    exit: int = 0
+    reads: int = 0
     out_chs: int = 0
     fan_in: int = 0
     weight_shape: tuple[int, ...] = ()
     nonzeros: int = 0
+    distinct: int = 0
+    shared: bool = False
     bias: int = 0
     bias_nonzeros: int = 0
+    bias_shared: bool = False
     folded_bias: int = 0
-    window: int = 0
-    expanded_chs: int = 0
     is_first: bool = False
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    accumulator_bits: int | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -75,12 +106,12 @@ class Operation:
 
     @property
     def num_weights(self) -> int:
-        """Weights of the dense tensor, zeros included."""
+        """Constants of the dense tensor, zeros included."""
         return prod(self.weight_shape) if self.weight_shape else 0
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the weights that is zero."""
+        """Fraction of the constants that is zero."""
         return 1 - self.nonzeros / self.num_weights if self.num_weights else 0.0
 
     @property
@@ -88,149 +119,174 @@ class Operation:
         """Multiply-accumulates with a weight that is not zero; padding counts as data."""
         return self.num_outputs * self.fan_in * (1 - self.sparsity)
 
-
-_FREE = {
-    # Shapes, views, copies and memory order: no arithmetic on activations.
-    *("flatten", "view", "reshape", "contiguous", "permute", "transpose", "squeeze", "unsqueeze"),
-    *("size", "dim", "to", "clone", "detach", "expand", "stride", "is_contiguous", "numel"),
-    *("dropout", "__get__", "dropout2d", "is_floating_point"),
-}
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates with every weight."""
+        return self.num_outputs * self.fan_in
 
 
-@dataclass
-class _Recorder(TorchFunctionMode):
+class _Norm(NamedTuple):
+    """A batch norm: the operation that wrote its input, that input's memory, and its own."""
+
+    layer: int | None
+    input: int
+    key: int
+
+
+class Recorder(TorchFunctionMode):
     """Turns the torch functions of one forward pass into operations."""
 
-    names: dict[int, str]
-    operations: list[Operation] = field(default_factory=list)
-    modules: list[str] = field(default_factory=list)
-    produced: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
-    expanded_chs: int = 0
-
-    def __post_init__(self) -> None:
+    def __init__(self, model: nn.Module, image: Tensor) -> None:
         super().__init__()
+        self.flow = Dataflow(model, image)
+        self.modules = dict(model.named_modules())
+        self.running = [""]
+        self.operations: list[Operation] = []
+        self._uses: dict[int, list[int]] = {}
+        self._norms: dict[int, _Norm] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
-        rule = _RULES.get(name)
-        if rule is None and name not in _FREE:
-            raise InputError(f"no counting rule for the torch function {name!r}")
+        read = list(tensors((args, kwargs)))
+        counts = any(self.flow.is_data(tensor) for tensor in read)
+        rule = RULES.get(name.strip("_"))
+        if counts and rule is None:
+            raise self.refusal(name)
         out = func(*args, **kwargs)
-        if rule is None:
-            return out
-        operation = rule(self, out, *args, **kwargs)
-        if operation is not None:
-            # The tensor is kept with its index: while it lives, its id names nothing else.
-            self.produced[id(out)] = (out, len(self.operations))
-            is_first = operation.kind == "conv" and not self.operations
-            self.operations.append(
-                replace(operation, expanded_chs=self.expanded_chs, is_first=is_first)
-            )
+        if name.startswith("conv"):
+            out = out.contiguous()  # channels_last is a layout, no permutation
+        found = []
+        if counts and rule is not None:
+            try:
+                bound = signature(rule).bind(self, out, *args, **kwargs)
+            except TypeError as error:
+                raise self.refusal(f"{name} with such arguments") from error
+            found = rule(*bound.args, **bound.kwargs)
+        written = list(tensors(args[0] if name == "__setitem__" else out))
+        start = len(self.operations)
+        self.flow.note(read, written, range(start, start + len(found)))
+        self.operations += found
         return out
 
-    def name_of(self, weight: Tensor | None, kind: str) -> str:
-        """The parameter's owner, or the running module with the operation's kind behind it."""
-        if weight is not None and id(weight) in self.names:
-            return self.names[id(weight)]
-        return ".".join(part for part in (self.modules[-1] if self.modules else "", kind) if part)
+    def refusal(self, what: str) -> InputError:
+        """Return the error for something without a price: what it is and where it is called."""
+        path = self.running[-1]
+        kind = type(self.modules[path]).__name__
+        where = f"{path} ({kind})" if path else kind
+        return InputError(f"the counter has no price for {what}, called in {where}")
 
-    def weighted(self, kind: Kind, out: Tensor, weight: Tensor, bias: Tensor | None) -> Operation:
-        """A convolution or linear layer."""
-        return Operation(
-            name=self.name_of(weight, kind),
-            kind=kind,
-            out_shape=tuple(out.shape[1:]),
-            out_chs=weight.shape[0],
-            fan_in=prod(weight.shape[1:]),
-            weight_shape=tuple(weight.shape),
-            nonzeros=int(torch.count_nonzero(weight.detach())),
-            bias=0 if bias is None else bias.numel(),
-            bias_nonzeros=0 if bias is None else int(torch.count_nonzero(bias.detach())),
-        )
+    def operation(
+        self, kind: Kind, out: Tensor, constant: Tensor | None = None, **fields: Any
+    ) -> Operation:
+        """Return an operation of the running module, and of the constant's if it reads one."""
+        running, owner = self.running[-1], self.flow.owner(constant)
+        if constant is not None:
+            index = len(self.operations)
+            first = self.flow.stored_by(constant, index)
+            self._uses.setdefault(first, []).append(index)
+            fields["weight_shape"] = tuple(constant.shape) or (1,)
+            fields["nonzeros"] = int(constant.count_nonzero())
+            fields["shared"] = first != index
+        for key in ("weight_bits", "activation_bits", "accumulator_bits"):
+            modules = [self.modules[path] for path in (owner, running) if path is not None]
+            said = [getattr(module, key, None) for module in modules]
+            fields[key] = next((bits for bits in said if bits is not None), None)
+        if constant is not None and fields["weight_bits"]:
+            fields["distinct"] = _most_distinct(constant)
+        name = ".".join(part for part in (running, kind) if part)
+        shape = out.shape[1:] if out.shape[:1] == (1,) else out.shape
+        is_layer = kind in ("conv", "linear")
+        return Operation(owner if is_layer and owner else name, kind, tuple(shape), **fields)
 
-    def elementwise(self, kind: Kind, out: Tensor, window: int = 0) -> Operation:
-        """An operation without weights."""
-        return Operation(self.name_of(None, kind), kind, tuple(out.shape[1:]), window=window)
+    def dot(
+        self, kind: Kind, out: Tensor, x: Tensor, weight: Tensor, bias: Any, fan_in: int
+    ) -> Operation:
+        """Return dot products over `fan_in` inputs with weights, or with data, plus a bias."""
+        fields: dict[str, Any] = {"fan_in": fan_in}
+        fields["is_first"] = storage(x) == storage(self.flow.image)
+        if bias is not None:
+            index = len(self.operations)
+            stored = not self.flow.is_data(bias) and self.flow.stored_by(bias, index) == index
+            fields["bias"] = bias.numel()
+            fields["bias_nonzeros"] = int(bias.count_nonzero())
+            fields["bias_shared"] = not stored
+        if self.flow.is_data(weight):
+            return self.operation("matmul", out, **fields)
+        out_chs = weight.numel() // fan_in
+        return self.operation(kind, out, weight, out_chs=out_chs, **fields)
+
+    def norm(self, out: Tensor, x: Tensor, running_mean: Tensor) -> Operation:
+        """Return a batch norm: a factor and a shift a channel, unless a layer can carry them."""
+        layer = self.flow.made_by.get(storage(x))
+        self._norms[len(self.operations)] = _Norm(layer, storage(x), storage(running_mean))
+        shape = (2, running_mean.numel())
+        return self.operation("batch_norm", out, weight_shape=shape, nonzeros=prod(shape))
+
+    def finish(self, outputs: list[Tensor], exits: list[Tensor]) -> tuple[Operation, ...]:
+        """Return the operations, batch norms merged, each with the first exit that needs it."""
+        for tensor in outputs:
+            if not self.flow.is_data(tensor):
+                raise InputError("the counter lost track: an output does not depend on the image")
+            self.flow.readers[storage(tensor)] += 1
+        merged = self._merged_norms()
+        needs = [self.flow.needs[storage(logits)] for logits in exits]
+        operations, stored = [], set()
+        for index, operation in enumerate(self.operations):
+            if index in merged.values():
+                continue
+            if index in self._norms:
+                key = self._norms[index].key
+                operation = replace(operation, shared=key in stored)
+                stored.add(key)
+            if index in merged and not operation.bias:
+                operation = replace(
+                    operation, folded_bias=operation.out_chs, bias_shared=operation.shared
+                )
+            first = next((k for k, needed in enumerate(needs) if index in needed), 0)
+            operations.append(replace(operation, exit=first))
+        return tuple(operations)
+
+    def _merged_norms(self) -> dict[int, int]:
+        """Return layer -> batch norm for the norms that a layer's weights can carry.
+
+        Nothing else may read what the layer computes. Where a layer runs more than once, the same
+        norm must follow each time.
+        """
+        follows = {
+            norm.layer: index
+            for index, norm in self._norms.items()
+            if norm.layer is not None and self.flow.readers[norm.input] == 1
+        }
+        merged: dict[int, int] = {}
+        for layers in self._uses.values():
+            if self.operations[layers[0]].kind not in ("conv", "linear"):
+                continue
+            norms = [follows.get(layer) for layer in layers]
+            if len({None if norm is None else self._norms[norm].key for norm in norms}) == 1:
+                merged |= {a: b for a, b in zip(layers, norms, strict=True) if b is not None}
+        return merged
 
 
-def _conv(rec: _Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Any = None,
-          *args: Any, **kwargs: Any) -> Operation:  # fmt: skip
-    if weight.shape[1] == 1 and x.shape[1] == weight.shape[0]:
-        rec.expanded_chs = weight.shape[0]
-    return rec.weighted("conv", out, weight, bias)
-
-
-def _linear(rec: _Recorder, out: Tensor, x: Tensor, weight: Tensor, bias: Any = None) -> Operation:
-    return rec.weighted("linear", out, weight, bias)
-
-
-def _batch_norm(
-    rec: _Recorder, out: Tensor, x: Tensor, *args: Any, **kwargs: Any
-) -> Operation | None:
-    source = rec.produced.get(id(x))
-    if source is not None:
-        index = source[1]
-        before = rec.operations[index]
-        if before.kind == "conv":
-            # Merged into the convolution at no cost but one bias a filter.
-            rec.operations[index] = replace(
-                before, folded_bias=0 if before.bias else before.out_chs
-            )
-            return None
-    return rec.elementwise("batch_norm", out)
-
-
-def _pool(rec: _Recorder, out: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Operation:
-    return rec.elementwise("pool", out, window=prod(x.shape[1:]) // prod(out.shape[1:]))
-
-
-def _multiply(rec: _Recorder, out: Tensor, a: Tensor, b: Any, *args: Any) -> Operation:
-    gates = isinstance(b, Tensor) and a.shape != b.shape
-    return rec.elementwise("gate" if gates else "product", out)
-
-
-def _add(rec: _Recorder, out: Tensor, a: Tensor, b: Any, *args: Any, **kwargs: Any) -> Operation:
-    return rec.elementwise("residual" if isinstance(b, Tensor) else "shift", out)
-
-
-def _activation(kind: Kind) -> Callable[..., Operation]:
-    return lambda rec, out, *args, **kwargs: rec.elementwise(kind, out)
-
-
-_RULES: dict[str, Callable[..., Operation | None]] = {
-    "conv2d": _conv,
-    "linear": _linear,
-    "batch_norm": _batch_norm,
-    "adaptive_avg_pool2d": _pool,
-    "avg_pool2d": _pool,
-    "mean": _pool,
-    "mul": _multiply,
-    "__mul__": _multiply,
-    "__rmul__": _multiply,
-    "add": _add,
-    "__add__": _add,
-    "__radd__": _add,
-    "__iadd__": _add,
-    "add_": _add,
-    "hardswish": _activation("hard_swish"),
-    "silu": _activation("swish"),
-    "relu": _activation("relu"),
-    "relu6": _activation("relu6"),
-    "hardtanh": _activation("relu6"),
-    "sigmoid": _activation("sigmoid"),
-}
+def _most_distinct(weight: Tensor) -> int:
+    rows = weight.detach().flatten(1) if weight.ndim > 1 else weight.detach().reshape(1, -1)
+    rows = rows.sort(1).values
+    return 1 + int((rows[:, 1:] != rows[:, :-1]).sum(1).max())
 
 
 @contextmanager
 def _module_path(model: nn.Module, stack: list[str]) -> Iterator[None]:
     """Keep the dotted path of the running module on the stack."""
     handles = []
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(lambda *_, path=path: stack.append(path)))
-        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+        handles.append(module.register_forward_hook(leave))
     try:
         yield
     finally:
@@ -241,27 +297,38 @@ def _module_path(model: nn.Module, stack: list[str]) -> Iterator[None]:
 def record_operations(
     model: nn.Module, input_shape: tuple[int, ...] = (3, 32, 32)
 ) -> tuple[Operation, ...]:
-    """Every operation of one image's forward pass in evaluation mode, in order of execution.
+    """Return every operation of one image's forward pass in evaluation mode, in order of execution.
+
+    What depends on parameters and buffers only is a weight: masks, scales and fake quantisation of
+    weights cost nothing, and the zeros are counted in the tensor that reaches the data. That tensor
+    is what must be stored, not the parameters behind it, and only with the first operation that
+    reads it. A parameter that no operation reads is not stored.
+
+    A module whose layers are quantised says so by the attributes `weight_bits`, `activation_bits`
+    and `accumulator_bits`. They hold for the operations with its parameters and in its `forward`.
+
+    A network with several exits is run by its method `exits`. An operation that no exit needs
+    counts for the first. The decision to leave is not counted.
 
     Args:
         model: any network; its mode and device are left as they were.
         input_shape: `(C, H, W)` of one image.
 
     Raises:
-        InputError: for a torch function that no rule covers.
+        InputError: for a function without a rule, or code that cannot be listened to.
     """
-    owners = {
-        id(parameter): path.rpartition(".")[0] for path, parameter in model.named_parameters()
-    }
-    like = next(model.parameters())
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(f"{type(model).__name__} is scripted: the counter cannot look inside")
+    like = next(chain(model.parameters(), model.buffers()), torch.zeros(()))
     image = torch.zeros((1, *input_shape), dtype=like.dtype, device=like.device)
     training = {module: module.training for module in model.modules()}
     model.eval()
-    recorder = _Recorder(owners)
+    recorder = Recorder(model, image)
     try:
-        with torch.no_grad(), _module_path(model, recorder.modules), recorder:
-            model(image)
+        with torch.no_grad(), _module_path(model, recorder.running), recorder:
+            exits = model.exits(image) if isinstance(model, Network) else []
+            outputs = exits or list(tensors(model(image)))
     finally:
         for module, mode in training.items():
             module.training = mode
-    return tuple(recorder.operations)
+    return recorder.finish(outputs, exits)

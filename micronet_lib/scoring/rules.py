@@ -5,13 +5,18 @@
 - `official`: the conventions of the challenge's counting tool and the organisers' rulings
   [gale2020]. `official_quirk` adds a slip of the organisers' EfficientNet example.
 
+Where the organisers have no price, `official` counts in their manner. A comparison is one operation
+of the multiplications' width, like their ReLU: `n - 1` for the largest of `n` values. So is a
+transcendental function, a division and a change of sign. Copies are free, a permutation is not: it
+costs a product with a sparse matrix of ones, and that matrix is stored.
+
 `scoring.operations` lists what a network executes; `scoring.bill` adds up.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil, log2
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, cast, get_args
 
 from micronet_lib.errors import InputError, unknown
 from micronet_lib.scoring.operations import Operation
@@ -37,19 +42,26 @@ class Item:
     bits: float
 
 
-class RuleSet(Protocol):
-    """Prices for operations."""
+class RuleSet:
+    """Prices for operations.
 
-    @property
-    def name(self) -> str:
-        """The name on the command line and in records."""
+    Attributes:
+        name: on the command line and in records.
+    """
+
+    name: str
 
     def price(self, operation: Operation) -> Iterable[Item]:
-        """What one operation costs."""
+        """Return what one operation costs."""
+        raise NotImplementedError
+
+    def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
+        """Return the operations as this rule set sees them."""
+        return operations
 
 
 @dataclass(frozen=True)
-class WinnersRules:
+class WinnersRules(RuleSet):
     """The winners' counter in its three states; weights and multiplications at 16 bits.
 
     Attributes:
@@ -65,22 +77,18 @@ class WinnersRules:
     mask: bool
 
     def price(self, operation: Operation) -> Iterable[Item]:
-        """What one operation costs."""
+        """Return what one operation costs."""
         op, outputs = operation, operation.num_outputs
         mults: float = 0
         adds: float = 0
-        params = 0
-        if op.kind in ("conv", "linear"):
+        biases = op.bias + op.folded_bias
+        if op.kind == "linear":
+            mults, adds = op.macs, op.macs * (op.fan_in - 1) / op.fan_in
+            biases = op.bias_nonzeros + op.folded_bias
+        elif op.kind == "conv":
             mults = op.macs
-            params = op.nonzeros
-            if op.kind == "linear":
-                adds = op.macs * (op.fan_in - 1) / op.fan_in
-                params += op.bias_nonzeros if self.biases else 0
-            elif self.biases:
-                adds = op.macs
-                params += op.out_chs
-            else:
-                adds = op.macs * (op.fan_in - (0 if op.bias else 1)) / op.fan_in
+            is_biased = biases if self.biases else op.bias
+            adds = op.macs if is_biased else op.macs * (op.fan_in - 1) / op.fan_in
         elif op.kind == "hard_swish":
             mults, adds = 4 * outputs, outputs
         elif op.kind == "relu6":
@@ -88,23 +96,19 @@ class WinnersRules:
         elif op.kind == "sigmoid":
             mults, adds = 2 * outputs, outputs
         elif op.kind == "pool":
-            mults, adds = outputs, op.window * outputs
+            mults, adds = outputs, op.reads
         elif op.kind == "product":
             mults = outputs
         elif op.kind == "shift":
             adds = outputs
         elif op.kind not in ("gate", "residual"):
-            raise unknown("operation for the winners' counter", op.kind, _WINNERS_KINDS)
+            raise InputError(f"the winners' counter has no price for {op.kind}, in {op.name}")
+        params = 0 if op.shared else op.nonzeros
+        params += biases if self.biases and not op.bias_shared else 0
         yield Item(op.name, op.kind, "mult", mults, FREEBIE_BITS)
         yield Item(op.name, op.kind, "add", adds, FULL_BITS)
         yield Item(op.name, op.kind, "param", params, FREEBIE_BITS)
-        yield Item(op.name, op.kind, "mask", op.num_weights if self.mask else 0, 1)
-
-
-_WINNERS_KINDS = (
-    *("conv", "linear", "hard_swish", "relu6", "sigmoid"),
-    *("pool", "product", "shift", "gate", "residual"),
-)
+        yield Item(op.name, op.kind, "mask", op.num_weights * (self.mask and not op.shared), 1)
 
 
 @dataclass(frozen=True)
@@ -125,60 +129,72 @@ class Precision:
     image_bits: int = 8
 
 
+_FREEBIE = Precision(FREEBIE_BITS, FREEBIE_BITS, image_bits=FREEBIE_BITS)
+
+
 @dataclass(frozen=True)
-class OfficialRules:
+class OfficialRules(RuleSet):
     """The challenge's counting tool: freebie 16 bits for an unquantised network.
 
-    Batch norm is merged; what stays of it is one bias a filter. Additions count 32 bits unless an
-    integer accumulator is really used.
+    Batch norm is merged where it can be; what stays of it is one bias a filter. Additions count 32
+    bits unless an integer accumulator is really used.
+
+    An operation that has widths of its own is charged those, and a layer under 16 bits a scale a
+    filter. The rest of such a network counts 16 bits too, but no more for nothing: it has to run in
+    half precision.
 
     Attributes:
         precision: widths of a quantised network, which has no freebie; `None`: not quantised.
         accumulator: width of the additions inside a quantised dot product: `fp32`; `integer`, wide
             enough for the exact sum; `adder_tree`, growing by a bit a level.
-        residual_on_expanded: reproduces a quirk of the organisers' EfficientNet example, which
-            charges a residual addition on the block's expanded channels.
     """
 
     name: str = "official"
     precision: Precision | None = None
     accumulator: Accumulator = "fp32"
-    residual_on_expanded: bool = False
 
     def price(self, operation: Operation) -> Iterable[Item]:
-        """What one operation costs."""
-        op = operation
-        if op.kind in ("conv", "linear"):
-            yield from self._weighted(op)
+        """Return what one operation costs."""
+        op, outputs = operation, operation.num_outputs
+        if op.kind in ("conv", "linear", "matmul"):
+            yield from self._dot_products(op)
             return
-        mults, adds, params = _POINTWISE[op.kind]
-        outputs = op.num_outputs
-        if op.kind == "residual" and self.residual_on_expanded:
-            outputs = outputs // op.out_shape[0] * op.expanded_chs
-        other = self.precision.other_bits if self.precision else FREEBIE_BITS
-        adds_per_output = op.window - 1 if op.kind == "pool" else adds
-        yield Item(op.name, op.kind, "mult", mults * outputs, other)
-        yield Item(op.name, op.kind, "add", adds_per_output * outputs, FULL_BITS)
-        yield Item(op.name, op.kind, "param", params * op.out_shape[0], other)
+        other = (self.precision or _FREEBIE).other_bits
+        mults, adds = (each * outputs for each in _PER_OUTPUT[op.kind])
+        if op.kind == "max":
+            mults += op.reads - outputs
+        elif op.kind in ("pool", "sum"):
+            adds += op.reads - outputs
+        yield Item(op.name, op.kind, "mult", mults, op.activation_bits or other)
+        yield Item(op.name, op.kind, "add", adds, op.accumulator_bits or FULL_BITS)
+        yield from self._storage(op, op.weight_bits or other)
 
-    def _weighted(self, op: Operation) -> Iterable[Item]:
-        outputs, biases, p = op.num_outputs, op.bias + op.folded_bias, self.precision
-        weight_bits = p.weight_bits if p else FREEBIE_BITS
-        input_bits = (p.image_bits if op.is_first else p.activation_bits) if p else FREEBIE_BITS
-        add_bits = self._add_bits(weight_bits + input_bits, terms=op.macs / outputs)
+    def _dot_products(self, op: Operation) -> Iterable[Item]:
+        p, outputs, biases = self.precision or _FREEBIE, op.num_outputs, op.bias + op.folded_bias
+        input_bits = op.activation_bits or (p.image_bits if op.is_first else p.activation_bits)
+        weight_bits = op.weight_bits or p.weight_bits
+        if op.kind == "matmul":
+            weight_bits = input_bits
+        add_bits = op.accumulator_bits or self._add_bits(
+            weight_bits + input_bits, terms=op.macs / outputs
+        )
         yield Item(op.name, op.kind, "mult", op.macs, max(weight_bits, input_bits))
         yield Item(op.name, op.kind, "add", op.macs - outputs, add_bits)
         if biases:
             yield Item(op.name, op.kind, "add", outputs, FULL_BITS)
-        if p:
+        if self.precision or min(weight_bits, input_bits) < FREEBIE_BITS:
             yield Item(op.name, op.kind, "mult", outputs, p.scale_bits)
-            yield Item(op.name, op.kind, "param", op.out_chs, p.scale_bits)
-        yield Item(op.name, op.kind, "param", op.nonzeros, weight_bits)
-        yield Item(op.name, op.kind, "mask", op.num_weights if op.sparsity else 0, 1)
-        yield Item(op.name, op.kind, "param", biases, p.bias_bits if p else FREEBIE_BITS)
+            yield Item(op.name, op.kind, "param", 0 if op.shared else op.out_chs, p.scale_bits)
+        yield from self._storage(op, weight_bits)
+        yield Item(op.name, op.kind, "param", 0 if op.bias_shared else biases, p.bias_bits)
+
+    def _storage(self, op: Operation, bits: int) -> Iterable[Item]:
+        if not op.shared:
+            yield Item(op.name, op.kind, "param", op.nonzeros, bits)
+            yield Item(op.name, op.kind, "mask", op.num_weights if op.sparsity else 0, 1)
 
     def _add_bits(self, product_bits: int, terms: float) -> float:
-        if not self.precision or self.accumulator == "fp32" or terms <= 1:
+        if self.accumulator == "fp32" or terms <= 1:
             return FULL_BITS
         levels = ceil(log2(terms))
         if self.accumulator == "integer":
@@ -197,20 +213,46 @@ def _mean_tree_bits(product_bits: int, terms: float) -> float:
     return total / (terms - 1)
 
 
-_POINTWISE: dict[str, tuple[int, int, int]] = {
-    # Per output element: multiplications, additions; per channel: parameters.
-    "batch_norm": (1, 1, 2),
-    "hard_swish": (4, 1, 0),
-    "swish": (3, 1, 0),
-    "relu": (1, 0, 0),
-    "relu6": (2, 0, 0),
-    "sigmoid": (2, 1, 0),
-    "pool": (1, 0, 0),
-    "gate": (1, 0, 0),
-    "residual": (0, 1, 0),
-    "product": (1, 0, 0),
-    "shift": (0, 1, 0),
+_PER_OUTPUT: dict[str, tuple[int, int]] = {
+    # Multiplications, additions. Comparisons, transcendental functions and divisions are charged as
+    # multiplications, like the organisers' ReLU and sigmoid.
+    "batch_norm": (1, 1),
+    "pool": (1, 0),  # and an addition for every further input of the window
+    "sum": (0, 0),  # likewise
+    "max": (0, 0),  # and a comparison for every further input
+    "bilinear": (4, 3),
+    "hard_swish": (4, 1),
+    "hard_sigmoid": (3, 1),
+    "swish": (3, 1),
+    "sigmoid": (2, 1),
+    "relu": (1, 0),
+    "relu6": (2, 0),
+    "leaky_relu": (2, 0),
+    "compare": (1, 0),
+    "unary": (1, 0),
+    "gate": (1, 0),
+    "residual": (0, 1),
+    "product": (1, 0),
+    "shift": (0, 1),
+    "permutation": (1, 0),
 }
+
+
+class QuirkRules(OfficialRules):
+    """The official rules with a quirk of the organisers' EfficientNet example.
+
+    It charges a residual addition on the block's expanded channels: those of the latest depthwise
+    convolution.
+    """
+
+    def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
+        """Return the operations, residual additions widened."""
+        expanded_chs = 0
+        for op in operations:
+            if op.kind == "conv" and op.weight_shape[1] == 1 and not op.is_first:
+                expanded_chs = op.out_chs
+            wide = (expanded_chs, *op.out_shape[1:])
+            yield replace(op, out_shape=wide) if op.kind == "residual" else op
 
 
 RULE_SETS: dict[str, RuleSet] = {
@@ -220,7 +262,7 @@ RULE_SETS: dict[str, RuleSet] = {
         WinnersRules("revised", biases=True, mask=False),
         WinnersRules("published", biases=True, mask=True),
         OfficialRules(),
-        OfficialRules("official_quirk", residual_on_expanded=True),
+        QuirkRules("official_quirk"),
     )
 }
 """Every rule set that has a name; `OfficialRules` takes bit widths and an accumulator besides."""

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import POINTWISE, layer_kind
+from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
 from micronet_lib.errors import InputError, unknown
 
 Definition = Literal["paper", "released"]
@@ -35,7 +35,7 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
     "fc": ("fc",),
     "depthwise": ("depthwise",),
     "pointwise": POINTWISE,
-    "all": ("fc", "depthwise", *POINTWISE, "conv"),
+    "all": tuple(kind for kind in KINDS if kind != "other"),
     **{kind: (kind,) for kind in ("expand", "project", "shortcut", "se")},
 }
 """The kinds of layer (`layer_kind`) in each placement: [kim2020, Table 6]'s four, then finer."""

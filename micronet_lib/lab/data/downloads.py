@@ -1,23 +1,34 @@
-"""What the book does not ship: CIFAR-100, the published checkpoints, the published policies.
+"""Files that the book does not ship: CIFAR-100, the published checkpoints and policies.
 
-`fetch` downloads, `check` looks; nothing else in the library touches the network. Every file is
-pinned by a digest and gets its name only once the digest is right, so a file that is there was
-whole when it came. Licences, sizes and how to get each file by hand: data/README.md.
+`fetch` downloads and `check` only looks. Nothing else in the library touches the network. Every
+file is pinned by a digest and gets its name only once the digest is right. Licences, sizes and
+how to get each file by hand: data/README.md.
 """
 
 import ast
+import fcntl
+import gzip
+import hashlib
 import json
+import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from micronet_lib.errors import InputError, unknown
-from micronet_lib.lab.data.transfers import Algorithm, download, file_status, locked
 
 GROUPS = ("cifar100", "kaist", "policies")
+RETRIES = 1  # of each address, after a second
+TIMEOUT_S = (10.0, 30.0)  # for a connection, and of silence on it
+CHUNK_BYTES = 1 << 16
+UNFINISHED = "fetch.part"  # folder below the data root; the next fetch clears what a kill left
 
 # One repository under its two names: the one the paper prints, and the other.
 KAIST_REPOSITORIES = (
@@ -32,44 +43,38 @@ KAIST_SHA256 = {
     "v2_pr_45": "11e8aa8aec8f30da327f5690fe63ef0878ea428ad0c284159fbfa6d470e18577",
     "v2_pr_60": "c578f599a064319ea704d592e926947276bd46c71083136afb71d36d3424114c",
 }
-POLICIES_FILE = (
-    "policies/fast_autoaugment_cifar100.json",
-    "da7ab46b2ef1e25d17a49fdf0103bcd2a7fe39fbfc0640850c4f07d03b00f938",
-)
+CIFAR100_FILES = {
+    "cifar-100-python/train": "md5:16019d7e3df5f24257cddd939b257f8d",
+    "cifar-100-python/test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "cifar-100-python/meta": "md5:7973b15100ade9c7d40fb424638fde48",
+}
+POLICIES_FILE = "policies/fast_autoaugment_cifar100.json"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One download.
+    """One download and the files that come of it; paths are relative to the data root.
 
     Attributes:
-        group: which of `GROUPS` it belongs to.
-        urls: where it comes from; the next is asked when the one before does not have it.
-        path: where the download goes, relative to the data root.
-        digest: of the download, hexadecimal.
-        algorithm: of every digest of this asset.
-        files: `(path, digest)` of the files made from the download, relative to the data root;
-            empty when the download itself is what is wanted.
-        make: called as `make(download, folder)`; writes `files` below `folder`.
+        group: one of `GROUPS`.
+        path: of the download. One that was placed there by hand is used before any address.
+        urls: addresses of the download, tried in order until one gives the right files.
+        files: path -> digest, as `md5:...` or `sha256:...`, of what must be there in the end.
+            Holds `path` itself if the download is what is wanted.
+        make: called as `make(download, folder)` if it is not. Writes `files` below `folder`;
+            raises `InputError` for a download that does not hold them.
     """
 
     group: str
-    urls: tuple[str, ...]
     path: str
-    digest: str
-    algorithm: Algorithm
-    files: tuple[tuple[str, str], ...] = ()
+    urls: tuple[str, ...]
+    files: Mapping[str, str]
     make: Callable[[Path, Path], None] | None = None
-
-    @property
-    def expected(self) -> tuple[tuple[str, str], ...]:
-        """`(path, digest)` of what must be there in the end, relative to the data root."""
-        return self.files or ((self.path, self.digest),)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file.
+    """State of one file.
 
     Attributes:
         path: relative to the data root.
@@ -80,21 +85,36 @@ class Outcome:
     status: str
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar archive below `folder`.
+class NotFetchedError(InputError):
+    """No source of a download gave the right files."""
+
+
+def extract(archive: Path, folder: Path, paths: Iterable[str]) -> None:
+    """Extract the files `paths` below `folder`, and nothing else that a tar archive holds.
 
     Raises:
-        InputError: when a member would land outside `folder`.
+        InputError: the archive is damaged or lacks one of them.
     """
+    left = set(paths)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise InputError(f"{archive} is refused ({error}): delete it") from error
+            for member in tar:
+                path = str(PurePosixPath(member.name))
+                source = tar.extractfile(member) if path in left and member.isfile() else None
+                if source is None:
+                    continue
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                with source, (folder / path).open("wb") as target:
+                    shutil.copyfileobj(source, target, CHUNK_BYTES)
+                left.remove(path)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(f"not a whole tar archive: {error}") from error
+    if left:
+        raise InputError(f"the archive has no {', '.join(sorted(left))}")
 
 
-def read_policies(source: str) -> dict[str, list[list[list[Any]]]]:
-    """The augmentation policies in a Python source, read and never run [lim2019].
+def read_policies(source: str | bytes) -> dict[str, list[list[list[Any]]]]:
+    """Return the augmentation policies of a Python source, which is never run [lim2019].
 
     Args:
         source: functions of two statements each, `p = [...]` and `return p`, where `[...]` is a
@@ -126,7 +146,7 @@ def read_policies(source: str) -> dict[str, list[list[list[Any]]]]:
             if not isinstance(sub_policies, list) or not all(map(_is_sub_policy, sub_policies)):
                 raise ValueError("not pairs of [operation, probability, level]")
             policies[node.name] = sub_policies
-    except (SyntaxError, TypeError, ValueError) as error:
+    except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"the policy source is refused at line {line}: {error}") from error
     return policies
 
@@ -140,9 +160,9 @@ def _is_sub_policy(value: object) -> bool:
 
 def convert_policies(source: Path, folder: Path) -> None:
     """Write the policies of the Python file `source` as JSON below `folder`."""
-    target = folder / POLICIES_FILE[0]
+    target = folder / POLICIES_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    policies = read_policies(source.read_text(encoding="utf-8"))
+    policies = read_policies(source.read_bytes())
     target.write_text(json.dumps(policies, separators=(",", ":")), encoding="utf-8")
 
 
@@ -155,37 +175,30 @@ def _kaist_urls(path: str) -> tuple[str, ...]:
 
 ASSETS = (
     Asset(
-        group="cifar100",
-        # As in torchvision.datasets.CIFAR100; a test compares, since its import takes seconds.
-        urls=("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
-        path="cifar-100-python.tar.gz",
-        digest="eb9058c3a382ffc7106e4002c42a8d85",
-        algorithm="md5",
-        files=(
-            ("cifar-100-python/train", "16019d7e3df5f24257cddd939b257f8d"),
-            ("cifar-100-python/test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),
-            ("cifar-100-python/meta", "7973b15100ade9c7d40fb424638fde48"),
+        "cifar100",
+        "cifar-100-python.tar.gz",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",  # the author's
+            "https://dataset.bj.bcebos.com/cifar/cifar-100-python.tar.gz",  # PaddlePaddle's copy
         ),
-        make=unpack,
+        CIFAR100_FILES,
+        partial(extract, paths=CIFAR100_FILES),
     ),
     *(
         Asset(
-            group="kaist",
-            urls=_kaist_urls(f"Checkpoint_ver{stem[1]}/micronet_{stem}.t7"),
-            path=f"kaist/micronet_{stem}.t7",
-            digest=sha256,
-            algorithm="sha256",
+            "kaist",
+            f"kaist/micronet_{stem}.t7",
+            _kaist_urls(f"Checkpoint_ver{stem[1]}/micronet_{stem}.t7"),
+            {f"kaist/micronet_{stem}.t7": f"sha256:{sha256}"},
         )
         for stem, sha256 in KAIST_SHA256.items()
     ),
     Asset(
-        group="policies",
-        urls=_kaist_urls("Utils/cifar100_fast_aug.py"),
-        path="policies/cifar100_fast_aug.py",
-        digest="03af49759eb8141bfde16d82ba0acbfea82d9c43532f0d15ffa97bec33974382",
-        algorithm="sha256",
-        files=(POLICIES_FILE,),
-        make=convert_policies,
+        "policies",
+        "policies/cifar100_fast_aug.py",
+        _kaist_urls("Utils/cifar100_fast_aug.py"),
+        {POLICIES_FILE: "sha256:da7ab46b2ef1e25d17a49fdf0103bcd2a7fe39fbfc0640850c4f07d03b00f938"},
+        convert_policies,
     ),
 )
 
@@ -193,9 +206,9 @@ ASSETS = (
 def fetch(
     groups: Sequence[str] | None, root: Path, assets: Sequence[Asset] = ASSETS
 ) -> list[Outcome]:
-    """Download what is missing below `root`; files with the right digest are left alone.
+    """Download what is missing or damaged below `root`; leave the right files alone.
 
-    A download that was cut or killed goes on where it stopped.
+    A download that fails does not stop the others, and changes no file.
 
     Args:
         groups: some of `GROUPS`; none or empty means all.
@@ -203,74 +216,179 @@ def fetch(
         assets: what there is to fetch.
 
     Returns:
-        One outcome per file, in the order of `assets`.
+        One outcome a file, in the order of `assets`.
 
     Raises:
-        InputError: for an unknown group, a download that fails or has the wrong digest, or a
-            folder that cannot be written. Files fetched before that stay.
+        NotFetchedError: at the end, if a download has failed.
+        InputError: for an unknown group, a folder that cannot be written, another fetch into the
+            same folder, or a download without pooch.
     """
     for group in groups or ():
         if group not in GROUPS:
             raise unknown("data group", group, GROUPS)
     outcomes = []
+    failed = {}
+    silent: set[str] = set()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root):
+        with _locked(root):
             for asset in assets:
-                if not groups or asset.group in groups:
-                    outcomes += _fetch_asset(asset, root)
+                if groups and asset.group not in groups:
+                    continue
+                try:
+                    outcomes += _fetch_asset(asset, root, silent)
+                except NotFetchedError as error:
+                    failed[asset.path] = str(error)
     except OSError as error:
         raise InputError(
             f"cannot write below {root} ({error.strerror or error}): make room there, get the "
             "right to write, or point MICRONET_DATA to another folder"
         ) from error
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"downloading needs {error.name}, which is not installed: `pip install pooch`, or "
+            f"place the files below {root} by hand (data/README.md)"
+        ) from error
+    if failed:
+        first, *others = failed
+        also = f"; not fetched either: {', '.join(others)}" if others else ""
+        raise NotFetchedError(failed[first] + also)
     return outcomes
 
 
 def check(root: Path, assets: Sequence[Asset] = ASSETS) -> list[Outcome]:
     """Compare every file that `fetch` leaves below `root` with its digest; change nothing."""
     return [
-        Outcome(path, file_status(root / path, digest, asset.algorithm))
+        Outcome(path, file_status(root / path, digest))
         for asset in assets
-        for path, digest in asset.expected
+        for path, digest in asset.files.items()
     ]
 
 
-def _fetch_asset(asset: Asset, root: Path) -> list[Outcome]:
+def file_status(path: Path, digest: str) -> str:
+    """Return `ok`, `missing`, `wrong digest` or `unreadable`; change nothing.
+
+    Args:
+        path: of the file.
+        digest: expected, as `md5:...` or `sha256:...`.
+    """
+    algorithm, _, expected = digest.partition(":")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        return "missing"
+    except OSError:
+        return "unreadable"
+    return "ok" if found == expected else "wrong digest"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process from writing to the same unfinished files; a kill releases it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another fetch into {folder} is running; wait for it") from None
+        except OSError:
+            pass  # some network file systems cannot lock a folder
+        yield
+    finally:
+        os.close(handle)
+
+
+def _fetch_asset(asset: Asset, root: Path, silent: set[str]) -> list[Outcome]:
     stale = [
-        (path, digest)
-        for path, digest in asset.expected
-        if file_status(root / path, digest, asset.algorithm) != "ok"
+        path for path, digest in asset.files.items() if file_status(root / path, digest) != "ok"
     ]
     if stale:
-        source = root / asset.path
-        placed_by_hand = file_status(source, asset.digest, asset.algorithm) == "ok"
-        if not placed_by_hand:
-            download(asset.urls, source, asset.digest, asset.algorithm)
-        if asset.make is not None:
-            _make_files(asset, asset.make, source, root)
-            if not placed_by_hand:
-                source.unlink()
-    return [
-        Outcome(path, "fetched" if (path, digest) in stale else "present")
-        for path, digest in asset.expected
-    ]
+        unfinished = root / UNFINISHED
+        try:
+            _obtain(asset, root, unfinished, silent)
+            for path in stale:
+                target = root / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # That folder may be a link to another disk, where a move copies.
+                beside = target.with_name(f"{target.name}.part")
+                shutil.move(unfinished / path, beside)
+                beside.replace(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return [Outcome(path, "fetched" if path in stale else "present") for path in asset.files]
 
 
-def _make_files(asset: Asset, make: Callable[[Path, Path], None], source: Path, root: Path) -> None:
-    scratch = source.with_name(f"{source.name}.files.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
+    """Fill `folder` from the first source that gives the right files.
+
+    Args:
+        asset: what is wanted.
+        root: the data root.
+        folder: for the download and the files made of it; emptied first.
+        silent: hosts that did not answer, which are not asked again; takes in new ones.
+
+    Raises:
+        NotFetchedError: no source gives them.
+    """
+    placed = root / asset.path
+    sources: list[Path | str] = [*asset.urls]
+    if asset.make and placed.is_file():
+        sources.insert(0, placed)
+    refused = []
+    for source in sources:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            download = (
+                source if isinstance(source, Path) else _download(source, asset, folder, silent)
+            )
+            if asset.make:
+                asset.make(download, folder)
+            for path, digest in asset.files.items():
+                if file_status(folder / path, digest) != "ok":
+                    raise InputError(f"{path} has the wrong digest")
+            return
+        except InputError as error:
+            refused.append(f"{source} ({error})")
+    raise NotFetchedError(
+        f"cannot get {asset.path} from {' or '.join(refused)}: run the command again, or put the "
+        f"file by hand at {placed} (data/README.md has addresses and digests)"
+    )
+
+
+def _download(url: str, asset: Asset, folder: Path, silent: set[str]) -> Path:
+    """Bring one download below `folder`; see `_obtain`.
+
+    Raises:
+        InputError: why the address does not give it, in a few words.
+        OSError: it cannot be written.
+        ModuleNotFoundError: pooch is not installed.
+    """
+    import pooch
+    from requests.exceptions import ConnectionError, RequestException
+
+    host = urlsplit(url).netloc
+    if host in silent:
+        raise InputError("no connection")
+    pooch.get_logger().setLevel("ERROR")  # the bar and our own line say enough
+    source = pooch.Pooch(
+        path=folder,
+        base_url="",
+        registry={asset.path: asset.files.get(asset.path)},
+        urls={asset.path: url},
+        retry_if_failed=RETRIES,
+    )
+    get = pooch.HTTPDownloader(progressbar=True, chunk_size=CHUNK_BYTES, timeout=TIMEOUT_S)
     try:
-        make(source, scratch)
-        for path, digest in asset.files:
-            if file_status(scratch / path, digest, asset.algorithm) != "ok":
-                raise InputError(
-                    f"{path} made from {source} is not the expected file "
-                    f"({asset.algorithm} {digest}); nothing was installed"
-                )
-        for path, _ in asset.files:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / path).replace(root / path)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        download = Path(source.fetch(asset.path, downloader=get))
+    except ConnectionError as error:
+        silent.add(host)
+        raise InputError("no connection") from error
+    except RequestException as error:  # an OSError, but not of the disk
+        status = "" if error.response is None else f" {error.response.status_code}"
+        raise InputError(f"{type(error).__name__}{status}") from error
+    except ValueError as error:
+        raise InputError("wrong digest") from error
+    download.chmod(0o644)  # as a temporary file it was its owner's alone
+    return download

@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from micronet_lib.errors import InputError
@@ -56,6 +57,26 @@ def write_atomically(
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, and return its new path.
+
+    It becomes `<name>.damaged`, with a number behind it where that name is taken.
+
+    Raises:
+        InputError: when it cannot be renamed.
+    """
+    names = (f"{path.name}.damaged{number or ''}" for number in count())
+    aside = next(place for name in names if not (place := path.with_name(name)).exists())
+    try:
+        return path.rename(aside)
+    except FileNotFoundError:
+        return aside  # another process was faster
+    except OSError as error:
+        raise InputError(
+            f"{path} is damaged and cannot be renamed ({error.strerror}): move it away"
+        ) from error
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Records and the tables made of them."""
 
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.records.record import Record, promote, read, read_sweep, write
-from micronet_lib.lab.records.status import machines, status
+from micronet_lib.lab.records.record import Record, promote, read, read_sweep, record_path, write
+from micronet_lib.lab.records.statistics import gain, runs
+from micronet_lib.lab.records.status import coverage, machines
 from micronet_lib.lab.records.tables import (
     NOT_RUN,
     arrays,
@@ -22,7 +23,9 @@ __all__ = [
     "arrays",
     "bill",
     "compare",
+    "coverage",
     "curves",
+    "gain",
     "machines",
     "measured",
     "paper",
@@ -32,7 +35,8 @@ __all__ = [
     "read",
     "read_sweep",
     "recipe_id",
-    "status",
+    "record_path",
+    "runs",
     "table",
     "write",
 ]

@@ -7,12 +7,12 @@ are never mixed: `paper` (transcribed, `data/paper/*.csv`), `measured` (committe
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import set_aside, write_atomically
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -22,8 +22,12 @@ from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
 
-# A list of numbers, which goes on one line of a record: a matrix then has a line a row.
-_NUMBERS = re.compile(r"\[\n([-+.,\deE\s]+)\]")
+# These go on one line of a file: a list of numbers, so that a matrix has a line a row, and a row of
+# `layers`, which is the one object in a list of the top level and so is indented by two spaces.
+_ONE_LINE = (
+    re.compile(r"(?<=\[)\n([-+.,\deE\s]+)(?=\])"),
+    re.compile(r"(?<=^  \{)\n((?:   [^{}\[\]]*\n)+)  (?=\})", re.MULTILINE),
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Record:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
         env: device, torch, cuda, commit, date (UTC), wall_s.
-        layers: rows of a per-layer table, where the run makes one.
+        layers: rows of the per-layer table; committed in the sweep `published` only.
         curve: one number an epoch under each name, of a run that trains.
-        arrays: what `Recipe.inspect` asked for, by its name.
-        notes: what a reader of the numbers has to know besides.
+        arrays: what the sweep's measures found, by name.
+        notes: what else a reader of the numbers has to know.
     """
 
     sweep: str
@@ -57,31 +61,34 @@ class Record:
 
     @property
     def path(self) -> Path:
-        """Where the record lies under its root."""
+        """Return where the record lies under its root."""
         return record_path(self.sweep, self.point, self.profile, self.seed)
 
 
 def record_path(sweep: str, point: str, profile: str, seed: int) -> Path:
-    """The place of a record under its root."""
+    """Return the place of a record under its root."""
     return Path(profile) / sweep / f"{point}-s{seed}.json"
 
 
 def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
-    """Write a record atomically: the file is whole or absent, whatever happens.
+    """Write a record atomically and return its path: the file is whole or absent.
 
     Raises:
         InputError: when the folder cannot be written.
     """
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    text = _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    for pattern in _ONE_LINE:
+        text = pattern.sub(
+            lambda found: " ".join(map(str.strip, found[1].split("\n"))).strip(), text
+        )
     what = f"the record {record.path} under {root}"
-    write_atomically(path, text.encode(), what, unfinished)
+    write_atomically(path, text.encode(), what, unfinished=unfinished)
     return path
 
 
 def read(path: Path) -> Record:
-    """Read one record.
+    """Read and return one record.
 
     Raises:
         InputError: when the file is missing, damaged or of another schema.
@@ -101,16 +108,15 @@ def read(path: Path) -> Record:
     return record
 
 
-def set_aside(path: Path) -> None:
+def set_aside_damaged(path: Path) -> None:
     """Rename a record that is there and cannot be read, and say so; it is measured again."""
     if path.is_file() and kept(path) is None:
-        aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        aside = set_aside(path)
         say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
 
 
 def kept(path: Path) -> Record | None:
-    """A record of this machine, where one that is missing or damaged can be measured again."""
+    """Return a record of this machine, or None where it is missing or damaged."""
     try:
         return read(path)
     except InputError:
@@ -118,15 +124,30 @@ def kept(path: Path) -> Record | None:
 
 
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
-    """The sweep's records of one profile, for the points it has today, in their order."""
-    order = {point.name: rank for rank, point in enumerate(sweep.points())}
-    found = [read(path) for path in sorted((root / profile / sweep.name).glob("*.json"))]
-    known = [record for record in found if record.point in order]
-    return sorted(known, key=lambda record: (order[record.point], record.seed))
+    """Read the sweep's records of one profile, by point in the sweep's order, then by seed.
+
+    Where a point has no file of its own for a seed, the record of the same training under another
+    name is taken, so that a recipe of several sweeps is trained once.
+
+    Raises:
+        InputError: when a file of this sweep is damaged.
+    """
+    folder = root / profile / sweep.name
+    own = [read(path) for path in sorted(folder.glob("*.json"))]
+    trained: dict[str, dict[int, Record]] = {}
+    for record in map(kept, sorted((root / profile).glob("*/*.json"))):
+        if record is not None and record.curve:
+            trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
+    rows = []
+    for point in sweep.points():
+        identity = recipe_id(PROFILES[profile].apply(point.recipe))
+        by_seed = trained.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
+        rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
+    return rows
 
 
 def promote(path: Path, root: Path = MEASURED) -> Path:
-    """Copy a record of this machine to the committed ones.
+    """Copy a record of this machine to the committed ones and return its new path.
 
     Raises:
         InputError: when it is not a record, belongs to no sweep or point of today, or was measured

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from micronet_lib.architecture.layers import named_kind
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -16,12 +17,12 @@ NOT_RUN = "not run"
 
 
 def paper(stem: str) -> pd.DataFrame:
-    """Transcribed numbers of one chapter: point, metric, value, source, locator."""
+    """Return the transcribed numbers of one chapter: point, metric, value, source, locator."""
     return pd.read_csv(PAPER_TABLES / f"{stem}.csv", dtype={"point": str, "value": float})
 
 
 def paper_wide(stem: str, source: str) -> pd.DataFrame:
-    """The transcribed numbers of one source: a row a point in the file's order, a column a metric.
+    """Return the transcribed numbers of one source: a row a point, a column a metric.
 
     Args:
         stem: of the chapter.
@@ -33,7 +34,7 @@ def paper_wide(stem: str, source: str) -> pd.DataFrame:
 
 
 def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
-    """Paper and measurement side by side, for points that have both.
+    """Return paper and measurement side by side, for points that have both.
 
     Args:
         rows: a `table` of measured records.
@@ -68,13 +69,16 @@ def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]
 def table(
     sweep: Sweep, records: Iterable[Record], source: str = "measured", profile: str = "full"
 ) -> pd.DataFrame:
-    """One row a point and profile: mean, spread and number of runs of each metric.
+    """Return one row a point and profile: mean, spread and number of runs of each metric.
+
+    A measurement that is given twice counts once.
 
     Columns: sweep, point, profile, source, n, device, torch, commit, then each metric that a record
     has, those of the sweep first, and `<metric>_std` (`NaN` for a single run). A point without a
     record has `n` 0 and `NaN`. `profile` labels the rows of a sweep without any record.
     """
-    records = list(records)
+    once = {(r.point, r.profile, r.recipe_id, r.seed): r for r in records}
+    records = list(once.values())
     metrics = list(dict.fromkeys([*sweep.metrics, *(m for r in records for m in r.metrics)]))
     rows = []
     for name in dict.fromkeys([r.profile for r in records]) or [profile]:
@@ -96,24 +100,28 @@ def table(
 
 
 def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
-    """The committed records of a sweep as a `table`."""
+    """Return the committed records of a sweep as a `table`."""
     return table(sweep, read_sweep(sweep, profile, MEASURED), profile=profile)
 
 
 def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
-    """The committed per-layer table of one point: layer, kind, quantity, count, bits and costs.
+    """Return the committed per-layer table of one point.
+
+    Columns: layer, layer_kind (a name of `architecture.KINDS`), kind (of the operation), quantity,
+    count, bits and costs.
 
     Raises:
         InputError: when the point has no record, or its record has no such table.
     """
     for record in read_sweep(sweep, profile, MEASURED):
         if record.point == point and record.layers:
-            return pd.DataFrame(record.layers)
+            rows = pd.DataFrame(record.layers)
+            return rows.assign(layer_kind=rows["layer"].map(named_kind))
     raise InputError(f"no record of {sweep.name}/{point} at {profile} holds a per-layer table")
 
 
 def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
-    """What the committed record of a point keeps by `Recipe.inspect`, as numpy arrays.
+    """Return the arrays of a point's committed record, as its sweep's measures found them.
 
     Raises:
         InputError: when the point has no record.
@@ -131,7 +139,7 @@ def _as_arrays(value: Any) -> Any:
 
 
 def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
-    """What every epoch of a sweep's training runs came to: point, seed, epoch, then the curves."""
+    """Return one row a run and epoch: point, seed, epoch, then the recorded curves."""
     rows = [
         pd.DataFrame(record.curve).assign(
             point=record.point, seed=record.seed, epoch=range(1, len(record.curve["lr"]) + 1)
@@ -143,7 +151,7 @@ def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
 
 
 def provenance(rows: pd.DataFrame) -> str:
-    """The footer of a figure or table: source, profile, hardware, version, n and commit."""
+    """Return the footer of a figure or table: source, profile, hardware, version, n and commit."""
     run = rows[rows["n"] > 0]
     if run.empty:
         return NOT_RUN

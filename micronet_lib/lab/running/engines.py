@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, NotFiniteError, unknown
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
@@ -35,7 +35,7 @@ from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
 from micronet_lib.lab.running.measure import ensure, perform, this_run
-from micronet_lib.lab.training.loop import DivergedError
+from micronet_lib.lab.storage.states import load_own
 
 ENGINES = ("local", "ray")
 
@@ -86,7 +86,11 @@ def run(
             "whole number"
         )
     asked = cases(sweep, get_profile(profile), seed, overrides, point)
-    ahead = [job for job in jobs(asked, retrain=retrain) if job.does in ("count", "rate", "train")]
+    planned = jobs(asked, retrain=retrain)
+    for job in planned:
+        if job.lost:
+            say(job.reason)
+    ahead = [job for job in planned if job.does in ("count", "rate", "train")]
     if ahead:
         with _ray(gpus_per_point) as (ray, task), bar(ahead, sweep.name, "pt", progress) as shown:
             for result in on_ray(ray, task, ahead):
@@ -137,7 +141,7 @@ def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Re
             reason = f"{label}: the machine that took it has no {missing} under {data_root()}"
             return Result(job, reason=reason)
         perform(job, progress=False)
-    except (Busy, DivergedError) as error:
+    except (Busy, NotFiniteError) as error:
         return Result(job, reason=f"{label}: {error}")
     except InputError as error:
         return Result(job, reason=str(error), fault=True)
@@ -165,6 +169,7 @@ def _place(job: Job, name: str, content: bytes) -> None:
     """Write a network to its address, unless it is there."""
     path = job.case.folder.parent / name / "network.pt"
     if not path.is_file() or path.read_bytes() != content:
+        load_own(path)  # a damaged one is set aside, not written over
         write_atomically(path, content, f"the network {name}")
 
 

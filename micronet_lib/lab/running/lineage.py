@@ -71,7 +71,8 @@ class Case:
     @property
     def needs(self) -> tuple["Case", ...]:
         """The trainings whose networks have to be there first: of the start and of the teacher."""
-        return tuple(self._of(recipe) for recipe in _trainings(self.recipe.needs))
+        found = {case.id: case for case in map(self._of, _trainings(self.recipe.needs))}
+        return tuple(found.values())
 
     def _of(self, recipe: Recipe) -> "Case":
         """A needed recipe's case, under the name that a sweep has for it, if one does."""
@@ -165,7 +166,7 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
     if measured and not retrain:
         return State(
             "impossible",
-            f"{case.name} has a record, but its network is not on this machine: copy "
+            f"{case.name} has a record, but its network is gone or damaged: copy "
             f"{case.folder.name} into {case.folder.parent}, or give --retrain to train it again",
         )
     return State("train")
@@ -188,6 +189,11 @@ class Job:
     recorded: bool
     reason: str = ""
     needs: tuple[str, ...] = ()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is of a network that is needed and gone, though its record is here."""
+        return self.does == "impossible" and self.case.record() is not None
 
 
 def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) -> list[Job]:
@@ -219,7 +225,7 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
             blocked = next((each for each in needed if each.does == "impossible"), None)
             if blocked is not None:
                 reason = f"{blocked.case.name}, which it needs: {blocked.reason}"
-                job = Job(case, "impossible", wanted, reason)
+                job = trainings[case.id] = Job(case, "impossible", wanted, reason)
             else:
                 job = replace(job, needs=tuple(each.case.id for each in needed))
         if not wanted or job.does in ("rate", "train"):

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import runs_root
@@ -16,7 +16,7 @@ from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import get_profile
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, set_aside, write
+from micronet_lib.lab.records.record import Record, set_aside_damaged, write
 from micronet_lib.lab.records.tables import table
 from micronet_lib.lab.running.lineage import (
     Case,
@@ -27,7 +27,7 @@ from micronet_lib.lab.running.lineage import (
 )
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, network_of, train_network
-from micronet_lib.lab.training.loop import DivergedError
+from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
@@ -46,8 +46,8 @@ def ensure(
 
     A record in the runs folder of the same recipe, profile and seed is not made again, and a
     network that is there is not trained again. A point stays `not run` where the sweep makes no
-    sense on the profile, a file is missing, another process works on it, or its loss becomes NaN or
-    infinite. For the last two, and for what needs them, a line on stderr says so.
+    sense on the profile, a file is missing, it needs a network that is lost, another process works
+    on it, or its loss becomes NaN or infinite. For the last three a line on stderr says so.
 
     Args:
         sweep: what to run.
@@ -74,6 +74,8 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
     """
     failed: set[str] = set()
     for job in ahead:
+        if job.lost:
+            say(job.reason)
         try:
             if failed.intersection(job.needs):
                 say(
@@ -84,8 +86,8 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
                 continue
         except Busy as busy:
             say(str(busy))
-        except DivergedError as diverged:
-            say(f"{job.case.name} seed {job.case.seed}: {diverged}")
+        except NotFiniteError as error:
+            say(f"{job.case.name} seed {job.case.seed}: {error}")
         failed.add(job.case.id)
 
 
@@ -94,7 +96,7 @@ def perform(job: Job, progress: bool = True) -> None:
 
     Raises:
         Busy: another process works on it.
-        DivergedError: its loss became NaN or infinite.
+        NotFiniteError: a loss, a weight or a logit is NaN or infinite.
         InputError: a fault that a user has to mend.
     """
     case, recipe = job.case, job.case.recipe
@@ -106,6 +108,8 @@ def perform(job: Job, progress: bool = True) -> None:
     with only_one(case.folder / "lock", f"{case.name} seed {case.seed}"):
         if job.does == "train" and state_of(case, recorded=False, retrain=True).does == "train":
             train_network(recipe, case.profile, case.seed, case.name, progress)
+        else:
+            forget_states(case.folder)  # of a process that was killed as it wrote the network
         if job.recorded and state_of(case).does != "nothing":  # of who had the lock until now
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
@@ -116,7 +120,7 @@ def measure(case: Case, progress: bool = True) -> Record:
     Raises:
         InputError: whatever keeps it from being measured, in one line.
     """
-    set_aside(case.record_path)
+    set_aside_damaged(case.record_path)
     start, recipe = time.perf_counter(), case.recipe
     content: dict[str, Any] = {"curve": {}, "notes": [], "env": environment()}
     if recipe.train.epochs:

@@ -162,6 +162,7 @@ def train_network(
     folder = network_path(recipe, profile, seed).parent
     set_up(device)
     data, notes = training_data(recipe, profile, device)
+    load_own(folder / "network.pt", key)  # a damaged one is set aside, not written over
     resumed = load_state(folder, key) is not None
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
     teacher = None

@@ -43,7 +43,8 @@ def plan(
     A network that a point needs, and that is not here, has a row of its own before it.
 
     Columns: point, with its sweep where that is another one; state (`measured`, `to count`,
-    `to rate`, `to train`, or why it is not possible here); epochs and images trained, 0 where
+    `to rate`, `to train`, or why it is not possible here); record, whether one is asked for, or
+    only the network; epochs and images trained, 0 where
     nothing is; minutes of training, at the median speed of the same network in the records of this
     device and profile, or else of a few steps that are taken now; disk_mb of the network and its
     training states.
@@ -71,6 +72,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
             {
                 "point": case.point if case.sweep is sweep else case.name,
                 "state": WORDS.get(job.does, job.reason),
+                "record": job.recorded,
                 "epochs": case.recipe.train.epochs if trains else 0,
                 "images": images,
                 "minutes": images / speed / 60,

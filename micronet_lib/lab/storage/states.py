@@ -9,14 +9,13 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import set_aside, write_atomically
 from micronet_lib.lab.host.progress import say
 
 _HEADER = re.compile(rb"[0-9a-f]{64}\n")
@@ -68,41 +67,39 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
     Raises:
         InputError: the file may be there and cannot be read, or cannot be renamed.
     """
-    try:
-        digest, _, payload = path.read_bytes().partition(b"\n")
-        if hashlib.sha256(payload).hexdigest().encode() != digest:
-            _set_aside(path)
-            return None
-    except FileNotFoundError:
+    payload = _payload(path)
+    if payload is None:
+        aside = set_aside(path)
+        say(f"{path} is damaged: it is {aside.name} now and is not used")
+    if not payload:
         return None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path} ({error.strerror}): make it readable or move it away"
-        ) from error
     file = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return file["content"] if key in (None, file["key"]) else None
 
 
-def _set_aside(path: Path) -> None:
-    names = (f"{path.name}.damaged{number or ''}" for number in count())
-    aside = next(place for name in names if not (place := path.with_name(name)).exists())
-    path.rename(aside)
-    say(f"{path} is damaged: it is {aside.name} now and is not used")
-
-
 def is_whole(path: Path, key: str) -> bool:
-    """Return whether a file is there, is whole, and belongs to that key; change nothing."""
+    """Return whether a file is there, is whole, and belongs to that key; change nothing.
+
+    Raises:
+        InputError: the file may be there and cannot be read.
+    """
+    payload = _payload(path)
+    if not payload:
+        return False
+    return torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)["key"] == key
+
+
+def _payload(path: Path) -> bytes | None:
+    """Return what stands behind a file's digest; nothing if it is absent, None if damaged."""
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
-        return False
+        return b""
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror}): make it readable or move it away"
         ) from error
-    if hashlib.sha256(payload).hexdigest().encode() != digest:
-        return False
-    return torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)["key"] == key
+    return payload if hashlib.sha256(payload).hexdigest().encode() == digest else None
 
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw
-from micronet_lib.errors import InputError
+from micronet_lib.errors import NotFiniteError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.training.evaluation import GPU_BATCH_SIZE, evaluate
@@ -209,7 +209,7 @@ class CapturedTop1:
         """A fraction of the images; waits for it.
 
         Raises:
-            InputError: when a logit is NaN or infinite.
+            NotFiniteError: when a logit is NaN or infinite.
         """
         self.model.eval()
         if self._replay is None:
@@ -223,7 +223,7 @@ class CapturedTop1:
         self._replay()
         correct, damaged = self._found.tolist()
         if damaged:
-            raise InputError(
+            raise NotFiniteError(
                 "the network's logits hold NaN or infinite values, so it cannot be rated"
             )
         return correct / len(self.data)

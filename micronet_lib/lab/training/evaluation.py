@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from micronet_lib.errors import InputError
+from micronet_lib.errors import NotFiniteError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import bar
 
@@ -124,7 +124,7 @@ def logits_of(
     `batch_size` 0 takes what is fast on the model's device.
 
     Raises:
-        InputError: when a logit is NaN or infinite.
+        NotFiniteError: when a logit is NaN or infinite.
     """
     parameter = next(model.parameters())
     # oneDNN has no float64, and the plain kernels behind it are slower on channels_last.
@@ -136,7 +136,7 @@ def logits_of(
         inputs = normalize(batch.to(parameter.device)).to(parameter.dtype)
         logits = model(inputs.contiguous(memory_format=memory_format))
         if not torch.isfinite(logits).all():
-            raise InputError(
+            raise NotFiniteError(
                 "the network's logits hold NaN or infinite values, so it cannot be rated: its "
                 "weights are damaged or too large; use another checkpoint"
             )
@@ -164,7 +164,7 @@ def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evalua
     """Rate the network on the images, in evaluation mode, batch norm folded.
 
     Raises:
-        InputError: when a logit is NaN or infinite.
+        NotFiniteError: when a logit is NaN or infinite.
     """
     folded = fold_batch_norm(model)
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from torch import Tensor
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix
 from micronet_lib.augmentation.policies import Policies, augment, draw
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import ImageSet
 from micronet_lib.lab.host.machine import COMMIT
@@ -37,8 +37,8 @@ CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
 SAVE_EVERY_S = 30.0
 
 
-class DivergedError(InputError):
-    """The loss became NaN or infinite."""
+class DivergedError(NotFiniteError):
+    """Training ended because a loss, a weight or a logit became NaN or infinite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,13 @@ class Run:
             )
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
-        losses |= {name: top1() for name, top1 in self.top1.items()}
+        try:
+            losses |= {name: top1() for name, top1 in self.top1.items()}
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"the logits became NaN or infinite in epoch {self.epoch}: no record is written; "
+                "try a lower train.lr"
+            ) from error
         for name, values in self.curve.items():
             values.append(losses[name])
         if losses["validation_top1"] >= max(self.curve["validation_top1"]):

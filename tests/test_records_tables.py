@@ -1,0 +1,147 @@
+"""Tables of records and of transcribed numbers."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from made_records import ENV, SWEEP, record
+
+from micronet_lib.errors import InputError
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.records import tables
+from micronet_lib.lab.records.tables import NOT_RUN
+
+POINTS = [point.name for point in SWEEP.points()]
+
+
+def test_table_gives_mean_spread_and_number_of_runs():
+    runs = [
+        record(seed=seed, metrics={"score": value, "top1": 0.5, "extra": 2})
+        for seed, value in enumerate((1.0, 2.0, 6.0))
+    ]
+    rows = records.table(SWEEP, runs).set_index("point")
+    assert list(rows.index) == POINTS
+    first = rows.loc["micronet_v1"]
+    assert first[["n", "profile", "source"]].tolist() == [3, "quick", "measured"]
+    assert first["score"] == pytest.approx(3)
+    assert first["score_std"] == pytest.approx(math.sqrt(7))  # of a sample: n - 1
+    assert first[["top1", "top1_std", "extra"]].tolist() == [0.5, 0, 2]
+    assert first[["device", "torch", "commit"]].to_dict().items() <= ENV.items()
+
+
+def test_one_run_has_no_spread():
+    row = records.table(SWEEP, [record()]).set_index("point").loc["micronet_v1"]
+    assert row[["n", "score"]].tolist() == [1, 1.5]
+    assert math.isnan(row["score_std"])
+
+
+def test_a_measurement_counts_once():
+    again = replace(record(), notes=["copied"])
+    row = records.table(SWEEP, [record(), again, record(seed=1)]).set_index("point").iloc[0]
+    assert row[["n", "score"]].tolist() == [2, 2.0]
+
+
+def test_point_that_nobody_ran_stays_in_the_table():
+    rows = records.table(SWEEP, [record()]).set_index("point").drop("micronet_v1")
+    assert list(rows["n"]) == [0, 0]
+    assert rows[["score", "top1", "score_std"]].isna().all(axis=None)
+    assert list(rows["device"]) == ["", ""]
+
+
+def test_table_without_any_record():
+    rows = records.table(SWEEP, [])
+    assert list(rows["point"]) == POINTS
+    assert (rows["n"] == 0).all()
+    assert rows["score"].isna().all()
+    assert records.provenance(rows) == NOT_RUN
+
+
+def test_profiles_are_never_averaged_together():
+    runs = [record(), record(profile="full", metrics={"score": 9.0, "top1": 0.9})]
+    rows = records.table(SWEEP, runs)
+    ran = rows[rows["n"] > 0].set_index("profile")
+    assert len(rows) == 2 * len(POINTS)
+    assert ran["score"].to_dict() == {"quick": 1.5, "full": 9.0}
+    assert (ran["n"] == 1).all()
+
+
+def test_provenance_names_every_machine_once():
+    runs = [record(), record(seed=1), record("micronet_v2")]
+    assert records.provenance(records.table(SWEEP, runs, source="this run")) == (
+        "this run · quick · 2 CPU threads · torch 2.15.0 · n=1/2 · abc1234"
+    )
+    other = {"device": "1x H200", "torch": "2.16.0", "commit": "def5678"}
+    rows = records.table(SWEEP, [record(), record("micronet_v2", env=other)])
+    assert records.provenance(rows) == (
+        "measured · quick · 2 CPU threads + 1x H200 · torch 2.15.0 + 2.16.0 · n=1 · "
+        "abc1234 + def5678"
+    )
+
+
+def test_curves_have_a_row_an_epoch(tmp_path):
+    curve = {"lr": [0.1, 0.05], "train_loss": [4.0, 3.0]}
+    for made in (record(curve=curve), record(seed=1)):
+        records.write(made, tmp_path)
+    found = records.curves(SWEEP, "quick", tmp_path)
+    assert found[["point", "seed", "epoch"]].to_numpy().tolist() == [
+        ["micronet_v1", 0, 1], ["micronet_v1", 0, 2]
+    ]  # fmt: skip
+    assert list(found["train_loss"]) == [4.0, 3.0]
+    assert records.curves(SWEEP, "full", tmp_path).empty
+
+
+# ---------------------------------------------------------------------------------- the paper
+
+
+@pytest.fixture
+def quoted(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tables, "PAPER_TABLES", tmp_path)
+    (tmp_path / "toy.csv").write_text(
+        "point,metric,value,source,locator\n"
+        'micronet_v1,top1_percent,80.07,kim2020,"Table 2, row A"\n'
+        'micronet_v2,top1_percent,80.04,kim2020,"Table 2, row B"\n'
+        "1.0,score_thousandths,5.4,gale2020,page 3\n"
+    )
+
+
+def test_paper_keeps_names_as_text(quoted):
+    rows = records.paper("toy")
+    assert list(rows["point"]) == ["micronet_v1", "micronet_v2", "1.0"]
+    assert rows["value"].dtype == float
+
+
+def test_paper_in_wide_form_has_one_source(quoted):
+    assert records.paper_wide("toy", "kim2020").to_dict("list") == {
+        "point": ["micronet_v1", "micronet_v2"],
+        "top1_percent": [80.07, 80.04],
+    }
+
+
+def test_comparison_takes_points_that_have_both(quoted):
+    rows = records.table(SWEEP, [record(metrics={"score": 1.0, "top1": 0.8})])
+    (line,) = records.compare(rows, "toy", {"top1_percent": ("top1", 100.0)}).to_dict("records")
+    assert (line["point"], line["paper"], line["n"]) == ("micronet_v1", 80.07, 1)
+    assert line["measured"] == pytest.approx(80)
+    assert line["difference"] == pytest.approx(-0.07)
+    assert line["locator"] == "Table 2, row A"
+
+
+# ------------------------------------------------------------------------- bills and arrays
+
+
+def test_bill_and_arrays_are_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MEASURED", tmp_path)
+    layers = [{"layer": "stem", "count": 3}]
+    arrays = {"spectrum": {"stem": [2.0, 1.0]}, "matrix": [[1, 0]]}
+    records.write(record(profile="full", layers=layers, arrays=arrays), tmp_path)
+    assert records.bill(SWEEP, "micronet_v1").to_dict("records") == layers
+    found = records.arrays(SWEEP, "micronet_v1")
+    assert found["spectrum"]["stem"].tolist() == [2.0, 1.0]
+    assert found["matrix"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("of", [records.bill, records.arrays])
+def test_a_point_without_a_record_is_refused(of):
+    with pytest.raises(InputError, match=r"stages/1\.0-vanilla"):
+        of(SWEEPS["stages"], "1.0-vanilla", "full")
