@@ -1,7 +1,7 @@
 """What a method may do to a network besides its loss: before training, and around every step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Hook:
         """Continue from a `state_dict`, in place."""
 
 
+@runtime_checkable
 class Change(Protocol):
     """What a recipe does to a network before it trains it: a frozen dataclass of settings."""
 

@@ -14,8 +14,21 @@ from small_networks import seeded, single_thread
 from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
+from micronet_lib.lab.recipes.identity import run_id
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records.tables import paper
-from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
+from micronet_lib.lab.running.networks import content_of, fresh_network, network_path, train_network
+from micronet_lib.lab.storage.networks import pack
+from micronet_lib.lab.storage.states import save_own
+from micronet_lib.pruning.masks import (
+    HeldMasks,
+    apply_masks,
+    current_masks,
+    magnitude_masks,
+    prunable_weights,
+)
 from micronet_lib.pruning.schedules import (
     EXPONENTIAL,
     LOTTERY,
@@ -26,6 +39,7 @@ from micronet_lib.pruning.schedules import (
     REWOUND,
     SCHEDULES,
     PruneConfig,
+    PruneTo,
     exponential,
     linear,
     one_shot,
@@ -104,15 +118,15 @@ def test_every_schedule_rises_to_the_final_sparsity_exactly(name, final, rounds,
 
 @pytest.mark.parametrize("make", SCHEDULES.values(), ids=SCHEDULES)
 def test_schedules_refuse_what_cannot_be_meant(make):
-    for final, rounds, start, says in (
-        (0.6, 0, 0.0, "0 rounds of pruning; give 1 or more"),
-        (60, 4, 0.0, "sparsity cannot go from 0.0 to 60; give fractions"),
-        (1.0, 4, 0.0, "start <= final < 1"),
-        (0.3, 4, 0.5, "sparsity cannot go from 0.5 to 0.3"),
-        (0.6, 4, -0.1, "sparsity cannot go from -0.1 to 0.6"),
-        (float("nan"), 4, 0.0, "sparsity cannot go from 0.0 to nan"),
+    for final, rounds, start, named in (
+        (0.6, 0, 0.0, "0 rounds"),
+        (60, 4, 0.0, "0.0 to 60"),
+        (1.0, 4, 0.0, "0.0 to 1.0"),
+        (0.3, 4, 0.5, "0.5 to 0.3"),
+        (0.6, 4, -0.1, "-0.1 to 0.6"),
+        (float("nan"), 4, 0.0, "0.0 to nan"),
     ):
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=named):
             make(final, rounds, start)
 
 
@@ -120,22 +134,22 @@ def test_schedules_refuse_what_cannot_be_meant(make):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "named"),
     [
-        ({"sparsities": (15, 30)}, r"prune.sparsities has 15; give fractions in \[0, 1\)"),
+        ({"sparsities": (15, 30)}, "prune.sparsities has 15"),
         ({"sparsities": (0.3, 1.0)}, "prune.sparsities has 1.0"),
         ({"sparsities": (-0.1,)}, "prune.sparsities has -0.1"),
         ({"sparsities": (float("nan"),)}, "prune.sparsities has nan"),
         ({"sparsities": ("0.6",)}, "prune.sparsities has '0.6'"),
-        ({"sparsities": (0.3, 0.2)}, "prune.sparsities 0.3, 0.2 fall"),
-        ({"scope": "per_kind"}, "unknown pruning scope 'per_kind'; choose from global, kind, lay"),
-        ({"threshold_from": "best"}, "unknown pruning threshold_from 'best'; choose from same, la"),
-        ({"rewind": "late"}, "unknown pruning rewind 'late'; choose from none, initial, early"),
-        ({"rewind": "early", "early_epoch": 0}, "prune.early_epoch is 0; give 1 or more"),
+        ({"sparsities": (0.3, 0.2)}, "prune.sparsities 0.3, 0.2"),
+        ({"scope": "per_kind"}, "scope 'per_kind'; choose from global, kind, layer"),
+        ({"threshold_from": "best"}, "threshold_from 'best'; choose from same, last_epoch"),
+        ({"rewind": "late"}, "rewind 'late'; choose from none, initial, early"),
+        ({"rewind": "early", "early_epoch": 0}, "prune.early_epoch is 0"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_one_line(settings, says):
-    with pytest.raises(InputError, match=says) as caught:
+def test_settings_out_of_range_are_refused_in_one_line(settings, named):
+    with pytest.raises(InputError, match=named) as caught:
         PruneConfig(**settings)
     assert "\n" not in str(caught.value)
 
@@ -144,7 +158,7 @@ def test_the_default_prunes_nothing_and_every_configuration_is_plain_data():
     assert PruneConfig().sparsities == ()
     for config in NAMED:
         plain = json.loads(json.dumps(asdict(config)))
-        plain["sparsities"] = tuple(plain["sparsities"])
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         assert PruneConfig(**plain) == config
     assert len(set(NAMED)) == len(NAMED)
 
@@ -239,27 +253,91 @@ def test_without_rewinding_the_trained_weights_go_on():
 
 
 def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
+    """But for the first round of a command, which has one set of weights."""
     model = net()
-    first = prune_round(model, RELEASED_PRUNING, 0)  # both sets are the loaded network
-    held = HeldMasks(model, first)
-    train(model, held, seed=0)
-    best = state(model)
-    train(model, held, seed=1)
-    last = state(model)
+    first = magnitude_masks(prunable_weights(model), 0.05)
+    held, sets = HeldMasks(model, first), []
+    for seed in range(2):
+        train(model, held, seed)
+        sets.append(state(model))
+    best, last = sets
+    twice = replace(RELEASED_PRUNING, loads_anew=(0, 1))
+    for config, index, source in (
+        (RELEASED_PRUNING, 0, best),
+        (RELEASED_PRUNING, 1, last),
+        (twice, 1, best),
+        (README_PRUNING, 0, best),
+        (README_PRUNING, 3, last),
+        (README_PRUNING, 4, best),
+        (README_PRUNING, 5, last),
+        (PAPER_PRUNING, 1, best),
+    ):
+        before = first if index else None
+        model.load_state_dict(best)
+        masks = prune_round(model, config, index, before, last_epoch=last)
+        sparsity = config.sparsities[index]
+        expected, other = (
+            flat(magnitude_masks({name: each[name] for name in first}, sparsity, before))
+            for each in (source, last if source is best else best)
+        )
+        assert torch.equal(flat(masks), expected)
+        assert not torch.equal(expected, other)
+        for name, tensor in model.state_dict().items():  # it goes on with the best epoch's, masked
+            assert torch.equal(tensor, best[name] * masks[name] if name in masks else best[name])
 
-    model.load_state_dict(best)
-    mixed = prune_round(model, RELEASED_PRUNING, 1, first, last_epoch=last)
-    of_last = magnitude_masks({name: last[name] for name in first}, 0.3, first)
-    of_best = magnitude_masks({name: best[name] for name in first}, 0.3, first)
-    assert torch.equal(flat(mixed), flat(of_last))
-    assert not torch.equal(flat(mixed), flat(of_best))
-    for name, tensor in model.state_dict().items():  # the best epoch's weights, masked
-        assert torch.equal(tensor, best[name] * mixed[name] if name in mixed else best[name])
 
-    model.load_state_dict(best)
-    assert torch.equal(
-        flat(prune_round(model, PAPER_PRUNING, 1, first, last_epoch=last)), flat(of_best)
-    )
+@pytest.mark.parametrize(("rounds", "source"), [(1, "best"), (2, "model"), (5, "best")])
+def test_a_trained_round_prunes_the_weights_that_the_released_code_prunes(
+    rounds, source, tmp_path, monkeypatch
+):
+    """At learning rate 0, so that what is seen is what the round began with."""
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path))
+    still = TrainConfig(epochs=1, lr=0.0, min_lr=0.0, num_images=32, num_validation=20)
+    prune = replace(README_PRUNING, sparsities=README_PRUNING.sparsities[:rounds])
+    recipe = Recipe(width_mult=0.1, train=replace(still, batch_size=16), prune=prune)
+    smoke, parent = get_profile("smoke"), recipe.parent
+    sets = {name: fresh_network(recipe, seed) for seed, name in enumerate(("model", "best"))}
+    names = prunable_weights(sets["best"])
+    masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in names.items()}
+    content = {
+        **pack(sets["model"]),
+        "best": sets["best"].state_dict(),
+        "masks": masks if rounds > 1 else {},
+    }
+    save_own(network_path(parent, smoke, 0), run_id(parent, 0), content)
+    train_network(recipe, smoke, 0, "toy", progress=False)
+    found = content_of(recipe, smoke, 0)
+    of_source = magnitude_masks(prunable_weights(sets[source]), prune.sparsities[-1])
+    assert torch.equal(flat(found["masks"]), flat(of_source))
+    for name, weight in names.items():
+        assert torch.equal(found["model"][name], weight * of_source[name])
+
+
+# --------------------------------------------------------------------------------------- a change
+
+
+def test_pruning_as_a_change_counts_the_zeros_that_are_there():
+    model = net()
+    masks = magnitude_masks(prunable_weights(model), 0.3)
+    apply_masks(model, masks)
+    before = state(model)
+    assert PruneTo(None).apply(model) is model
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    (hook,) = PruneTo(None).hooks(model)
+    assert torch.equal(flat(hook.masks), flat(masks))
+    PruneTo(0.6, scope="layer").apply(model)
+    found = current_masks(model)
+    assert [round(0.6 * mask.numel()) for mask in found.values()] == [
+        int((~mask).sum()) for mask in found.values()
+    ]
+    assert not (flat(found) & ~flat(masks)).any()
+    (hook,) = PruneTo(0.6, mask_updates=True).hooks(model)
+    assert hook.mask_updates
+    train(model, hook, seed=0)
+    assert not flat(prunable_weights(model))[~flat(found)].any()
+    for sparsity in (0.1, 1.5):
+        with pytest.raises(InputError):
+            PruneTo(sparsity).apply(model)
 
 
 def test_what_a_round_needs_is_asked_for_and_the_network_stays_as_it_was():

@@ -1,6 +1,7 @@
 """Networks of another library go through everything that a MicroNet goes through."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_training_loop import images
 
 from micronet_lib.architecture import build
 from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.profile import Profile, resolved
@@ -18,7 +20,7 @@ from micronet_lib.lab.storage.networks import export_network, load_exported
 from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
 from micronet_lib.lab.training.loop import Run, TrainingData
 from micronet_lib.label_smoothing import PAPER_SMOOTHING
-from micronet_lib.pruning.masks import current_masks
+from micronet_lib.pruning.masks import current_masks, prunable_weights
 from micronet_lib.pruning.schedules import PruneTo
 from micronet_lib.scoring.bill import score_network
 from micronet_lib.srip.penalty import SripConfig
@@ -93,3 +95,27 @@ def test_a_recipe_trains_it_and_its_network_is_rated_scored_and_read_again(
     again, metadata = load_exported(tmp_path / "network.safetensors")
     assert metadata["spec"] == {"name": name, "options": {}}
     assert torch.equal(logits_of(again, data.images), plain)
+
+
+def test_a_chain_of_recipes_prunes_with_a_teacher(tmp_path, monkeypatch):
+    """Dense, then pruned and trained again; the dense network is start and teacher."""
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path))
+    train = TrainConfig(epochs=1, lr=0.02)
+    dense = Recipe(model="torchvision_mobilenet_v2", train=train)
+    pruned = Recipe(
+        start=dense, changes=(PruneTo(0.6),), teacher=dense, train=replace(train, optimizer="adamw")
+    )
+    pruned = resolved(pruned, TOY)
+    assert pruned.needs == (pruned.start, pruned.teacher) == (TOY.apply(dense),) * 2
+    with pytest.raises(InputError, match="measure its point first"):
+        networks.train_network(pruned, TOY, 0, "toy", progress=False)
+    networks.train_network(pruned.start, TOY, 0, "toy", progress=False)
+    networks.train_network(pruned, TOY, 0, "toy", progress=False)
+    first, second = (networks.network_of(each, TOY, 0) for each in (pruned.start, pruned))
+    masks = current_masks(PruneTo(0.6).apply(first))
+    zeros, total = 0, 0
+    for key, weight in prunable_weights(second).items():
+        assert not weight[~masks[key]].any()
+        assert not torch.equal(weight, first.get_parameter(key))
+        zeros, total = zeros + int((weight == 0).sum()), total + weight.numel()
+    assert zeros == round(0.6 * total)

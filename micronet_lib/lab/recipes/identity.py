@@ -39,7 +39,7 @@ def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:
             if below or type(usual) is not type(value):
                 found[each.name] = below
         elif value != usual:
-            found[each.name] = _plain(value, float if type(usual) is float else None)
+            found[each.name] = _plain(value, as_float=type(usual) is float)
     return found
 
 
@@ -47,13 +47,19 @@ def _default(each: Any) -> Any:
     return each.default_factory() if each.default_factory is not MISSING else each.default
 
 
-def _plain(value: Any, number: type | None = None) -> Any:
-    """A value as JSON; equal values give the same text, whether whole numbers are 1 or 1.0."""
+def _plain(value: Any, as_float: bool = False) -> Any:
+    """A value as JSON; equal values give the same text, whether whole numbers are 1 or 1.0.
+
+    They are floats where the default or another number of a tuple is one, else integers.
+    """
     if is_dataclass(value):
         return {type(value).__name__: changed_fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        floats = float if any(type(entry) is float for entry in value) else None
-        return [_plain(entry, floats) for entry in value]
-    return number(value) if number and type(value) is int else value
+        as_float = any(type(entry) is float and not entry.is_integer() for entry in value)
+        return [_plain(entry, as_float) for entry in value]
+    if as_float and type(value) is int:
+        return float(value)
+    whole = type(value) is float and value.is_integer()
+    return int(value) if whole and not as_float else value

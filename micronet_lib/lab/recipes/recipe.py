@@ -120,46 +120,49 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
         known = {field.name: getattr(config, field.name) for field in fields(config)}
         if head not in known:
             raise unknown(f"key of {type(config).__name__}", head, known)
-        kinds = _kinds(type(config), head)
-        nested: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+        hints = _hints(type(config), head)
+        nested: Any = next((hint for hint in hints if is_dataclass(hint)), None)
         below = {rest: value} if rest else value
         if nested is not None and isinstance(below, Mapping):
             old = known[head]
             value = with_overrides(nested() if old is None else old, below)
-        elif rest and Mapping in kinds:
+        elif rest and any(_kind(hint) is Mapping for hint in hints):
             value = {**known[head], rest: value}
         elif rest:
             raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
         else:
-            value = _fitted(value, kinds, key)
+            value = _fitted(value, hints, key)
         config = replace(config, **{head: value})
     return config
 
 
-def _kinds(config: type, name: str) -> tuple[Any, ...]:
-    """The types that a field may have: the origin of a generic, the members of a union."""
+def _hints(config: type, name: str) -> tuple[Any, ...]:
+    """The types that a field may have: the members of a union, else the one."""
     hint = get_type_hints(config)[name]
-    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return tuple(_kind(member) for member in members)
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _kind(hint: Any) -> Any:
+    """What a value is an instance of: the origin of a generic, the type of a literal."""
     origin = get_origin(hint)
     if origin is Literal:
         return type(get_args(hint)[0])
     return Mapping if origin is not None and issubclass(origin, Mapping) else origin or hint
 
 
-def _fitted(value: Any, kinds: tuple[Any, ...], key: str) -> Any:
+def _fitted(value: Any, hints: tuple[Any, ...], key: str) -> Any:
     """The value as one of these types, or `InputError`."""
     if isinstance(value, list):
         value = tuple(value)
+    kinds = {_kind(hint): hint for hint in hints}
     if type(value) is int and float in kinds and int not in kinds:
         value = float(value)
-    for kind in kinds:
-        if (kind is Mapping and isinstance(value, Mapping)) or type(value) is kind:
+    for kind, hint in kinds.items():
+        if kind is tuple and isinstance(value, tuple):
+            return tuple(_fitted(entry, get_args(hint)[:1], key) for entry in value)
+        if type(value) is kind or (kind is Mapping and isinstance(value, Mapping)):
             return value
-        if is_dataclass(kind) and isinstance(value, kind):  # type: ignore[arg-type]
+        if is_dataclass(value) and isinstance(value, kind):
             return value
     names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
     raise InputError(f"override {key}={value!r}: expected {names}")

@@ -1,0 +1,75 @@
+"""A profile changes the budget of a recipe and nothing of its method."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from micronet_lib.lab.recipes.bases import PAPER, RELEASED
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
+from micronet_lib.pruning.schedules import PruneConfig, PruneTo
+
+BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum", "precision"}
+
+
+@pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=["paper", "released"])
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
+def test_a_profile_changes_budget_only(recipe, profile):
+    before, after = asdict(recipe), asdict(profile.apply(recipe))
+    assert {name for name in before if before[name] != after[name]} <= {"train", "width_mult"}
+    changed = {name for name, value in before["train"].items() if value != after["train"][name]}
+    assert changed <= BUDGET
+
+
+def test_rewinding_goes_back_to_the_same_part_of_the_schedule():
+    recipe = replace(PAPER, prune=PruneConfig((0.5,), rewind="early", early_epoch=30))
+    half = replace(PROFILES["quick"], epoch_share=0.5)
+    assert half.apply(recipe).prune.early_epoch == 15
+    assert PROFILES["smoke"].apply(recipe).prune.early_epoch == 1
+
+
+def test_full_is_the_recipe_itself_in_bfloat16():
+    in_bfloat16 = replace(PAPER, train=replace(PAPER.train, precision="bf16"))
+    assert PROFILES["full"].apply(PAPER) == in_bfloat16 != PAPER
+
+
+def test_a_recipe_that_trains_nothing_is_left_alone():
+    assert PROFILES["smoke"].apply(Recipe()) == Recipe()
+
+
+def test_every_cycle_keeps_at_least_an_epoch():
+    short = replace(PROFILES["quick"], epoch_share=1e-6)
+    assert short.apply(RELEASED).train.epochs == RELEASED.train.cycles == 4
+    half = replace(PROFILES["quick"], epoch_share=0.5)
+    assert half.apply(Recipe(train=TrainConfig(epochs=9))).train.epochs == 4
+
+
+def test_the_whole_chain_is_put_on_the_budget():
+    smoke = PROFILES["smoke"]
+    pruned = Recipe(start=PAPER, changes=(PruneTo(0.5),), teacher=RELEASED, train=PAPER.train)
+    found = smoke.apply(pruned)
+    assert (found.start, found.teacher) == (smoke.apply(PAPER), smoke.apply(RELEASED))
+    assert found.changes == pruned.changes
+    assert found.train == smoke.apply(PAPER).train
+    assert found.start.width_mult == smoke.width_mult
+    assert found.width_mult == 1  # its network comes from the start, as wide as that is
+    rated = Recipe(start=PAPER)
+    assert smoke.apply(rated) == replace(rated, start=smoke.apply(PAPER))
+
+
+def test_overrides_come_after_the_profile_and_reach_start_and_teacher():
+    smoke = PROFILES["smoke"]
+    recipe = Recipe(start=PAPER, teacher=PAPER)
+    overrides = {"start.train.epochs": 7, "teacher.width_mult": 0.5}
+    found = resolved(recipe, smoke, overrides)
+    assert found.start == with_overrides(smoke.apply(PAPER), {"train.epochs": 7})
+    assert found.teacher == replace(smoke.apply(PAPER), width_mult=0.5)
+
+
+def test_a_dense_network_ignores_how_rounds_are_pruned():
+    overrides = {"prune.rewind": "initial"}
+    smoke = PROFILES["smoke"]
+    assert resolved(PAPER, smoke, overrides) == resolved(PAPER, smoke)
+    pruned = replace(PAPER, prune=PruneConfig((0.5,)))
+    assert resolved(pruned, smoke, overrides).prune.rewind == "initial"
