@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -231,6 +232,7 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
             "the engine ray needs Ray, which is not installed: `pip install -e '.[cluster]'`"
         ) from error
     address = os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
     mine: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with tempfile.TemporaryDirectory() as code:
         try:
@@ -252,6 +254,21 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
             yield ray, ray.remote(**options)(_remote)
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out within seconds that nobody answers at `host:port`; Ray takes over five minutes.
+
+    Raises:
+        InputError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray at {address} (RAY_ADDRESS): {error.strerror or error}") from error
 
 
 def _gpus(ray: Any, gpus_per_point: float | None, address: str) -> float:
