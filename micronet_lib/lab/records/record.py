@@ -110,12 +110,12 @@ def read(path: Path) -> Record:
 
 def set_aside_damaged(path: Path) -> None:
     """Rename a record that is there and cannot be read, and say so; it is measured again."""
-    if path.is_file() and kept(path) is None:
+    if path.is_file() and readable(path) is None:
         aside = set_aside(path)
         say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
 
 
-def kept(path: Path) -> Record | None:
+def readable(path: Path) -> Record | None:
     """Return a record of this machine, or None where it is missing or damaged."""
     try:
         return read(path)
@@ -135,7 +135,7 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     folder = root / profile / sweep.name
     own = [read(path) for path in sorted(folder.glob("*.json"))]
     trained: dict[str, dict[int, Record]] = {}
-    for record in map(kept, sorted((root / profile).glob("*/*.json"))):
+    for record in map(readable, sorted((root / profile).glob("*/*.json"))):
         if record is not None and record.curve:
             trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
