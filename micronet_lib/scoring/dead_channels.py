@@ -91,8 +91,8 @@ def _sweep(model: MicroNet, live: _Live) -> None:
         hidden, se = live.hidden[index], live.se[index]
         expand = _used(block.conv_expand, hidden, inputs)
         taps = (block.conv_dw.weight.detach().cpu().flatten(1) != 0).any(1)
-        # A hidden channel without input is a constant, and zero padding turns a constant plane into
-        # a picture of its border: only a constant of exactly zero can go.
+        # A hidden channel without input is constant. Zero padding changes a constant plane at its
+        # border, so only a constant of exactly zero can be removed.
         silent = ~expand.any(1) & (block.act_expand(_at_zero(block.bn_expand)).cpu() == 0)
         project = _used(block.conv_project, outputs, hidden)
         live.hidden[index] = hidden & taps & ~silent & project.any(0)

@@ -40,7 +40,7 @@ from micronet_lib.lab.storage.states import load_own
 ENGINES = ("local", "ray")
 
 MAX_RETRIES = 3
-# Results are a few MB each; Ray would take a third of the memory.
+# Results are a few MB each. By default Ray reserves a third of the memory.
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -168,7 +168,7 @@ def _place(job: Job, name: str, content: bytes) -> None:
     """Write a network to its address, unless it is there already."""
     path = job.case.folder.parent / name / "network.pt"
     if not path.is_file() or path.read_bytes() != content:
-        load_own(path)  # a damaged one is set aside, not written over
+        load_own(path)  # renames a damaged file, so that it is not overwritten
         write_atomically(path, content, f"the network {name}")
 
 
@@ -200,14 +200,14 @@ def on_ray(ray: Any, task: Any, ahead: Sequence[Job]) -> Iterator[Result]:
         try:
             yield ray.get(handle)
         except ray.exceptions.RayTaskError:
-            raise  # a fault of ours, with its traceback
+            raise  # a bug, with its traceback
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             yield Result(job, reason=f"{job.case.name} seed {job.case.seed}: {reason}")
 
 
 def _remote(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Result:
-    torch.set_num_threads(1)  # of the one CPU that the task was given
+    torch.set_num_threads(1)  # the task has one CPU
     return perform_with(job, networks, *needed)
 
 
@@ -219,7 +219,7 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
         InputError: Ray is not installed, the cluster does not answer, or this machine has too few
             GPUs.
     """
-    # A job that was submitted to a cluster has an environment of its own, which ours adds to.
+    # A job submitted to a cluster has its own environment; ours is added to it.
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -240,13 +240,13 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
                 logging_level=logging.ERROR,
                 **(mine if address == "local" else {}),
             )
-        except Exception as error:  # what Ray raises when it cannot start has no class of its own
+        except Exception as error:  # Ray has no exception class for a failed start
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"no Ray at {address} (RAY_ADDRESS): {reason}") from error
         try:
             gpus = _gpus(ray, gpus_per_point, address)
             options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": MAX_RETRIES}
-            if gpus == 0:  # PyTorch would find those that Ray did not give
+            if gpus == 0:  # else PyTorch would use GPUs that Ray did not assign
                 options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
             yield ray, ray.remote(**options)(_remote)
         finally:

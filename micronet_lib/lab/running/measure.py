@@ -109,8 +109,12 @@ def perform(job: Job, progress: bool = True) -> None:
         if job.does == "train" and state_of(case, recorded=False, retrain=True).does == "train":
             train_network(recipe, case.profile, case.seed, case.name, progress)
         else:
-            forget_states(case.folder)  # of a process that was killed as it wrote the network
-        if job.recorded and state_of(case).does != "nothing":  # of who had the lock until now
+            forget_states(
+                case.folder
+            )  # left by a process that was killed after it wrote the network
+        if (
+            job.recorded and state_of(case).does != "nothing"
+        ):  # written by the last holder of the lock
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 

@@ -75,7 +75,7 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
     if recipe.train.epochs:
         content = content_of(recipe, profile, seed)
         return restore(content["spec"], content["model"])
-    # One fresh network in forty draws a weight of exactly zero; all are drawn with seed 0.
+    # Always seed 0: one fresh network in forty draws a weight of exactly zero.
     network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
     for change in recipe.changes:
         network = change.apply(network)
@@ -162,15 +162,15 @@ def train_network(
     folder = network_path(recipe, profile, seed).parent
     set_up(device)
     data, notes = training_data(recipe, profile, device)
-    load_own(folder / "network.pt", key)  # a damaged one is set aside, not written over
+    load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
     resumed = load_state(folder, key) is not None
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
     teacher = None
     if recipe.teacher is not None:
         teacher = network_of(recipe.teacher, profile, seed).to(device)
         teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
-    drawn_from = seed + 1000 * len(recipe.prune.sparsities)
-    run = Run(network, recipe, data, drawn_from, hooks, teacher)
+    round_seed = seed + 1000 * len(recipe.prune.sparsities)
+    run = Run(network, recipe, data, round_seed, hooks, teacher)
     trained = train(run, folder, key, name, progress)
     content = {
         **pack(trained.network),

@@ -25,7 +25,7 @@ from micronet_lib.lab.training.step import Step
 
 FLOAT_BYTES = 4
 TIMED_STEPS = 3
-TIMED_BATCH = 32  # on a CPU, where an image takes as long in a large batch
+TIMED_BATCH = 32  # enough on a CPU, where the time per image does not depend on the batch
 
 WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
@@ -177,7 +177,7 @@ def timed_images_per_s(recipe: Recipe) -> float:
     for number in range(TIMED_STEPS + 1):
         step(images, targets, None, train.min_lr)
         step.loss.item()  # waits for the device
-        start = start if number else time.perf_counter()  # the first one sets things up
+        start = start if number else time.perf_counter()  # the first step is warm-up
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 

@@ -35,7 +35,7 @@ def capture(body: Callable[[], None], generator: torch.Generator | None) -> Call
         body: launches work on the GPU and never waits for it.
         generator: that it draws from besides PyTorch's own; each replay draws new numbers.
     """
-    gc.collect()  # an earlier run's graph and its memory hang in a cycle of references
+    gc.collect()  # frees an earlier run's graph, which is in a cycle of references
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
@@ -121,7 +121,7 @@ class CapturedStep:
                 warm_up(body)
             before.restore()
             self._replay, self.how = capture(body, generator), how
-        except Exception as error:  # of the driver, the compiler, the library: each has its own
+        except Exception as error:  # driver, compiler and library raise different classes
             before.restore()
             step.loss_of = plain
             step.optimizer.zero_grad()
@@ -141,9 +141,9 @@ def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor
 
 
 def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # One process may train many networks of a sweep, and each is compiled for itself.
+    # One process may train many networks of a sweep, and each needs its own compilation.
     torch._dynamo.config.recompile_limit = 256
-    # Dropout then draws what it draws without the compiler.
+    # With it, dropout draws the same numbers as without the compiler.
     return torch.compile(loss_of, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
 

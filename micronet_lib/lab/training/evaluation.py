@@ -62,7 +62,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     copied = copy.deepcopy(network).eval()
     graph = None
     if getattr(network, "foldable", True):
-        # Tracing calls the network on stand-ins for tensors, which raises anything.
+        # Tracing calls the network on stand-ins for tensors, which may raise anything.
         with suppress(Exception):
             graph = _Tracer().trace(copied)
     if graph is not None:
@@ -78,7 +78,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 def _merge_batch_norms(traced: fx.GraphModule) -> None:
     nodes = list(traced.graph.nodes)
     layers = dict(traced.named_modules())
-    # A layer that is called twice, or whose weight is read elsewhere, has to stay what it is.
+    # A layer that is called twice, or whose weight is read elsewhere, must not change.
     uses = Counter(node.target for node in nodes if node.op == "call_module")
     uses.update(node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr")
     for node in nodes:
