@@ -109,12 +109,9 @@ def perform(job: Job, progress: bool = True) -> None:
         if job.does == "train" and state_of(case, recorded=False, retrain=True).does == "train":
             train_network(recipe, case.profile, case.seed, case.name, progress)
         else:
-            forget_states(
-                case.folder
-            )  # left by a process that was killed after it wrote the network
-        if (
-            job.recorded and state_of(case).does != "nothing"
-        ):  # written by the last holder of the lock
+            forget_states(case.folder)  # of a process killed after writing the network
+        # Another process may have measured it before this one got the lock.
+        if job.recorded and state_of(case).does != "nothing":
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 
