@@ -393,7 +393,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
     sub.add_argument("--engine", default="local", help="local, or ray for a cluster")
     sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="with ray only")
-    sub.add_argument("--retrain", action="store_true", help="also lost networks with records")
+    sub.add_argument(
+        "--retrain", action="store_true", help="train lost networks again that have a record"
+    )
 
     sub = add(verbs, "recipe", recipe)
     sub.add_argument("sweep")

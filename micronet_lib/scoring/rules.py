@@ -41,7 +41,7 @@ class Item:
 
 
 class UnpricedError(InputError):
-    """A rule set says nothing about an operation."""
+    """A rule set has no price for an operation."""
 
 
 class RuleSet:
