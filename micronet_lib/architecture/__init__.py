@@ -1,4 +1,4 @@
-"""Networks: the contract, the registry, and the layers they are made of (chapter 01)."""
+"""Networks: the contract, the registry, and their layers (chapter 01)."""
 
 from micronet_lib.architecture.initialization import (
     INITIALIZATIONS,

@@ -1,6 +1,6 @@
-"""Every grid of the book, one module a chapter; each declares its `SWEEPS`.
+"""Every grid of the book, one module per chapter; each declares its `SWEEPS`.
 
-`sweep.points()` is the only list of points: measuring, tables, figures, the status page and the
+`sweep.points()` is the only list of points. Measuring, tables, figures, the status page and the
 README read it.
 """
 
@@ -18,14 +18,14 @@ def _sweeps() -> dict[str, Sweep]:
 
 
 SWEEPS = _sweeps()
-"""Every sweep by its name, in the order of the chapters."""
+"""Every sweep by name, in the order of the chapters."""
 
 
 def get_sweep(name: str) -> Sweep:
     """Return the sweep of that name.
 
     Raises:
-        InputError: for a name that is not in `SWEEPS`.
+        InputError: the name is not in `SWEEPS`.
     """
     if name not in SWEEPS:
         raise unknown("sweep", name, SWEEPS)
