@@ -394,7 +394,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--engine", default="local", help="local, or ray: on a cluster of machines")
     sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="of a GPU; ray only")
 
-    sub.add_argument("--retrain", action="store_true", help="networks too that have a record")
+    sub.add_argument(
+        "--retrain", action="store_true", help="also networks that are gone and have a record"
+    )
 
     sub = add(verbs, "recipe", recipe)
     sub.add_argument("sweep")

@@ -1,11 +1,11 @@
 """Networks of small matrices, the seeds that make them, and the one thread that suits them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from micronet_lib.architecture import Network, Wrapped, build, register
 from micronet_lib.architecture.micronet import MicroNet
@@ -24,6 +24,11 @@ def single_thread() -> Iterator[None]:
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All elements, one tensor after the other."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
 
 
 def network(name: str = "micronet_v1_released", dtype: torch.dtype = torch.float32) -> MicroNet:

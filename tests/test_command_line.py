@@ -303,6 +303,7 @@ def test_a_lost_network_is_trained_again_when_asked(runs, monkeypatch):
     assert (among.status, among.err.count("\n"), "--retrain" in among.err) == (1, 1, True)
     assert sorted(runs.rglob("*")) == before
 
+    assert plan_of("--point", "dense", "--retrain") == {"dense": "to train"}
     assert plan_of("--point", "0.15", "--retrain") == {"dense": "to train", "0.15": "to train"}
     assert run(*command, "0.15", "--retrain").status == 0
     assert network.is_file()

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from small_networks import network, seeded, single_thread
-from torch import Tensor, nn
+from small_networks import flat, network, seeded, single_thread
+from torch import nn
 
 from micronet_lib.errors import InputError
 from micronet_lib.pruning.masks import (
@@ -21,10 +21,6 @@ from micronet_lib.pruning.masks import (
 def one_thread():
     with single_thread():
         yield
-
-
-def flat(tensors) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
 
 
 def num_pruned(masks) -> int:

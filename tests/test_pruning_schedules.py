@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from small_networks import seeded, single_thread
+from small_networks import flat, seeded, single_thread
 from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
@@ -192,10 +192,6 @@ def train(model: nn.Module, held: HeldMasks, seed: int, steps: int = 4) -> None:
 
 def state(model: nn.Module) -> dict[str, Tensor]:
     return copy.deepcopy(model.state_dict())
-
-
-def flat(tensors) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
 
 
 @pytest.mark.parametrize("config", [PAPER_PRUNING, EXPONENTIAL, README_PRUNING, ONE_SHOT])

@@ -132,10 +132,12 @@ def test_comparison_takes_points_that_have_both(quoted):
 
 def test_bill_and_arrays_are_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "MEASURED", tmp_path)
-    layers = [{"layer": "stem", "count": 3}]
+    layers = [{"layer": "stem.conv", "count": 3}]
     arrays = {"spectrum": {"stem": [2.0, 1.0]}, "matrix": [[1, 0]]}
     records.write(record(profile="full", layers=layers, arrays=arrays), tmp_path)
-    assert records.bill(SWEEP, "micronet_v1").to_dict("records") == layers
+    assert records.bill(SWEEP, "micronet_v1").to_dict("records") == [
+        {"layer": "stem.conv", "layer_kind": "conv", "count": 3}
+    ]
     found = records.arrays(SWEEP, "micronet_v1")
     assert found["spectrum"]["stem"].tolist() == [2.0, 1.0]
     assert found["matrix"].shape == (1, 2)

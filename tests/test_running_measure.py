@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from published_format import pruned_network, published_state, save
+from small_networks import TORCHVISION
 from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.architecture import build
@@ -116,6 +117,15 @@ def test_record_of_a_trained_network(lab):
     assert found.notes == []
     curves = records.curves(PLACEMENT, "smoke", lab.runs)
     assert curves.loc[0, ["point", "seed", "epoch"]].tolist() == ["pointwise", 3, 1]
+
+
+def test_a_network_of_another_library_is_measured_like_any_other(lab):
+    """At a profile that narrows MicroNets, and under the rules that price its operations."""
+    recipe = dataclasses.replace(ORN, model=TORCHVISION[0])
+    rows = ensure(sweep_of(other=recipe), "smoke", progress=False)
+    assert rows["n"].item() == 1
+    assert rows["official.score"].item() > 0
+    assert "published.score" not in rows
 
 
 # ------------------------------------------------------------------------------------ ensure
@@ -261,7 +271,7 @@ def test_a_loss_that_is_no_number_is_noticed(lab, capsys):
 
 def test_a_network_that_cannot_be_rated_fails_its_own_point_alone(lab, capsys, pruned):
     with torch.no_grad():
-        pruned.classifier.weight.fill_(3e38)
+        pruned.stem.bn.running_var.fill_(-1)
     save(published_state(pruned), lab.data / "kaist" / "huge.t7", as_zip=False)
     sweep = sweep_of(huge=Recipe(checkpoint="huge"), ours=Recipe(checkpoint="ours"))
     rows = ensure(sweep, "smoke", progress=False)

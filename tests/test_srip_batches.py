@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_networks import network, orthogonal_layers, seeded, single_thread
+from small_networks import flat, network, orthogonal_layers, seeded, single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture.initialization import initialize
@@ -32,10 +32,6 @@ def gradients(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     for weight in weights.values():
         weight.grad = None
     return found
-
-
-def flattened(grads: dict[str, Tensor]) -> Tensor:
-    return torch.cat([grad.flatten() for grad in grads.values()])
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
@@ -148,7 +144,7 @@ def test_the_same_generator_gives_the_same_step(few_launches):
     values, grads = [], []
     for seed in (0, 0, 1):
         values.append(srip.value_and_grad(seeded(seed)))
-        grads.append(flattened(gradients(srip.weights)))
+        grads.append(flat(gradients(srip.weights)))
     assert torch.equal(values[0], values[1])
     assert torch.equal(grads[0], grads[1])
     assert values[0] != values[2]
@@ -198,12 +194,12 @@ def test_warm_start_converges_to_the_exact_norm_and_fresh_stays_below(definition
     power = 1 if definition == "paper" else 2
     exact = torch.stack([exact_deviation(w, definition) ** power for w in weights.values()]).mean()
     exact.backward()
-    exact_gradient = flattened(gradients(weights))
+    exact_gradient = flat(gradients(weights))
 
     warm = Srip(model, SripConfig(definition=definition, start="warm"), seeded(2))
     for _ in range(200):
         value = warm.value_and_grad()
-        warm_gradient = flattened(gradients(weights))
+        warm_gradient = flat(gradients(weights))
     assert value.item() == pytest.approx(exact.item(), rel=1e-6)
     assert cosine(warm_gradient, exact_gradient) > 0.999
 
@@ -211,7 +207,7 @@ def test_warm_start_converges_to_the_exact_norm_and_fresh_stays_below(definition
     values, draws = [], []
     for _ in range(60):
         values.append(fresh.value_and_grad(generator))
-        draws.append(flattened(gradients(weights)))
+        draws.append(flat(gradients(weights)))
     mean = torch.stack(draws).mean(0)
     assert 0.85 * exact < torch.stack(values).mean() < 0.95 * exact
     one_draw = torch.stack([cosine(draw, mean) for draw in draws[:20]]).mean()

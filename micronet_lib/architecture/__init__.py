@@ -15,6 +15,7 @@ from micronet_lib.architecture.network import (
     Wrapped,
     build,
     register,
+    takes,
 )
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "register",
     "released",
     "semi_orthogonal",
+    "takes",
     "weight_kinds",
 ]

@@ -7,6 +7,7 @@ function that returns it, in `Wrapped` if it is no `Network` itself.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -100,6 +101,18 @@ def register(name: str) -> Callable[[Builder], Builder]:
         return builder
 
     return add
+
+
+def takes(name: str, option: str) -> bool:
+    """Return whether a registered network has an option of that name.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name not in NETWORKS:
+        raise unknown("model", name, NETWORKS)
+    parameters = signature(NETWORKS[name]).parameters.values()
+    return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def build(model: str | NetworkSpec, /, **options: Any) -> Network:

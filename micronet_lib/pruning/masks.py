@@ -3,8 +3,8 @@
 The fourth stage of [kim2020, section 5], after [han2015] and [frankle2018] (chapter `05_pruning`).
 Pruned is what has two or more dimensions: convolutions and the classifier, squeeze-and-excitation
 too; biases and batch norm never. A mask is a boolean tensor of its weight's shape, true where the
-weight is stored. `pruning_schedules` says how much goes in which round, `pruning_density` where
-the zeros are.
+weight is stored. `schedules` says how much goes in which round, `density` where the zeros
+are.
 
 Where the released code [micronet_code] differs:
 - It keeps what is larger than a percentile, so equal magnitudes go or stay together and the

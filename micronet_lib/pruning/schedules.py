@@ -3,8 +3,8 @@
 A round is: masks from the trained weights, then training again under them (chapter `05_pruning`).
 [kim2020, section 5] raises the sparsity by the same step each round and goes on with the trained
 weights. [frankle2018] prunes the same fraction of what is left each round and goes back to the
-initial weights; [frankle2019] to those of an early epoch. The masks of `pruning` are
-nested: what one round has pruned stays pruned.
+initial weights; [frankle2019] to those of an early epoch. The masks are nested:
+what one round has pruned stays pruned.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,7 +90,7 @@ class PruneConfig:
     Attributes:
         sparsities: after each round, as fractions of all prunable weights; they never fall. Equal
             ones train again under the same masks, and a round at 0 only trains.
-        scope: which weights share a threshold, of `pruning.weight_groups`; the published networks
+        scope: which weights share a threshold, of `masks.weight_groups`; the published networks
             have one for all.
         threshold_from: whose magnitudes count: `same`, those of the weights that training goes on
             with; `last_epoch`, the released code's mix-up, see `prune_round`.

@@ -42,6 +42,10 @@ class Item:
     bits: float
 
 
+class UnpricedError(InputError):
+    """A rule set says nothing about an operation."""
+
+
 class RuleSet:
     """Prices for operations.
 
@@ -102,7 +106,7 @@ class WinnersRules(RuleSet):
         elif op.kind == "shift":
             adds = outputs
         elif op.kind not in ("gate", "residual"):
-            raise InputError(f"the winners' counter has no price for {op.kind}, in {op.name}")
+            raise UnpricedError(f"the winners' counter has no price for {op.kind}, in {op.name}")
         params = 0 if op.shared else op.nonzeros
         params += biases if self.biases and not op.bias_shared else 0
         yield Item(op.name, op.kind, "mult", mults, FREEBIE_BITS)

@@ -13,7 +13,7 @@ estimated from a random start `u` as `sigma = |A A u| / |A u|`. Paper and releas
 A is never formed. With `M = W'` (paper) or `M = W` (released), `A x = M'(M x) - x`. Where M is
 wide, A has the eigenvalue -1 whatever the weights are: the norm cannot fall under 1 there.
 
-This module is the definition, for autograd. For the training loop, `srip_batches.Srip` has the same
+This module is the definition, for autograd. For the training loop, `batches.Srip` has the same
 value and gradient in closed form, on batches of matrices.
 """
 
@@ -147,7 +147,7 @@ def srip_network_penalty(
     Args:
         weights: as from `srip_weights(model, config.placement)`.
         config: its `coef` and `definition` count here.
-        us: a start vector each; else all are drawn at once, those of `srip_batches.Srip`.
+        us: a start vector each; else all are drawn at once, those of `batches.Srip`.
         generator: to draw from, on the weights' device.
     """
     if us is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from micronet_lib.architecture import takes
 from micronet_lib.errors import unknown
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
@@ -21,7 +22,7 @@ class Profile:
         epoch_share: the fraction of a recipe's epochs that are trained.
         num_images: training images, the first of each class; 0 for all.
         num_validation: validation images rated after an epoch; 0 for all.
-        width_mult: of every fresh network that is trained.
+        width_mult: of every fresh network that is trained and has such an option.
         batch_size: images a step. A short run needs a smaller one, or it has too few steps. 0 keeps
             the recipe's.
         bn_momentum: of batch norm. A short run needs a larger one, because its running averages
@@ -54,12 +55,13 @@ class Profile:
         if not train.epochs:
             return recipe
         fresh = not recipe.checkpoint and recipe.start is None
+        narrowed = self.width_mult if fresh and takes(recipe.model, "width_mult") else 1
         epochs = train.cycles * max(1, round(train.epochs * self.epoch_share / train.cycles))
         early_epoch = max(1, round(recipe.prune.early_epoch * self.epoch_share))
         return replace(
             recipe,
             prune=replace(recipe.prune, early_epoch=early_epoch),
-            width_mult=recipe.width_mult * (self.width_mult if fresh else 1),
+            width_mult=recipe.width_mult * narrowed,
             train=replace(
                 train,
                 epochs=epochs,

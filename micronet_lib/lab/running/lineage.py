@@ -150,12 +150,14 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
         retrain: whether a network may be trained again whose record is there.
     """
     measured = case.record() is not None
-    if measured and recorded:
+    if measured and recorded and not retrain:
+        return State("nothing")
+    trains = case.recipe.train.epochs > 0
+    there = trains and is_whole(case.network_path, case.id)
+    if measured and recorded and (there or not trains):
         return State("nothing")
     if recorded and case.profile.name not in case.sweep.profiles:
         return State("impossible", f"not defined at {case.profile.name}")
-    trains = case.recipe.train.epochs > 0
-    there = trains and is_whole(case.network_path, case.id)
     missing = missing_file(case, trains=trains and not there)
     if missing is not None:
         return State("impossible", f"no file {missing}")

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +31,7 @@ from micronet_lib.lab.running.networks import content_of, network_of, train_netw
 from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
-from micronet_lib.scoring.rules import RULE_SETS, rules_of
+from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
 
 
 def ensure(
@@ -151,13 +152,17 @@ def measure(case: Case, progress: bool = True) -> Record:
 
 
 def scores(case: Case, network: Network) -> dict[str, float]:
-    """Return the totals of the network under every rule set, at the recipe's price."""
+    """Return the totals of the network under every rule set, at the recipe's price.
+
+    A rule set that has no price for one of its operations is left out.
+    """
     operations, price = record_operations(network), case.recipe.price
     official = rules_of("official", price.weight_bits, price.activation_bits, price.accumulator)
     metrics: dict[str, float] = {}
     for name, rules in (RULE_SETS | {"official": official}).items():
-        totals = score_operations(operations, rules).metrics()
-        metrics |= {f"{name}.{key}": value for key, value in totals.items()}
+        with suppress(UnpricedError):
+            totals = score_operations(operations, rules).metrics()
+            metrics |= {f"{name}.{key}": value for key, value in totals.items()}
     return metrics
 
 

@@ -2,7 +2,7 @@
 
 A training step of these networks is some thousand kernels of a few microseconds. Launched one by
 one they keep the host busy and the GPU idle; a graph launches them all at once. What is captured
-is `Step.update` itself, so that what a step means is in one place, `lab/step.py`; here it only
+is `Step.update` itself, so that what a step means is in one place, `step.py`; here it only
 gets inputs that stay where they are. If the machine refuses, a line says so and the work is done
 without a graph.
 """
