@@ -26,12 +26,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from micronet_lib.errors import InputError, NotFiniteError, unknown
+from micronet_lib.errors import InputError, NotFiniteError, check_choice
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
 from micronet_lib.lab.host.progress import bar, say
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
@@ -75,8 +75,7 @@ def run(
         InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
             does not answer.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_choice("engine", engine, ENGINES)
     if engine == "local":
         if gpus_per_point is not None:
             raise InputError("GPUs per point are for the engine ray; a local run takes the first")
@@ -86,7 +85,7 @@ def run(
             f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
             "whole number"
         )
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     planned = jobs(asked, retrain=retrain)
     for job in planned:
         if job.lost:
