@@ -258,17 +258,16 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
-    from dataclasses import asdict
-
     from micronet_lib.lab.recipes.grids import SWEEPS
-    from micronet_lib.lab.recipes.identity import recipe_id
+    from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
     point = SWEEPS[args.sweep].point(args.point)
     overrides = dict(_override(text) for text in args.override)
     found = resolved(point.recipe, PROFILES[args.profile], overrides)
-    result = {"recipe_id": recipe_id(found), "recipe": asdict(found)}
-    return result, _lines({"recipe_id": result["recipe_id"], **_flat(asdict(found))})
+    settings = plain_recipe(found)
+    result = {"recipe_id": recipe_id(found), "recipe": settings}
+    return result, _lines({"recipe_id": result["recipe_id"], **_flat(settings)})
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -6,8 +6,8 @@ A field that a later version adds with a default does not change older identitie
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, cast
 
 from micronet_lib.lab.recipes.recipe import Recipe
 
@@ -21,6 +21,17 @@ def recipe_id(recipe: Recipe) -> str:
 def run_id(recipe: Recipe, seed: int) -> str:
     """Return the name of one training: of its folder, and the key inside its files."""
     return f"{recipe_id(recipe)}-s{seed}"
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return all settings of a recipe, for records and files; a change under its class name."""
+    settings = asdict(recipe)
+    settings["changes"] = [
+        {type(change).__name__: asdict(cast(Any, change))} for change in recipe.changes
+    ]
+    for name, other in (("start", recipe.start), ("teacher", recipe.teacher)):
+        settings[name] = None if other is None else plain_recipe(other)
+    return settings
 
 
 def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:

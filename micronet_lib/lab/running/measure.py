@@ -3,7 +3,6 @@
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -14,7 +13,7 @@ from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.host.progress import say
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, set_aside_damaged, write
@@ -139,7 +138,7 @@ def measure(case: Case, progress: bool = True) -> Record:
         sweep=case.sweep.name,
         point=case.point,
         recipe_id=recipe_id(recipe),
-        recipe=asdict(recipe),
+        recipe=plain_recipe(recipe),
         profile=case.profile.name,
         seed=case.seed,
         dataset=case.profile.dataset if "top1" in metrics else "none",

@@ -17,7 +17,7 @@ from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.machine import environment
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import is_own, load_own
@@ -73,7 +73,7 @@ def export_network(
     env = environment()
     metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
     if recipe is not None:
-        metadata |= {"recipe": asdict(recipe), "recipe_id": recipe_id(recipe)}
+        metadata |= {"recipe": plain_recipe(recipe), "recipe_id": recipe_id(recipe)}
     metadata |= more
     # Copies, because safetensors refuses tensors that share memory.
     state = {
