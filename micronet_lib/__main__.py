@@ -216,16 +216,16 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure the missing points of a sweep, on this machine or on a cluster."""
-    from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.recipes.profile import get_profile
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES
     from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.plan import in_all, require, table_of
 
-    sweep = get_sweep(args.sweep)
+    sweep = SWEEPS[args.sweep]
     overrides = dict(_override(text) for text in args.override)
-    asked = cases(sweep, get_profile(args.profile), args.seed, overrides, args.point)
+    asked = cases(sweep, PROFILES[args.profile], args.seed, overrides, args.point)
     ahead = jobs(asked, retrain=args.retrain)
     trains = any(job.does == "train" for job in ahead)
     if args.plan or (trains and not args.json):
@@ -260,13 +260,13 @@ def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
     from dataclasses import asdict
 
-    from micronet_lib.lab.recipes.grids import get_sweep
+    from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.recipes.identity import recipe_id
-    from micronet_lib.lab.recipes.profile import get_profile, resolved
+    from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
-    point = get_sweep(args.sweep).point(args.point)
+    point = SWEEPS[args.sweep].point(args.point)
     overrides = dict(_override(text) for text in args.override)
-    found = resolved(point.recipe, get_profile(args.profile), overrides)
+    found = resolved(point.recipe, PROFILES[args.profile], overrides)
     result = {"recipe_id": recipe_id(found), "recipe": asdict(found)}
     return result, _lines({"recipe_id": result["recipe_id"], **_flat(asdict(found))})
 
@@ -309,19 +309,19 @@ def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
 
 def export(args: argparse.Namespace) -> tuple[Result, str]:
     """Write the trained network of a point to a file, with recipe and score."""
-    from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.recipes.profile import get_profile, resolved
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES, resolved
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.plan import require
     from micronet_lib.lab.storage.networks import export_network
     from micronet_lib.scoring.bill import score_network
 
-    sweep = get_sweep(args.sweep)
-    require(jobs(cases(sweep, get_profile(args.profile), args.seed, point=args.point)))
+    sweep = SWEEPS[args.sweep]
+    require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
-    recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
+    recipe = resolved(sweep.point(args.point).recipe, PROFILES[args.profile])
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     facts |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
     score = score_network(model, "published").metrics()

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Form = Literal["none", "uniform", "paper", "released", "slide"]
 
@@ -53,8 +53,7 @@ class SmoothingConfig:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            raise unknown("smoothing form", self.form, get_args(Form))
+        check_choice("smoothing form", self.form, get_args(Form))
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing {self.smoothing} is not in [0, 1); the paper has 0.2")
         if not 0 < self.temperature < math.inf:

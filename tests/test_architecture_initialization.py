@@ -87,21 +87,16 @@ def test_biases_are_zero_and_batch_norms_the_identity(how, distribution):
 
 
 @pytest.mark.parametrize("how", INITIALIZATIONS)
-def test_a_generator_state_is_a_network(how, distribution):
+def test_a_generator_state_is_a_network_whatever_its_memory_order_and_precision(how, distribution):
     one, same, other = (initialized(how, seed, distribution).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], same[name]) for name in one)
     weights = [name for name, value in one.items() if value.ndim > 1]
     assert not any(torch.equal(one[name], other[name]) for name in weights)
-
-
-@pytest.mark.parametrize("how", INITIALIZATIONS)
-def test_memory_order_and_precision_of_the_network_do_not_matter(how, distribution):
-    expected = initialized(how, 0, distribution)
     model = build("micronet_v1").double().to(memory_format=torch.channels_last)
     initialize(model, how, seeded(0), distribution if how == "trained_distribution" else None)
     for name, weight in model.named_parameters():
         assert weight.dtype == torch.float64
-        assert torch.equal(weight.float(), expected.get_parameter(name)), name
+        assert torch.equal(weight.float(), one[name]), name
 
 
 # ------------------------------------------------------------------------------- semi-orthogonal
@@ -184,7 +179,7 @@ def test_quantiles_are_those_of_the_non_zero_weights():
     assert list(values) == sorted(values)
 
 
-def test_sampling_follows_a_table_by_hand():
+def test_sampling_follows_a_table_by_hand(monkeypatch):
     table = WeightDistribution({"fc": (-1.0, 0.0, 10.0)})
     drawn = table.sample("fc", torch.Size([20000]), seeded(0))
     assert drawn.dtype == torch.float32
@@ -192,13 +187,9 @@ def test_sampling_follows_a_table_by_hand():
     assert (drawn < 5).float().mean().item() == pytest.approx(0.75, abs=0.02)
     assert -1 <= drawn.min() < -0.99
     assert 9.9 < drawn.max() <= 10
-
-
-def test_a_draw_of_almost_one_stays_in_the_table(monkeypatch):
-    """At some table lengths float32 rounds the largest draw, just under 1, up to the end."""
+    # At some table lengths float32 rounds the largest draw, just under 1, up to the end.
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.ones(shape))
-    table = WeightDistribution({"fc": (0.0, 1.0, 7.0)})
-    assert table.sample("fc", torch.Size([2]), seeded(0)).tolist() == [7, 7]
+    assert table.sample("fc", torch.Size([2]), seeded(0)).tolist() == [10, 10]
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="python -m micronet_lib data fetch kaist")
@@ -219,35 +210,22 @@ def test_a_published_network_gives_a_distribution():
 # --------------------------------------------------------------------------------- what is refused
 
 
-def test_unknown_names_and_missing_tables_are_refused(distribution):
+def test_unknown_names_and_unusable_tables_and_networks_are_refused(distribution):
     layer = nn.Linear(2, 2)
-    with pytest.raises(
-        InputError, match="unknown initialization 'kaiming'; choose from semi_ortho"
-    ):
+    with pytest.raises(InputError, match="'kaiming'; choose from semi_ortho"):
         initialize(layer, "kaiming", seeded(0))
     with pytest.raises(InputError, match="'trained_distribution' needs a distribution"):
         initialize(layer, "trained_distribution", seeded(0))
     with pytest.raises(InputError, match="'released' needs no distribution"):
         initialize(layer, "released", seeded(0), distribution)
-    with pytest.raises(InputError, match="unknown kind of layer in the weight distribution 'fc'"):
+    with pytest.raises(InputError, match="'fc'"):
         initialize(layer, "trained_distribution", seeded(0), WeightDistribution({"se": (0.0, 1.0)}))
-
-
-@pytest.mark.parametrize(
-    "values", [(), (1.0,), (1.0, 0.0), (0.0, float("nan")), (0.0, float("inf"))]
-)
-def test_a_table_that_is_no_distribution_is_refused(values):
-    with pytest.raises(InputError, match=f"'fc' are {len(values)} numbers; give two or more"):
-        WeightDistribution({"fc": values})
-
-
-def test_networks_without_usable_weights_are_refused():
+    for values in ((), (1.0,), (1.0, 0.0), (0.0, float("nan")), (0.0, float("inf"))):
+        with pytest.raises(InputError, match="'fc'"):
+            WeightDistribution({"fc": values})
     with pytest.raises(InputError, match="no convolution and no linear layer"):
         distribution_of(nn.BatchNorm2d(3))
-    layer = nn.Linear(2, 2)
-    nn.init.zeros_(layer.weight)
-    with pytest.raises(InputError, match="kind 'fc' are all zero or not finite"):
-        distribution_of(layer)
-    nn.init.constant_(layer.weight, float("nan"))
-    with pytest.raises(InputError, match="not finite"):
-        distribution_of(layer)
+    for value in (0.0, float("nan")):
+        nn.init.constant_(layer.weight, value)
+        with pytest.raises(InputError, match="'fc'"):
+            distribution_of(layer)

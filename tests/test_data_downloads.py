@@ -37,10 +37,6 @@ REAL_DATA = os.environ.get("MICRONET_DATA")
 DEAD = "http://127.0.0.1:1"  # nothing listens there
 PAYLOAD = bytes(range(256)) * 400
 SET = {"set/train": b"train " * 1000, "set/meta": b"meta"}
-POLICIES = {
-    "set_a": [[["Cutout", 0.25, 0.5], ["ShearX", 0.0, 1.0]]],
-    "set_b": [[["Rotate", 0.75, 0.125], ["Rotate", 0.5, 0.5]]] * 2,
-}
 
 
 class Served(NamedTuple):
@@ -112,13 +108,18 @@ def below(root: Path) -> set[str]:
 def test_a_file_is_fetched_once(served, tmp_path):
     root = tmp_path / "new" / "root"
     asset = single(served.put("net.t7", PAYLOAD))
+    path, digest = root / "kaist/net.t7", sha256(PAYLOAD)
     assert check(root, [asset]) == [Outcome("kaist/net.t7", "missing")]
     assert fetch(["kaist"], root, [asset]) == [Outcome("kaist/net.t7", "fetched")]
-    assert (root / "kaist/net.t7").read_bytes() == PAYLOAD
-    assert (root / "kaist/net.t7").stat().st_mode & 0o044 == 0o044, "others may read it"
+    assert path.read_bytes() == PAYLOAD
+    assert path.stat().st_mode & 0o044 == 0o044, "others may read it"
     (served.folder / "net.t7").unlink()
     assert fetch(None, root, [asset]) == [Outcome("kaist/net.t7", "present")]
     assert check(root, [asset]) == [Outcome("kaist/net.t7", "ok")]
+    assert file_status(path, f"md5:{hashlib.md5(PAYLOAD).hexdigest()}") == "ok"
+    assert file_status(path, sha256(b"")) == "wrong digest"
+    assert file_status(path / "below", digest) == "missing"
+    assert file_status(root, digest) == "unreadable"
 
 
 def test_a_damaged_file_and_what_a_kill_left_are_replaced(served, tmp_path):
@@ -203,16 +204,6 @@ def test_without_pooch(tmp_path, monkeypatch):
     assert below(tmp_path) == {"set.tar.gz", *SET}, "what was placed by hand stays"
 
 
-def test_file_status(tmp_path):
-    path = tmp_path / "net.t7"
-    path.write_bytes(PAYLOAD)
-    assert file_status(path, sha256(PAYLOAD)) == "ok"
-    assert file_status(path, f"md5:{hashlib.md5(PAYLOAD).hexdigest()}") == "ok"
-    assert file_status(path, sha256(b"")) == "wrong digest"
-    assert file_status(path / "below", sha256(b"")) == "missing"
-    assert file_status(tmp_path, sha256(b"")) == "unreadable"
-
-
 # ------------------------------------------------------------------------------------- archives
 
 
@@ -261,36 +252,35 @@ def as_source(policies: dict) -> str:
 
 
 PAIR = '[["Cutout", 0.1, 0.2], ["Color", 0.3, 0.4]]'
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "def a():\n    p = list(open('ran', 'w'))\n    return p",
-        f"def a():\n    p = [{PAIR}, open('ran', 'w')]\n    return p",
-        f"open('ran', 'w')\ndef a():\n    p = [{PAIR}]\n    return p",
-        f"@open('ran', 'w')\ndef a():\n    p = [{PAIR}]\n    return p",
-        f"def a():\n    open('ran', 'w')\n    p = [{PAIR}]\n    return p",
-        f"def a():\n    p = [{PAIR}]\n    return q",
-        f"def a():\n    p = {PAIR}\n    return p",
-        f"def a():\n    p = [{PAIR.replace('0.4', '1.4')}]\n    return p",
-        f"def a():\n    p = [{PAIR.replace('0.4', '-0.4')}]\n    return p",
-        "def a():\n    p = [\n",
-        b"\xff\xfe\x00",
-    ],
+NO_SOURCE = (
+    *("p = list(open('ran', 'w'))", f"p = [{PAIR}, open('ran', 'w')]", f"p = {PAIR}", "p = [\n"),
+    *(f"p = [{PAIR.replace('0.4', level)}]" for level in ("1.4", "-0.4")),
 )
-def test_a_policy_source_is_read_and_never_run(source, tmp_path, monkeypatch):
+
+
+def test_a_policy_source_is_read_and_never_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError):
-        read_policies(source)
+    good = f"def a():\n    p = [{PAIR}]\n    return p"
+    assert read_policies(good) == {"a": [json.loads(PAIR)]}
+    for source in (
+        *(f"def a():\n    {statement}\n    return p" for statement in NO_SOURCE),
+        f"open('ran', 'w')\n{good}",
+        f"@open('ran', 'w')\n{good}",
+        good.replace("    p =", "    open('ran', 'w')\n    p ="),
+        good.replace("return p", "return q"),
+        b"\xff\xfe\x00",
+    ):
+        with pytest.raises(InputError):
+            read_policies(source)
     assert below(tmp_path) == set()
 
 
 def test_policy_sets_keep_names_order_and_values(tmp_path):
-    (tmp_path / "source.py").write_text(as_source(POLICIES))
+    policies = {"set_b": [json.loads(PAIR)], "set_a": [[["Rotate", 0.75, 0.125]] * 2] * 2}
+    (tmp_path / "source.py").write_text(as_source(policies))
     convert_policies(tmp_path / "source.py", tmp_path)
     made = json.loads((tmp_path / downloads.POLICIES_FILE).read_bytes())
-    assert list(made.items()) == list(POLICIES.items())
+    assert list(made.items()) == list(policies.items())
 
 
 def test_the_policies_come_from_the_published_source(tmp_path):

@@ -76,17 +76,14 @@ def check_structure(dataset, per_class):
     assert (len(dataset.class_names), len(dataset.superclass_names)) == (100, 20)
 
 
-def test_embedded_has_the_three_splits(embedded_set):
+def test_embedded_has_the_three_splits_and_no_image_twice(embedded_set):
     check_structure(embedded_set, {"train": 45, "validation": 5, "test": 10})
-
-
-def test_embedded_validation_is_held_out(embedded_set):
     parts = (embedded_set.train, embedded_set.validation, embedded_set.test)
     assert len({image.numpy().tobytes() for part in parts for image in part.images}) == 6000
 
 
 @needs_cifar100
-def test_cifar100_has_the_three_splits(cifar100_set):
+def test_cifar100_has_the_three_splits_statistics_and_the_committed_names(cifar100_set):
     check_structure(cifar100_set, {"train": 450, "validation": 50, "test": 100})
     assert cifar100_set.class_names[:2] == ("apple", "aquarium_fish")
     apple = cifar100_set.superclass_names[cifar100_set.superclass_of[0]]
@@ -94,14 +91,13 @@ def test_cifar100_has_the_three_splits(cifar100_set):
     assert digest(cifar100_set.validation.images) == (
         "f4cfd4d4d97611a643a649dd708fbc0ba194d3be1704b8caf87b41a37f8f87fe"
     )
-
-
-@needs_cifar100
-def test_committed_names_are_those_of_the_published_files(cifar100_set):
     labels = data.load_labels("cifar100")
     assert labels.class_names == cifar100_set.class_names
     assert labels.superclass_names == cifar100_set.superclass_names
     assert torch.equal(labels.superclass_of, cifar100_set.superclass_of)
+    pixels = cifar100_set.train.images.transpose(0, 1).flatten(1).float().div(255)
+    assert pixels.mean(1).tolist() == pytest.approx(data.MEAN, abs=5e-4)
+    assert pixels.std(1).tolist() == pytest.approx(data.STD, abs=5e-4)
 
 
 @pytest.mark.parametrize("name", data.DATA_SETS)
@@ -118,24 +114,12 @@ def test_labels_need_no_images(name, monkeypatch, tmp_path):
     )
 
 
-def test_labels_of_another_data_set_are_refused():
-    with pytest.raises(InputError, match="unknown data set 'mnist'"):
-        data.load_labels("mnist")
-
-
 @needs_cifar100
 def test_cifar100_images_are_torchvisions():
     theirs = CIFAR100(data.data_root(), train=False)
     ours = data.load_split("cifar100", "test")
     assert np.array_equal(ours.images[7].permute(1, 2, 0).numpy(), np.asarray(theirs[7][0]))
     assert ours.targets.tolist() == theirs.targets
-
-
-@needs_cifar100
-def test_statistics_are_those_of_cifar100(cifar100_set):
-    pixels = cifar100_set.train.images.transpose(0, 1).flatten(1).float().div(255)
-    assert pixels.mean(1).tolist() == pytest.approx(data.MEAN, abs=5e-4)
-    assert pixels.std(1).tolist() == pytest.approx(data.STD, abs=5e-4)
 
 
 def test_validation_split_is_the_same_everywhere():
@@ -153,16 +137,11 @@ def test_published_format_is_read_whole(folder):
     assert dataset.test.coarse_targets.tolist() == content["coarse_labels"]
     assert dataset.class_names[3] == "class 3"
     assert dataset.superclass_names[int(dataset.superclass_of[3])] == "superclass 1"
-
-
-def test_the_test_split_does_not_need_the_training_file(folder):
-    (folder / "train").unlink()
-    assert len(data.load_split("cifar100", "test")) == 200
-
-
-def test_the_training_splits_do_not_need_the_test_file(folder):
-    (folder / "test").unlink()
-    assert len(data.load_split("cifar100", "validation")) == 200
+    # A split does not need the other split's file.
+    for name, split in (("train", "test"), ("test", "validation")):
+        (folder / name).rename(folder / "elsewhere")
+        assert len(data.load_split("cifar100", split)) == 200
+        (folder / "elsewhere").rename(folder / name)
 
 
 def refusal(split="test"):
@@ -173,67 +152,51 @@ def refusal(split="test"):
     return message
 
 
-def test_missing_folder_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("MICRONET_DATA", str(tmp_path))
+def test_missing_file_or_folder_is_named(folder, tmp_path, monkeypatch):
+    needs = (("train", "train"), ("validation", "train"), ("test", "test"), ("train", "meta"))
+    for split, name in needs:
+        (folder / name).rename(folder / "elsewhere")
+        message = refusal(split)
+        assert message.startswith(f"{folder / name} is missing: ")
+        assert "data fetch cifar100" in message
+        (folder / "elsewhere").rename(folder / name)
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path / "nowhere"))
     message = refusal()
-    assert f"no folder {tmp_path / 'cifar-100-python'}" in message
-    assert "`python -m micronet_lib data fetch cifar100`" in message
-    assert "cifar-100-python.tar.gz by hand" in message
-
-
-@pytest.mark.parametrize(
-    ("split", "name"),
-    [("train", "train"), ("validation", "train"), ("test", "test"), ("train", "meta")],
-)
-def test_missing_file_is_named(folder, split, name):
-    (folder / name).unlink()
-    message = refusal(split)
-    assert message.startswith(f"{folder / name} is missing: ")
+    assert f"no folder {tmp_path / 'nowhere' / 'cifar-100-python'}" in message
     assert "data fetch cifar100" in message
+    assert "cifar-100-python.tar.gz" in message
 
 
-@pytest.mark.parametrize("name", ["test", "meta"])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda content: content[:100], id="truncated"),
-        pytest.param(lambda content: b"", id="empty"),
-        pytest.param(lambda content: b"<html>not found</html>", id="garbage"),
-        pytest.param(lambda content: content[:-9] + b"?" + content[-8:], id="one wrong byte"),
-    ],
-)
-def test_damaged_file_is_named(folder, name, damage):
-    damaged = damage((folder / name).read_bytes())
-    (folder / name).write_bytes(damaged)
-    message = refusal()
-    assert message.startswith(f"{folder / name} is cut short or not the published file")
-    assert f"({len(damaged)} bytes" in message
-    assert "data fetch cifar100" in message
-
-
-def test_a_foreign_pickle_is_not_run(folder, tmp_path):
+def test_damaged_or_unreadable_file_is_named_and_a_foreign_pickle_not_run(
+    folder, tmp_path, monkeypatch
+):
     class Attack:
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    (folder / "test").write_bytes(pickle.dumps(Attack()))
-    assert "not the published file" in refusal()
-    assert not tmp_path.joinpath("ran").exists()
-
-
-def test_unreadable_file_is_named(folder, monkeypatch):
     def fail(path):
         raise PermissionError(13, "Permission denied", str(path))
 
+    for name in ("test", "meta"):
+        path = folder / name
+        whole = path.read_bytes()
+        altered = whole[:-9] + b"?" + whole[-8:]
+        for damaged in (whole[:100], b"", b"<html>", altered, pickle.dumps(Attack())):
+            path.write_bytes(damaged)
+            message = refusal()
+            assert message.startswith(f"{path} is cut short or not the published file")
+            assert f"({len(damaged)} bytes" in message
+            assert "data fetch cifar100" in message
+        path.write_bytes(whole)
+    assert not tmp_path.joinpath("ran").exists()
     monkeypatch.setattr(data, "_unpickle", fail)
     assert refusal().startswith(f"{folder / 'test'} cannot be read (Permission denied)")
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(
-        InputError, match="unknown data set 'mnist'; choose from embedded, cifar100"
-    ):
-        data.load_dataset("mnist")
+    for load in (data.load_dataset, data.load_labels):
+        with pytest.raises(InputError, match="'mnist'; choose from embedded, cifar100"):
+            load("mnist")
     with pytest.raises(InputError, match="choose from train, validation, test"):
         data.load_split("embedded", "val")
 
@@ -264,22 +227,15 @@ def test_subset_and_device_keep_images_and_labels_together(embedded_set):
 
 def test_normalize_is_torchvisions(embedded_set):
     images = embedded_set.test.images[:64]
-    expected = torchvision_normalize(images.float() / 255, data.MEAN, data.STD)
-    torch.testing.assert_close(data.normalize(images), expected)
-    assert data.normalize(images).dtype == torch.float32
-
-
-def test_normalize_keeps_channels_last(embedded_set):
-    images = embedded_set.test.images[:8].contiguous(memory_format=torch.channels_last)
-    result = data.normalize(images)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(result, data.normalize(embedded_set.test.images[:8]))
-
-
-def test_normalize_leaves_its_input_alone(embedded_set):
-    images = embedded_set.test.images[:8].clone()
-    data.normalize(images)
-    assert torch.equal(images, embedded_set.test.images[:8])
+    before, found = images.clone(), data.normalize(images)
+    torch.testing.assert_close(
+        found, torchvision_normalize(images.float() / 255, data.MEAN, data.STD)
+    )
+    assert found.dtype == torch.float32
+    assert torch.equal(images, before)
+    other = data.normalize(images.contiguous(memory_format=torch.channels_last))
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(other, found)
 
 
 def test_embedded_needs_neither_files_nor_network(tmp_path, monkeypatch):

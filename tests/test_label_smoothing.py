@@ -65,12 +65,9 @@ def random_batch(num_classes: int = 10, size: int = 32) -> tuple[Tensor, Tensor,
 # --------------------------------------------------------------------------------- similarity
 
 
-def test_similarity_by_hand() -> None:
+def test_similarity_by_hand_and_within_one() -> None:
     expected = [[1, 0.5, -1, 0], [0.5, 1, -0.5, 0], [-1, -0.5, 1, 0], [0, 0, 0, 1]]
     assert_close(class_similarity(ROWS), torch.tensor(expected, dtype=torch.float64))
-
-
-def test_similarity_stays_within_one() -> None:
     weight = random_weight().float()
     parallel = class_similarity(torch.cat([weight, 7 * weight, -weight / 3]))
     assert parallel.abs().max() == 1
@@ -93,51 +90,37 @@ def test_a_row_of_zeros_is_like_no_class() -> None:
 
 def test_nearest_classes() -> None:
     # Class 3 is equally far from all: the smaller number comes first.
-    assert nearest_classes(class_similarity(ROWS), 3).tolist() == [
-        [1, 3, 2],
-        [0, 3, 2],
-        [3, 1, 0],
-        [0, 1, 2],
-    ]
-    assert nearest_classes(class_similarity(ROWS), 1).tolist() == [[1], [0], [3], [0]]
+    similarity, nearest = class_similarity(ROWS), [[1, 3, 2], [0, 3, 2], [3, 1, 0], [0, 1, 2]]
+    assert nearest_classes(similarity, 3).tolist() == nearest
+    assert nearest_classes(similarity, 1).tolist() == [row[:1] for row in nearest]
+    for k in (0, 4):
+        with pytest.raises(InputError, match="from 1 to 3"):
+            nearest_classes(similarity, k)
 
 
 # ------------------------------------------------------------------------------ distributions
 
 
-def test_paper_form_by_hand() -> None:
+def test_forms_by_hand() -> None:
     # s / T with T = 0.2: class 0 sees 2.5, -5 and 0; class 3 sees three zeros.
     u = smoothing_distribution(ROWS, PAPER_SMOOTHING)
     z = math.exp(2.5) + math.exp(-5) + 1
     assert u[0].tolist() == pytest.approx([0, math.exp(2.5) / z, math.exp(-5) / z, 1 / z])
     assert u[3].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
-
-
-def test_released_form_by_hand() -> None:
     # |s| with T = 1: class 0 sees 0.5, 1 and 0; its opposite is now the most alike.
     u = smoothing_distribution(ROWS, RELEASED_DENSE)
     z = math.exp(0.5) + math.e + 1
     assert u[0].tolist() == pytest.approx([0, math.exp(0.5) / z, math.e / z, 1 / z])
-
-
-def test_slide_form_by_hand() -> None:
-    # 0.5, -1 and 0 as they are over the z of the released form; class 3 gets nothing at all.
-    u = smoothing_distribution(ROWS, SLIDE)
-    z = math.exp(0.5) + math.e + 1
-    assert u[0].tolist() == pytest.approx([0, 0.5 / z, -1 / z, 0])
-    assert u[3].tolist() == [0, 0, 0, 0]
-
-
-def test_uniform_and_none_by_hand() -> None:
-    u = smoothing_distribution(ROWS, RELEASED_UNIFORM)
-    assert u[1].tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
-    assert not smoothing_distribution(ROWS, HARD_LABELS).any()
-
-
-def test_table_by_hand() -> None:
     # 0.7 for the true class; 0.3 shared as 1.6487 : 2.7183 : 1, which add up to 5.3670.
     row = target_table(ROWS, RELEASED_DENSE)[0]
     assert row.tolist() == pytest.approx([0.7, 0.09216, 0.15194, 0.05590], abs=1e-5)
+    # 0.5, -1 and 0 as they are over the z of the released form; class 3 gets nothing at all.
+    u = smoothing_distribution(ROWS, SLIDE)
+    assert u[0].tolist() == pytest.approx([0, 0.5 / z, -1 / z, 0])
+    assert u[3].tolist() == [0, 0, 0, 0]
+    u = smoothing_distribution(ROWS, RELEASED_UNIFORM)
+    assert u[1].tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+    assert not smoothing_distribution(ROWS, HARD_LABELS).any()
 
 
 def cosine(x: list[float], y: list[float]) -> float:
@@ -170,6 +153,13 @@ def test_table_against_loops(config: SmoothingConfig) -> None:
     assert_close(target_table(random_weight(), config), table_by_loops(random_weight(), config))
     warm = replace(config, smoothing=0.45, temperature=0.7)
     assert_close(target_table(random_weight(), warm), table_by_loops(random_weight(), warm))
+    # The length of a row plays no part, and no gradient goes through the targets.
+    lengths = torch.linspace(0.01, 50, 10, dtype=torch.float64)[:, None]
+    longer = (random_weight() * lengths).requires_grad_()
+    table = target_table(longer, config)
+    assert_close(table, table_by_loops(random_weight(), config))
+    assert not table.requires_grad
+    assert class_similarity(longer).requires_grad
 
 
 @every_distribution
@@ -230,11 +220,6 @@ def test_the_sign_of_the_similarity() -> None:
     )
 
 
-def test_released_form_is_nearly_uniform() -> None:
-    u = smoothing_distribution(ROWS, RELEASED_DENSE)
-    assert u.max() / u[u > 0].min() == pytest.approx(math.e)
-
-
 @pytest.mark.parametrize(
     "config", [PAPER_SMOOTHING, RELEASED_DENSE], ids=lambda config: config.form
 )
@@ -251,13 +236,6 @@ def test_temperature_limits(config: SmoothingConfig) -> None:
     # Equally near classes share.
     u = smoothing_distribution(ROWS, replace(PAPER_SMOOTHING, temperature=1e-9))
     assert u[3].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
-
-
-def test_the_length_of_a_row_plays_no_part() -> None:
-    weight = random_weight()
-    lengths = torch.linspace(0.01, 50, 10, dtype=torch.float64)[:, None]
-    for config in CONFIGS.values():
-        assert_close(target_table(weight * lengths, config), target_table(weight, config))
 
 
 # --------------------------------------------------------------------------- targets and loss
@@ -281,17 +259,13 @@ def test_lookup(config: SmoothingConfig) -> None:
     assert torch.equal(smoothed_targets(table, a, b, 0.0), table[b])
 
 
-@pytest.mark.parametrize("form", ["none", "uniform", "paper", "released", "slide"])
-def test_no_smoothing_is_plain_cross_entropy(form: str) -> None:
+@every_config
+def test_no_smoothing_is_plain_cross_entropy(config: SmoothingConfig) -> None:
     logits, a, _ = random_batch()
-    table = target_table(random_weight(), SmoothingConfig(form, smoothing=0.0))
+    amount = 0.9 if config.form == "none" else 0.0  # hard labels ignore the amount
+    table = target_table(random_weight(), replace(config, smoothing=amount))
     assert torch.equal(table, torch.eye(10, dtype=torch.float64))
     assert_close(soft_cross_entropy(logits, smoothed_targets(table, a)), F.cross_entropy(logits, a))
-
-
-def test_form_none_ignores_the_amount() -> None:
-    table = target_table(random_weight(), replace(HARD_LABELS, smoothing=0.9))
-    assert torch.equal(table, torch.eye(10, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3, 0.9])
@@ -335,43 +309,31 @@ def test_one_mixed_loss_is_the_mix_of_two(config: SmoothingConfig) -> None:
         assert_close(of_one, (logits.detach().softmax(1) - target) / len(logits))
 
 
-@every_config
-def test_no_gradient_through_the_targets(config: SmoothingConfig) -> None:
-    weight = random_weight().requires_grad_()
-    assert not target_table(weight, config).requires_grad
-    assert class_similarity(weight).requires_grad
-
-
 # ----------------------------------------------------------------------------------- precision
 
 
 @every_config
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_precision(config: SmoothingConfig, dtype: torch.dtype) -> None:
-    weight = random_weight().to(dtype)
+def test_precision(config: SmoothingConfig) -> None:
     logits, a, b = random_batch()
-    expected = torch.float64 if dtype == torch.float64 else torch.float32
-    table = target_table(weight, config)
-    assert table.dtype == expected
-    # The weight is rounded, the arithmetic is not.
-    assert_close(table, target_table(weight.double(), config).to(expected))
-    loss = soft_cross_entropy(logits.to(dtype), smoothed_targets(table, a, b, 0.3))
-    assert loss.dtype == expected
-    exact = soft_cross_entropy(logits.to(dtype).double(), smoothed_targets(table, a, b, 0.3))
-    assert_close(loss.double(), exact.double(), rtol=1e-6, atol=1e-6)
-
-
-def test_autocast_leaves_the_table_alone() -> None:
-    weight = random_weight().float()
-    expected = target_table(weight, PAPER_SMOOTHING)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(target_table(weight, PAPER_SMOOTHING), expected)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        weight = random_weight().to(dtype)
+        expected = torch.float64 if dtype == torch.float64 else torch.float32
+        table = target_table(weight, config)
+        assert table.dtype == expected
+        # The weight is rounded, the arithmetic is not.
+        assert_close(table, target_table(weight.double(), config).to(expected))
+        loss = soft_cross_entropy(logits.to(dtype), smoothed_targets(table, a, b, 0.3))
+        assert loss.dtype == expected
+        exact = soft_cross_entropy(logits.to(dtype).double(), smoothed_targets(table, a, b, 0.3))
+        assert_close(loss.double(), exact.double(), rtol=1e-6, atol=1e-6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(target_table(weight, config), table)
 
 
 # --------------------------------------------------------------------------------- per epoch
 
 
-def test_the_table_is_made_anew_in_place_when_an_epoch_starts() -> None:
+def test_the_table_is_made_anew_in_place_when_an_epoch_starts_or_is_resumed() -> None:
     weight = random_weight()
     hook = TargetTable(weight, PAPER_SMOOTHING)
     _, a, b = random_batch()
@@ -385,15 +347,10 @@ def test_the_table_is_made_anew_in_place_when_an_epoch_starts() -> None:
     assert not torch.equal(table, before)
     assert torch.equal(table, target_table(weight, PAPER_SMOOTHING))
     assert torch.equal(hook(a, b, 0.3), smoothed_targets(table, a, b, 0.3))
-
-
-def test_a_table_goes_on_from_a_state_in_place() -> None:
-    hook, resumed = (
-        TargetTable(weight, PAPER_SMOOTHING) for weight in (random_weight(), ROWS.new_ones(10, 6))
-    )
+    resumed = TargetTable(ROWS.new_ones(10, 6), PAPER_SMOOTHING)
     place = resumed.table.data_ptr()
     resumed.load_state_dict(hook.state_dict())
-    assert torch.equal(resumed.table, hook.table)
+    assert torch.equal(resumed.table, table)
     assert resumed.table.data_ptr() == place
 
 
@@ -482,11 +439,11 @@ def test_config_errors() -> None:
             SmoothingConfig("paper", temperature=temperature)
 
 
-@every_config
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (10, 6, 1, 1), (0, 6)])
-def test_weight_errors(config: SmoothingConfig, shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected \[C, D\]"):
-        target_table(torch.ones(shape), config)
+def test_weight_errors() -> None:
+    for shape in ((6,), (1, 6), (10, 6, 1, 1), (0, 6)):
+        for config in CONFIGS.values():
+            with pytest.raises(InputError, match=r"expected \[C, D\]"):
+                target_table(torch.ones(shape), config)
 
 
 def test_lookup_errors() -> None:
@@ -519,9 +476,3 @@ def test_loss_errors() -> None:
         soft_cross_entropy(logits, a)
     with pytest.raises(InputError, match=r"expected two \[N, C\]"):
         soft_cross_entropy(logits, smoothed_targets(target_table(ROWS, PAPER_SMOOTHING), a % 4))
-
-
-@pytest.mark.parametrize("k", [0, 4])
-def test_neighbour_errors(k: int) -> None:
-    with pytest.raises(InputError, match="from 1 to 3"):
-        nearest_classes(class_similarity(ROWS), k)

@@ -32,12 +32,7 @@ CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_status"]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
-# Imported inside the function that needs it, everywhere but in plots: training must run on a
-# machine that has the library's own dependencies and nothing else.
-THE_BOOKS_ALONE = {
-    *("matplotlib", "seaborn", "papermill", "jupytext", "nbformat", "IPython", "sphinx"),
-    *("ray", "optuna", "safetensors", "scipy", "sklearn"),
-}
+
 NUMERICAL = {"torch", "torchvision", "numpy", "pandas"}
 
 # A plot takes a table, so it needs no lab; in the lab, nobody imports from a room to the right.
@@ -177,6 +172,7 @@ def tops(path: Path) -> set[str]:
 
 def test_imports_run_one_way():
     """Methods, then lab, then plots; in the lab from room to room in the order of `ROOMS`."""
+    assert {path.parent.name for path in (LIBRARY / "lab").glob("*/__init__.py")} == set(ROOMS)
     offenders = []
     for path in MODULES:
         own = dotted(path)
@@ -188,19 +184,10 @@ def test_imports_run_one_way():
     assert offenders == []
 
 
-def test_every_room_of_the_lab_has_its_place_in_the_order():
-    assert {path.parent.name for path in (LIBRARY / "lab").glob("*/__init__.py")} == set(ROOMS)
-
-
 def test_a_method_imports_nothing_but_numerical_packages():
     allowed = {*sys.stdlib_module_names, *NUMERICAL, "micronet_lib"}
     methods = [p for p in MODULES if area(dotted(p)) == "methods" and p.stem != "__main__"]
     assert {name(path): tops(path) - allowed for path in methods if tops(path) - allowed} == {}
-
-
-def test_what_only_the_book_needs_is_imported_where_it_is_used():
-    found = {name(p): tops(p) & THE_BOOKS_ALONE for p in MODULES if area(dotted(p)) != "plots"}
-    assert {path: packages for path, packages in found.items() if packages} == {}
 
 
 def test_the_command_line_starts_without_torch():

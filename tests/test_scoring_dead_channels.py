@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from micronet_lib.architecture import build
-from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import score_network
@@ -144,7 +144,7 @@ def test_all_savings_on_a_network_of_another_width() -> None:
     from dataclasses import replace
 
     torch.manual_seed(0)
-    small = replace(get_architecture("micronet_v1_released"), width_mult=0.5)
+    small = replace(ARCHITECTURES["micronet_v1_released"], width_mult=0.5)
     model = MicroNet(small).double().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:

@@ -150,12 +150,12 @@ def test_the_same_generator_gives_the_same_step(few_launches):
     assert values[0] != values[2]
     generator = seeded(0)
     assert srip.value_and_grad(generator) != srip.value_and_grad(generator)
-
-
-def test_a_generator_of_another_device_is_refused():
-    elsewhere = SimpleNamespace(device=torch.device("cuda"))
+    warm = SripConfig(start="warm")
+    states = [Srip(model, warm, seeded(seed)).state_dict()["u"] for seed in (0, 0, 1)]
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
     with pytest.raises(InputError, match="on cuda, weights on cpu"):
-        Srip(network(), SripConfig()).value_and_grad(elsewhere)
+        srip.value_and_grad(SimpleNamespace(device=torch.device("cuda")))
 
 
 # ------------------------------------------------------------------------------- what it does
@@ -233,13 +233,6 @@ def test_warm_vectors_survive_a_resume(resumed_few_launches):
     resumed = second.value_and_grad()
     torch.testing.assert_close(resumed, expected, rtol=1e-6, atol=0)
     assert abs(other - expected) > 1e-3 * expected
-
-
-def test_warm_start_draws_from_its_generator():
-    model, config = network(), SripConfig(start="warm")
-    states = [Srip(model, config, seeded(seed)).state_dict()["u"] for seed in (0, 0, 1)]
-    assert torch.equal(states[0], states[1])
-    assert not torch.equal(states[0], states[2])
 
 
 def test_a_state_of_other_settings_is_refused():

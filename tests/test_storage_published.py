@@ -45,44 +45,38 @@ def same_network(loaded: nn.Module, expected: nn.Module) -> bool:
 # ------------------------------------------------------------------- what must be readable
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        pytest.param(lambda state: state, id="bare"),
-        pytest.param(lambda state: {"net4": state, "acc": 80.07}, id="under a key"),
-        pytest.param(lambda state: {"net": state, "acc": torch.tensor(80.07)}, id="acc a tensor"),
-        pytest.param(
-            lambda state: {"net": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
-            id="optimizer beside",
-        ),
-        pytest.param(lambda s: {f"module.{k}": v for k, v in s.items()}, id="data parallel"),
-        pytest.param(lambda s: {k: nn.Parameter(v, False) for k, v in s.items()}, id="parameters"),
-        pytest.param(
-            lambda s: {k: v.bool() if "mask" in k else v for k, v in s.items()}, id="bool"
-        ),
-        pytest.param(lambda s: {k: v for k, v in s.items() if "mask" not in k}, id="no masks"),
-    ],
-)
-@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
-def test_every_form_gives_the_same_network(network, state, tmp_path, form, as_zip):
-    path = save(form(state), tmp_path / "network.t7", as_zip=as_zip)
-    loaded = load_published(path)
-    assert loaded.spec == NetworkSpec("micronet_v1_released")
-    assert not loaded.training
-    assert same_network(loaded, network)
+FORMS = {
+    "bare": lambda state: state,
+    "under a key": lambda state: {"net4": state, "acc": 80.07},
+    "acc a tensor": lambda state: {"net": state, "acc": torch.tensor(80.07)},
+    "optimizer beside": lambda state: {"net": state, "optimizer": {"groups": [{"lr": 0.1}]}},
+    "data parallel": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "parameters": lambda state: {k: nn.Parameter(v, False) for k, v in state.items()},
+    "bool": lambda state: {k: v.bool() if "mask" in k else v for k, v in state.items()},
+    "no masks": lambda state: {k: v for k, v in state.items() if "mask" not in k},
+    "double": lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
+}
 
 
-@pytest.mark.parametrize("name", ["micronet_v2_released", "micronet_v1", "c_efficientnet_1.5"])
-def test_the_shapes_tell_which_network_it_is(tmp_path, name):
-    model = pruned_network(name)
-    loaded = load_published(save(published_state(model), tmp_path / "network.t7"))
-    assert loaded.spec == NetworkSpec(name)
-    assert same_network(loaded, model)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_network(network, state, tmp_path, form):
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for as_zip in (True, False):
+        path = save(FORMS[form](state), tmp_path / "network.t7", as_zip=as_zip)
+        loaded = load_published(path)
+        assert loaded.spec == NetworkSpec("micronet_v1_released")
+        assert not loaded.training
+        assert same_network(loaded, network)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), network(images))
 
 
-def test_double_precision_is_loaded_as_single(network, state, tmp_path):
-    doubled = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
-    assert same_network(load_published(save(doubled, tmp_path / "network.t7")), network)
+def test_the_shapes_tell_which_network_it_is(tmp_path):
+    for name in ("micronet_v2_released", "micronet_v1", "c_efficientnet_1.5"):
+        model = pruned_network(name)
+        loaded = load_published(save(published_state(model), tmp_path / "network.t7"))
+        assert loaded.spec == NetworkSpec(name)
+        assert same_network(loaded, model)
 
 
 def test_masks_that_nobody_applied_are_applied(network, state, tmp_path):
@@ -94,13 +88,6 @@ def test_masks_that_nobody_applied_are_applied(network, state, tmp_path):
     }
     assert (dense["layers.3.conv2.weight"] == 7).any()
     assert same_network(load_published(save(dense, tmp_path / "network.t7")), network)
-
-
-def test_loaded_network_computes_what_the_saved_one_does(network, state, tmp_path):
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    loaded = load_published(save(state, tmp_path / "network.t7"))
-    with torch.inference_mode():
-        assert torch.equal(loaded(images), network(images))
 
 
 @pytest.mark.skipif(not PUBLISHED.is_file(), reason="python -m micronet_lib data fetch kaist")
@@ -123,25 +110,18 @@ def test_the_library_has_the_inverse_of_the_authors_names(network, state):
     assert masks.keys() == {name for name, value in ours.items() if value.ndim > 1}
     for name, value in weights.items():
         assert value is state[authors_name(name)]
-
-
-@pytest.mark.parametrize(
-    "key", ["stem.conv.weight", "layers.3.conv9.weight", "layers.x.conv1.weight", "weight", ""]
-)
-def test_a_refusal_names_the_tensor_it_cannot_place(key):
-    with pytest.raises(InputError, match=re.escape(f"no place for the tensor {key!r}")):
-        from_kaist({key: torch.ones(1)})
+    for key in ("stem.conv.weight", "layers.3.conv9.weight", "layers.x.conv1.weight", "weight", ""):
+        with pytest.raises(InputError, match=re.escape(f"no place for the tensor {key!r}")):
+            from_kaist({key: torch.ones(1)})
 
 
 def test_identify_names_the_nearest_network_and_the_first_difference(network):
     shapes = dict(network.state_dict())
     shapes["head.classifier.weight"] = torch.ones(10, 106)
-    with pytest.raises(
-        InputError,
-        match=r"nearest is micronet_v1_released with 1 differences, the first: "
-        r"head\.classifier\.weight is \(10, 106\), not \(100, 106\)",
-    ):
+    with pytest.raises(InputError) as caught:
         identify(shapes)
+    names = ("micronet_v1_released", "head.classifier.weight", "(10, 106)", "(100, 106)")
+    assert all(name in str(caught.value) for name in names)
 
 
 def test_a_team_with_another_format_is_one_function(tmp_path, monkeypatch):
@@ -178,11 +158,6 @@ def refusal(path) -> str:
     return message
 
 
-def test_missing_file_and_folder_are_no_checkpoints(tmp_path):
-    assert "no checkpoint at" in refusal(tmp_path / "nowhere.t7")
-    assert "data fetch kaist" in refusal(tmp_path)
-
-
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
 def test_whatever_the_damage_the_file_is_refused_in_one_sentence(tmp_path, as_zip):
     """One byte altered, or the file cut there, at places spread over all of it."""
@@ -201,57 +176,41 @@ def test_whatever_the_damage_the_file_is_refused_in_one_sentence(tmp_path, as_zi
     assert all(message.startswith(str(path)) for message in refusals)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param({}, id="empty"),
-        pytest.param([torch.ones(1)], id="list"),
-        pytest.param(torch.ones(3), id="tensor"),
-        pytest.param({"linear.weight": 3.0}, id="number"),
-        pytest.param({0: torch.ones(1)}, id="unnamed tensors"),
-        pytest.param({"a": {"b": {"linear.weight": torch.ones(1)}}}, id="too deep"),
-        pytest.param({"linear.weight": torch.eye(3).to_sparse()}, id="sparse"),
-        pytest.param({"linear.weight": torch.ones(3, device="meta")}, id="no data"),
-        pytest.param({"linear.weight": torch.ones(3, dtype=torch.complex64)}, id="complex"),
-    ],
-)
-def test_what_is_no_dictionary_of_dense_tensors_holds_no_network(tmp_path, content):
-    assert "holds no network" in refusal(save(content, tmp_path / "network.t7"))
+def test_what_is_no_dictionary_of_dense_tensors_holds_no_network(tmp_path):
+    for content in (
+        *({}, [torch.ones(1)], torch.ones(3), {"linear.weight": 3.0}, {0: torch.ones(1)}),
+        {"a": {"b": {"linear.weight": torch.ones(1)}}},
+        {"linear.weight": torch.eye(3).to_sparse()},
+        {"linear.weight": torch.ones(3, device="meta")},
+        {"linear.weight": torch.ones(3, dtype=torch.complex64)},
+    ):
+        assert "holds no network" in refusal(save(content, tmp_path / "network.t7"))
 
 
-@pytest.mark.parametrize("names", [("a", "b"), (1, 2)])
-def test_two_networks_in_one_file_are_ambiguous(state, tmp_path, names):
-    both = {name: {"linear.bias": state["linear.bias"]} for name in names}
-    first, second = names
-    message = refusal(save(both, tmp_path / "network.t7"))
-    assert f"holds 2 networks ({first}, {second}); save one of them alone" in message
+def test_what_else_is_refused(network, state, tmp_path):
+    assert "no checkpoint at" in refusal(tmp_path / "nowhere.t7")
+    assert "data fetch kaist" in refusal(tmp_path)
+    path = tmp_path / "network.t7"
+    for names in (("a", "b"), (1, 2)):
+        both = {name: {"linear.bias": state["linear.bias"]} for name in names}
+        assert "2 networks ({}, {})".format(*names) in refusal(save(both, path))
+    extra = torch.ones(1)
+    message = refusal(save({**state, "layers.99.conv1.mask": extra}, path))
+    assert "blocks.99.conv_expand.weight" in message
+    torch.save(network, path)  # loading a whole module would run code
+    assert "nothing of it was executed" in refusal(path)
 
 
-@pytest.mark.parametrize(
-    ("key", "alter", "says"),
-    [
+def test_values_that_are_not_finite_and_masks_that_do_not_fit(state, tmp_path):
+    for key, alter, says in (
         ("linear.weight", lambda v: v * torch.nan, "head.classifier.weight holds NaN or infinite"),
         ("bn1.running_var", lambda v: v / 0, "stem.bn.running_var holds NaN or infinite"),
         ("linear.bias", lambda v: v.double() + 1e300, "head.classifier.bias holds NaN or infinite"),
         ("conv1.mask", lambda v: v * torch.nan, "stem.conv.weight holds NaN or infinite"),
-        ("conv1.mask", lambda v: v[:1], "the mask of stem.conv.weight does not fit its weight"),
-    ],
-)
-def test_values_that_are_not_finite_and_masks_that_do_not_fit(state, tmp_path, key, alter, says):
-    state[key] = alter(state[key])
-    assert says in refusal(save(state, tmp_path / "network.t7"))
-
-
-def test_a_mask_without_a_weight_does_not_fit(state, tmp_path):
-    state["layers.99.conv1.mask"] = torch.ones(1)
-    message = refusal(save(state, tmp_path / "network.t7"))
-    assert "the mask of blocks.99.conv_expand.weight does not fit" in message
-
-
-def test_a_whole_module_is_refused_because_loading_it_would_run_code(network, tmp_path):
-    path = tmp_path / "network.t7"
-    torch.save(network, path)
-    assert "nothing of it was executed" in refusal(path)
+        ("conv1.mask", lambda v: v[:1], "mask of stem.conv.weight"),
+    ):
+        altered = {**state, key: alter(state[key])}
+        assert says in refusal(save(altered, tmp_path / "network.t7"))
 
 
 def test_reading_never_unpickles_freely(state, tmp_path, monkeypatch):

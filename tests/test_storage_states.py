@@ -35,14 +35,10 @@ def test_a_file_that_is_not_whole_is_recognised_and_its_predecessor_used(tmp_pat
     for epoch in (1, 2):
         save_state(tmp_path, "key", STATE | {"epoch": epoch})
     newest = tmp_path / "state.pt"
-    content = bytearray(newest.read_bytes())
-    match fault:
-        case "cut":
-            content = content[: len(content) // 2]
-        case "empty":
-            content = content[:0]
-        case _:
-            content[len(content) // 2] ^= 1
+    whole = newest.read_bytes()
+    half = len(whole) // 2
+    flipped = whole[:half] + bytes([whole[half] ^ 1]) + whole[half + 1 :]
+    content = {"cut": whole[:half], "a flipped bit": flipped, "empty": b""}[fault]
     newest.write_bytes(content)
     state = load_state(tmp_path, "key")
     assert state is not None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import layer_kind
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 INITIALIZATIONS = ("semi_orthogonal", "released", "trained_distribution")
 LINEAR_STD = 0.01  # of the released code's linear layer
@@ -57,8 +57,7 @@ class WeightDistribution:
         Raises:
             InputError: the distribution has no such kind.
         """
-        if kind not in self.quantiles:
-            raise unknown("kind of layer in the weight distribution", kind, self.quantiles)
+        check_choice("kind of layer in the weight distribution", kind, self.quantiles)
         device = generator.device
         quantiles = torch.tensor(self.quantiles[kind], device=device)
         place = torch.rand(shape, generator=generator, device=device) * (len(quantiles) - 1)
@@ -112,8 +111,7 @@ def initialize(
     Raises:
         InputError: unknown name; a distribution that is missing, not wanted, or lacks a kind.
     """
-    if how not in INITIALIZATIONS:
-        raise unknown("initialization", how, INITIALIZATIONS)
+    check_choice("initialization", how, INITIALIZATIONS)
     if (how == "trained_distribution") != (distribution is not None):
         raise InputError(
             f"initialization {how!r} needs no distribution"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network, NetworkSpec, register
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry
 
 NUM_CLASSES = 100
 EXPAND_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -266,7 +266,7 @@ def table1(expand_ratio: float = 3.0) -> Architecture:
     )
 
 
-def _registry() -> dict[str, Architecture]:
+def _registry() -> Registry[Architecture]:
     ours = [
         Architecture("micronet_v1", V1_STAGES, 3.0),
         Architecture("micronet_v2", V2_STAGES, 2.5),
@@ -276,22 +276,12 @@ def _registry() -> dict[str, Architecture]:
         replace(entry, name=f"{entry.name}_released", downsample_se="dead") for entry in ours
     ]
     printed = [table1(ratio) for ratio in EXPAND_RATIOS]
-    return {entry.name: entry for entry in (*ours, *released, *printed)}
+    entries = (*ours, *released, *printed)
+    return Registry("model", {entry.name: entry for entry in entries})
 
 
 ARCHITECTURES = _registry()
 """Every named network. `*_released` has the dead squeeze-and-excitation of the released code."""
-
-
-def get_architecture(name: str) -> Architecture:
-    """Return the architecture of that name.
-
-    Raises:
-        InputError: the name is not in `ARCHITECTURES`.
-    """
-    if name not in ARCHITECTURES:
-        raise unknown("model", name, ARCHITECTURES)
-    return ARCHITECTURES[name]
 
 
 _ANY = "micronet"
@@ -309,7 +299,7 @@ def _spec(architecture: Architecture) -> NetworkSpec:
 
 
 def _build_named(name: str, /, **options: Any) -> MicroNet:
-    return MicroNet(replace(get_architecture(name), **_tables(options)))
+    return MicroNet(replace(ARCHITECTURES[name], **_tables(options)))
 
 
 for _name in ARCHITECTURES:

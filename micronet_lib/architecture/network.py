@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Wrapped(Network):
 
 Builder = Callable[..., Network]
 
-NETWORKS: dict[str, Builder] = {}
+NETWORKS: Registry[Builder] = Registry("model")
 """Every registered network: name -> function of its options."""
 
 
@@ -108,8 +108,6 @@ def takes(name: str, option: str) -> bool:
     Raises:
         InputError: unknown name.
     """
-    if name not in NETWORKS:
-        raise unknown("model", name, NETWORKS)
     parameters = signature(NETWORKS[name]).parameters.values()
     return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -126,10 +124,9 @@ def build(model: str | NetworkSpec, /, **options: Any) -> Network:
     """
     spec = NetworkSpec(model) if isinstance(model, str) else model
     spec = NetworkSpec(spec.name, {**spec.options, **options})
-    if spec.name not in NETWORKS:
-        raise unknown("model", spec.name, NETWORKS)
+    builder = NETWORKS[spec.name]
     try:
-        network = NETWORKS[spec.name](**spec.options)
+        network = builder(**spec.options)
     except TypeError as error:
         raise InputError(f"options of {spec.name}: {error}") from error
     if not hasattr(network, "spec"):  # a MicroNet writes its own, in its shortest form

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 
 class MixDraw(NamedTuple):
@@ -80,8 +80,7 @@ def draw_mix(
     Raises:
         InputError: unknown kind, `alpha` not above 0, or `prob` outside [0, 1].
     """
-    if kind not in ("cutmix", "mixup"):
-        raise unknown("mix", kind, ("cutmix", "mixup"))
+    check_choice("mix", kind, ("cutmix", "mixup"))
     if not 0 < alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: give a number above 0")
     if not 0 <= prob <= 1:

@@ -30,7 +30,7 @@ from micronet_lib.augmentation.image_ops import (
     SIZE,
     TONE,
 )
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice, unknown
 
 PolicyKind = Literal["none", "fast_autoaugment", "searched", "random"]
 MixKind = Literal["none", "cutmix", "mixup"]
@@ -85,8 +85,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for field, kinds in (("policy", get_args(PolicyKind)), ("mix", get_args(MixKind))):
-            if getattr(self, field) not in kinds:
-                raise unknown(field, getattr(self, field), kinds)
+            check_choice(field, getattr(self, field), kinds)
         if not 0 < self.mix_alpha < float("inf"):
             raise InputError(f"mix_alpha is {self.mix_alpha}: give a number above 0")
         if not 0 <= self.mix_prob <= 1:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from micronet_lib.architecture.layers import KINDS, weight_kinds
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice
 from micronet_lib.pruning.masks import prunable_weights
 
 
@@ -29,8 +29,7 @@ def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> p
     Raises:
         InputError: unknown `by`, or nothing to prune.
     """
-    if by not in ("layer", "kind"):
-        raise unknown("grouping of the density table", by, ("layer", "kind"))
+    check_choice("grouping of the density table", by, ("layer", "kind"))
     weights = prunable_weights(model)
     nonzeros = torch.stack([weight.detach().count_nonzero() for weight in weights.values()])
     table = pd.DataFrame(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import weight_kinds
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 
 Scope = Literal["global", "kind", "layer"]
@@ -50,8 +50,7 @@ def weight_groups(model: nn.Module, scope: Scope) -> dict[str, str]:
     Raises:
         InputError: unknown scope, or nothing to prune.
     """
-    if scope not in get_args(Scope):
-        raise unknown("pruning scope", scope, get_args(Scope))
+    check_choice("pruning scope", scope, get_args(Scope))
     weights = prunable_weights(model)
     if scope == "kind":
         return weight_kinds(model)

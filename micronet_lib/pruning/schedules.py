@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 from micronet_lib.pruning.masks import (
     HeldMasks,
@@ -119,8 +119,7 @@ class PruneConfig:
             ("threshold_from", get_args(ThresholdFrom)),
             ("rewind", get_args(Rewind)),
         ):
-            if getattr(self, name) not in known:
-                raise unknown(f"pruning {name}", getattr(self, name), known)
+            check_choice(f"pruning {name}", getattr(self, name), known)
         for sparsity in self.sparsities:
             if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
                 raise InputError(

@@ -13,7 +13,7 @@ from torch import nn
 
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.operations import Operation, record_operations
-from micronet_lib.scoring.rules import FULL_BITS, Item, Quantity, RuleSet, get_rules
+from micronet_lib.scoring.rules import FULL_BITS, RULE_SETS, Item, Quantity, RuleSet
 
 PARAM_BASE = 36.5e6
 OPS_BASE = 10.49e9
@@ -147,5 +147,5 @@ def score_network(
     Raises:
         InputError: unknown rule set, rates that do not fit, or an operation without a price.
     """
-    chosen = get_rules(rules) if isinstance(rules, str) else rules
+    chosen = RULE_SETS[rules] if isinstance(rules, str) else rules
     return score_operations(record_operations(model, input_shape), chosen, exit_rates)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import Architecture, MBConv, MicroNet, SqueezeExcite
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry, check_choice
 
 
 def remove_dead_gates(model: MicroNet) -> MicroNet:
@@ -238,11 +238,14 @@ def fold_sixth(model: MicroNet) -> MicroNet:
     return folded
 
 
-SAVINGS = {
-    "dead_gates": remove_dead_gates,
-    "dead_channels": remove_dead_channels,
-    "sixth": fold_sixth,
-}
+SAVINGS = Registry(
+    "saving",
+    {
+        "dead_gates": remove_dead_gates,
+        "dead_channels": remove_dead_channels,
+        "sixth": fold_sixth,
+    },
+)
 """The free savings by name, in the order in which they can be applied."""
 
 
@@ -255,7 +258,6 @@ def apply_savings(model: nn.Module, names: Sequence[str]) -> MicroNet:
     if not isinstance(model, MicroNet):
         raise InputError(f"free savings are known for MicroNets only, not {type(model).__name__}")
     for name in names:
-        if name not in SAVINGS:
-            raise unknown("saving", name, SAVINGS)
+        check_choice("saving", name, SAVINGS)
         model = SAVINGS[name](model)
     return model

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import Literal, cast, get_args
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry, check_choice
 from micronet_lib.scoring.operations import Operation
 
 FULL_BITS = 32
@@ -257,28 +257,20 @@ class QuirkRules(OfficialRules):
             yield replace(op, out_shape=wide) if op.kind == "residual" else op
 
 
-RULE_SETS: dict[str, RuleSet] = {
-    rules.name: rules
-    for rules in (
-        WinnersRules("first", biases=False, mask=False),
-        WinnersRules("revised", biases=True, mask=False),
-        WinnersRules("published", biases=True, mask=True),
-        OfficialRules(),
-        QuirkRules("official_quirk"),
-    )
-}
+RULE_SETS: Registry[RuleSet] = Registry(
+    "rule set",
+    {
+        rules.name: rules
+        for rules in (
+            WinnersRules("first", biases=False, mask=False),
+            WinnersRules("revised", biases=True, mask=False),
+            WinnersRules("published", biases=True, mask=True),
+            OfficialRules(),
+            QuirkRules("official_quirk"),
+        )
+    },
+)
 """Every named rule set. `OfficialRules` also takes bit widths and an accumulator."""
-
-
-def get_rules(name: str) -> RuleSet:
-    """Return the rule set of that name.
-
-    Raises:
-        InputError: the name is not in `RULE_SETS`.
-    """
-    if name not in RULE_SETS:
-        raise unknown("rule set", name, RULE_SETS)
-    return RULE_SETS[name]
 
 
 def rules_of(
@@ -290,9 +282,8 @@ def rules_of(
         InputError: unknown name or accumulator, widths outside [1, 32], one width without the
             other, or widths for a rule set that has none.
     """
-    rules = get_rules(name)
-    if accumulator not in get_args(Accumulator):
-        raise unknown("accumulator", accumulator, get_args(Accumulator))
+    rules = RULE_SETS[name]
+    check_choice("accumulator", accumulator, get_args(Accumulator))
     if not weight_bits and not activation_bits:
         if accumulator != "fp32":
             raise InputError(f"accumulator {accumulator!r} needs weight and activation bits")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Definition = Literal["paper", "released"]
 Start = Literal["fresh", "warm"]
@@ -71,8 +71,7 @@ class SripConfig:
 
 
 def _check(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise unknown(what, name, known)
+    check_choice(what, name, known)
 
 
 def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:

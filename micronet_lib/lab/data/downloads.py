@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 GROUPS = ("cifar100", "kaist", "policies")
 RETRIES = 1  # of each address, after a second
@@ -224,8 +224,7 @@ def fetch(
             folder, or pooch not installed.
     """
     for group in groups or ():
-        if group not in GROUPS:
-            raise unknown("data group", group, GROUPS)
+        check_choice("data group", group, GROUPS)
     outcomes = []
     failed = {}
     silent: set[str] = set()

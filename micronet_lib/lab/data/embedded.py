@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.data.superclasses import SUPERCLASSES, Array, Colour, Varied, direction
 
 # Equal bytes everywhere rest on two rules. Randomness is PCG64's raw 64-bit stream, which NumPy
@@ -108,8 +108,7 @@ def make_images(
     Raises:
         InputError: unknown split, or a number below 1.
     """
-    if split not in NUM_PER_CLASS:
-        raise unknown("split", split, NUM_PER_CLASS)
+    check_choice("split", split, NUM_PER_CLASS)
     if num_per_class is None:
         num_per_class = NUM_PER_CLASS[split]
     if num_per_class < 1:

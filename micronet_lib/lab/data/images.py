@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice, unknown
 from micronet_lib.lab.data import embedded
 from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
 
@@ -186,8 +186,7 @@ def load_split(name: str, split: str) -> ImageSet:
     Raises:
         InputError: unknown name or split, or CIFAR-100 is missing or damaged.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_choice("split", split, SPLITS)
     if split == "test":
         return _read(name, "test")[0]
     published, _ = _read(name, "train")

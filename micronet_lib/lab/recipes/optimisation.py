@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from micronet_lib.architecture.initialization import INITIALIZATIONS
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["fp32", "bf16"]
@@ -86,8 +86,7 @@ class TrainConfig:
             ("optimizer", get_args(Optimizer)),
             ("initialization", ("default", *INITIALIZATIONS)),
         ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+            check_choice(name, getattr(self, name), known)
         for name, low, high in (
             ("epochs", 0, math.inf),
             ("cycles", 1, math.inf),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from micronet_lib.architecture import takes
-from micronet_lib.errors import unknown
+from micronet_lib.errors import Registry
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.pruning.schedules import PruneConfig
@@ -74,49 +74,41 @@ class Profile:
         )
 
 
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            "smoke",
-            "embedded",
-            "two CPU cores, a minute a chapter; the committed pages",
-            epoch_share=1 / 300,
-            num_images=320,
-            num_validation=100,
-            batch_size=32,
-            width_mult=0.25,
-            bn_momentum=0.2,
-        ),
-        Profile(
-            "quick",
-            "cifar100",
-            "a CPU and up to an hour a sweep; the direction of an effect",
-            epoch_share=1 / 150,
-            num_images=2000,
-            num_validation=500,
-            batch_size=32,
-            bn_momentum=0.1,
-        ),
-        Profile(
-            "full",
-            "cifar100",
-            "the paper's schedule on one GPU; the reproduction",
-            precision="bf16",
-        ),
-    )
-}
-
-
-def get_profile(name: str) -> Profile:
-    """Return the profile of that name.
-
-    Raises:
-        InputError: the name is not in `PROFILES`.
-    """
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
+PROFILES = Registry(
+    "profile",
+    {
+        profile.name: profile
+        for profile in (
+            Profile(
+                "smoke",
+                "embedded",
+                "two CPU cores, a minute a chapter; the committed pages",
+                epoch_share=1 / 300,
+                num_images=320,
+                num_validation=100,
+                batch_size=32,
+                width_mult=0.25,
+                bn_momentum=0.2,
+            ),
+            Profile(
+                "quick",
+                "cifar100",
+                "a CPU and up to an hour a sweep; the direction of an effect",
+                epoch_share=1 / 150,
+                num_images=2000,
+                num_validation=500,
+                batch_size=32,
+                bn_momentum=0.1,
+            ),
+            Profile(
+                "full",
+                "cifar100",
+                "the paper's schedule on one GPU; the reproduction",
+                precision="bf16",
+            ),
+        )
+    },
+)
 
 
 def resolved(

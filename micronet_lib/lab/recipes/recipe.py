@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.label_smoothing import SmoothingConfig
@@ -119,8 +119,7 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         known = {field.name: getattr(config, field.name) for field in fields(config)}
-        if head not in known:
-            raise unknown(f"key of {type(config).__name__}", head, known)
+        check_choice(f"key of {type(config).__name__}", head, known)
         hints = _hints(type(config), head)
         nested: Any = next((hint for hint in hints if is_dataclass(hint)), None)
         below = {rest: value} if rest else value

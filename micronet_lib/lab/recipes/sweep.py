@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 
@@ -66,8 +66,7 @@ class Sweep:
             InputError: the sweep has no such point.
         """
         points = {point.name: point for point in self.points()}
-        if name not in points:
-            raise unknown(f"point of {self.name}", name, points)
+        check_choice(f"point of {self.name}", name, points)
         return points[name]
 
     def matching(self, pattern: str | None) -> tuple[Point, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import read_sweep
@@ -68,8 +68,7 @@ def gain(
     if isinstance(reference, str):
         reference = {name: reference for name in values if name != reference}
     for name in (*reference, *reference.values()):
-        if name not in values:
-            raise unknown("point", name, values)
+        check_choice("point", name, values)
     rows = [
         {"point": point, "against": other} | _compare(values[point], values[other], paired)
         for point, other in reference.items()

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from micronet_lib.errors import InputError, NotFiniteError, unknown
+from micronet_lib.errors import InputError, NotFiniteError, check_choice
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
 from micronet_lib.lab.host.progress import bar, say
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
@@ -74,8 +75,7 @@ def run(
         InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
             does not answer.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_choice("engine", engine, ENGINES)
     if engine == "local":
         if gpus_per_point is not None:
             raise InputError("GPUs per point are for the engine ray; a local run takes the first")
@@ -85,7 +85,7 @@ def run(
             f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
             "whole number"
         )
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     planned = jobs(asked, retrain=retrain)
     for job in planned:
         if job.lost:
@@ -230,6 +230,7 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
             "the engine ray needs Ray, which is not installed: `pip install -e '.[cluster]'`"
         ) from error
     address = os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
     mine: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with tempfile.TemporaryDirectory() as code:
         try:
@@ -251,6 +252,21 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
             yield ray, ray.remote(**options)(_remote)
         finally:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Find out within seconds that nobody answers at `host:port`; Ray takes over five minutes.
+
+    Raises:
+        InputError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray at {address} (RAY_ADDRESS): {error.strerror or error}") from error
 
 
 def _gpus(ray: Any, gpus_per_point: float | None, address: str) -> float:

@@ -15,7 +15,7 @@ from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, set_aside_damaged, write
 from micronet_lib.lab.records.tables import table
@@ -62,7 +62,7 @@ def ensure(
     Raises:
         InputError: unknown profile, point or key, or a file that cannot be used.
     """
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     perform_all(jobs(asked, retrain=retrain), progress)
     return this_run(asked)
 
@@ -188,7 +188,7 @@ def trained(
     Raises:
         InputError: as `ensure`; also if the point trains nothing or cannot be run here.
     """
-    (case,) = cases(sweep, get_profile(profile), seed, overrides, sweep.point(point).name)
+    (case,) = cases(sweep, PROFILES[profile], seed, overrides, sweep.point(point).name)
     if not case.recipe.train.epochs:
         raise InputError(f"{case.name} trains nothing at {profile}")
     ahead = jobs([case], recorded=False)

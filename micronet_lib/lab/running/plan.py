@@ -14,7 +14,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
-from micronet_lib.lab.recipes.profile import Profile, get_profile
+from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, readable
@@ -49,7 +49,7 @@ def plan(
     Raises:
         InputError: unknown profile, point or key.
     """
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     return table_of(jobs(asked, retrain=retrain), sweep)
 
 

@@ -37,7 +37,7 @@ from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.search.policy_trials import (
@@ -262,7 +262,7 @@ def _same_search(path: Path, setting: dict[str, Any]) -> None:
 
 def search_recipe(profile_name: str) -> Recipe:
     """Return the recipe of a fold's network: SRIP, hard labels, only crops and mirror images."""
-    recipe = get_profile(profile_name).apply(SWEEPS["stages"].point("3.0-orn").recipe)
+    recipe = PROFILES[profile_name].apply(SWEEPS["stages"].point("3.0-orn").recipe)
     config = BUDGETS[profile_name]
     epochs = config.epochs or recipe.train.epochs
     return replace(
@@ -292,7 +292,7 @@ def search_policies(
     """
     if seed < 0:
         raise InputError(f"seed is {seed}: give 0 or more")
-    profile, recipe = get_profile(profile_name), search_recipe(profile_name)
+    profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
 
