@@ -19,10 +19,10 @@ class NotFiniteError(InputError):
 
 
 class Registry(dict[str, Value]):
-    """Named values; a name that is not among them raises `InputError` and lists those that are.
+    """Named values. An unknown name raises `InputError` with the list of the known ones.
 
     Args:
-        kind: what is registered, for the message, such as `model`.
+        kind: type of the values for the message, such as `model`.
         values: by name.
     """
 
@@ -35,10 +35,10 @@ class Registry(dict[str, Value]):
 
 
 def check_choice(kind: str, name: object, known: Iterable[object]) -> None:
-    """Refuse a name that is not among the known ones; arguments as of `unknown`.
+    """Raise an error unless a name is in a closed list. Arguments are those of `unknown`.
 
     Raises:
-        InputError: it is not.
+        InputError: the name is not in the list.
     """
     if name not in known:
         raise unknown(kind, name, known)
