@@ -27,13 +27,7 @@ KNOWN_TAGS = {*LINE_LIMITS, IGNORED, "hide-input", "hide-output", "hide-cell", "
 # The page that reports on the chapters is no method itself.
 CARDLESS = {"00_status"}
 CARD_ENTRIES = (
-    "What",
-    "Paper",
-    "Equation",
-    "Suggested values",
-    "Cost",
-    "Measured effect",
-    "Differences",
+    *("What", "Paper", "Equation", "Suggested values", "Cost", "Measured effect", "Differences"),
 )
 
 MACHINE_PATH = re.compile(
@@ -78,14 +72,6 @@ def texts(cell: NotebookNode) -> Iterator[str]:
                 yield content if isinstance(content, str) else json.dumps(content)
 
 
-def test_the_book_has_chapters() -> None:
-    assert CHAPTERS, "book/ holds no notebook: run `make sync execute`"
-
-
-def test_every_text_twin_has_its_notebook() -> None:
-    assert {p.stem for p in (BOOK / "src").glob("*.md")} == {p.stem for p in CHAPTERS}
-
-
 @each_chapter
 def test_cells_equal_the_text_twin(path: Path) -> None:
     twin = jupytext.read(BOOK / "src" / f"{path.stem}.md")
@@ -107,12 +93,17 @@ def test_metadata_tells_nothing_of_the_machine(path: Path) -> None:
 
 
 @each_chapter
-def test_every_code_cell_has_one_known_kind(path: Path) -> None:
+def test_every_code_cell_has_one_known_kind_and_is_short(path: Path) -> None:
     for cell in code_cells(path):
         unknown = set(tags(cell)) - KNOWN_TAGS
         assert not unknown, f"{name(cell)}: unknown tags {sorted(unknown)}"
         assert kind(cell), f"{name(cell)}: needs exactly one of {', '.join(LINE_LIMITS)}"
         assert "NBVAL_" not in cell.source, f"{name(cell)}: say it with a tag"
+        assert not re.search(r"\bprofile\s*(==|!=|in\b)", cell.source), name(cell)
+        lines = [line.strip() for line in cell.source.splitlines()]
+        code = [line for line in lines if line and not line.startswith("#")]
+        limit = LINE_LIMITS[kind(cell) or ""]
+        assert 1 <= len(code) <= limit, f"{name(cell)}: {len(code)} lines, at most {limit}"
 
 
 @each_chapter
@@ -135,29 +126,10 @@ def test_the_parameters_are_three_plain_literals(path: Path) -> None:
 
 
 @each_chapter
-def test_cells_are_short(path: Path) -> None:
-    for cell in code_cells(path):
-        lines = [line.strip() for line in cell.source.splitlines()]
-        code = [line for line in lines if line and not line.startswith("#")]
-        limit = LINE_LIMITS.get(kind(cell) or "", 0)
-        assert 1 <= len(code) <= limit, f"{name(cell)}: {len(code)} lines, at most {limit}"
-
-
-@each_chapter
-def test_no_cell_asks_for_the_profile(path: Path) -> None:
-    for cell in code_cells(path):
-        assert not re.search(r"\bprofile\s*(==|!=|in\b)", cell.source), name(cell)
-
-
-@each_chapter
-def test_it_was_executed_from_top_to_bottom_in_a_fresh_kernel(path: Path) -> None:
+def test_it_was_executed_in_a_fresh_kernel_without_error_stderr_or_path(path: Path) -> None:
     numbered = enumerate(code_cells(path), start=1)
     astray = [name(cell) for number, cell in numbered if cell.execution_count != number]
     assert not astray, "run `make execute`"
-
-
-@each_chapter
-def test_outputs_hold_no_error_no_stderr_and_no_path(path: Path) -> None:
     for cell in code_cells(path):
         for output in cell.outputs:
             assert output.output_type != "error", name(cell)
@@ -165,6 +137,12 @@ def test_outputs_hold_no_error_no_stderr_and_no_path(path: Path) -> None:
         for text in texts(cell):
             found = MACHINE_PATH.search(text)
             assert not found, f"{name(cell)}: shows {found and found.group()!r}"
+        # Every figure has a number, a caption and an alternative text.
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            settings = cell.metadata.get("mystnb", {})
+            figure, image = settings.get("figure", {}), settings.get("image", {})
+            for key, value in (("caption", figure), ("name", figure), ("alt", image)):
+                assert str(value.get(key, "")).strip(), f"{name(cell)}: mystnb has no {key}"
 
 
 @each_chapter
@@ -182,16 +160,6 @@ def test_what_is_not_compared_is_followed_by_an_invariant(path: Path) -> None:
 
 
 @each_chapter
-def test_every_figure_has_a_number_a_caption_and_an_alternative_text(path: Path) -> None:
-    for cell in code_cells(path):
-        if any("image/png" in output.get("data", {}) for output in cell.outputs):
-            settings = cell.metadata.get("mystnb", {})
-            figure, image = settings.get("figure", {}), settings.get("image", {})
-            for key, value in (("caption", figure), ("name", figure), ("alt", image)):
-                assert str(value.get(key, "")).strip(), f"{name(cell)}: mystnb has no {key}"
-
-
-@each_chapter
 def test_it_opens_with_a_title_and_a_method_card(path: Path) -> None:
     cells = read(path).cells
     first_code = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
@@ -199,12 +167,8 @@ def test_it_opens_with_a_title_and_a_method_card(path: Path) -> None:
     assert re.match(r"# \S", opening), "the first line is the title"
     if path.stem not in CARDLESS:
         assert re.search(r"^:class-card: method-card$", opening, re.MULTILINE)
-        missing = [
-            entry
-            for entry in CARD_ENTRIES
-            if not re.search(rf"^{entry}\n: +\S", opening, re.MULTILINE)
-        ]
-        assert not missing, f"the card lacks {missing}"
+        for entry in CARD_ENTRIES:
+            assert re.search(rf"^{entry}\n: +\S", opening, re.MULTILINE), f"no {entry} in the card"
         everything = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
         assert re.search(r"^## Exercises$", everything, re.MULTILINE)
 
@@ -217,9 +181,8 @@ def sanitized(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
+def test_comparison_overlooks_the_machine_and_the_hour_and_no_number_of_the_book() -> None:
+    for one, other in (
         ("torch 2.15.0", "torch 2.11.0+cu130"),
         ("python 3.11.7 · numpy 2.4.6", "python 3.13.1 · numpy 2.3.0"),
         ("commit abc1234", "commit 0123456-dirty"),
@@ -228,24 +191,11 @@ def sanitized(text: str) -> str:
         ("took 12.3 s", "took 950 ms"),
         ("device: cpu · n=1", "device: 1×H200 · n=1"),
         ("<object at 0x7f00c0ffee00>", "<object at 0x10a2b3c4d>"),
-    ],
-)
-def test_comparison_overlooks_the_machine_and_the_hour(one: str, other: str) -> None:
-    assert sanitized(one) == sanitized(other)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "num_params 3250058",
-        "sparsity 0.5999",
-        "shape [160, 960, 1, 1]",
-        "score 0.0054",
-        "top1 80.07 %",
-        "point pointwise-s0",
-        "4 sub-policies, 20 superclasses",
+    ):
+        assert sanitized(one) == sanitized(other)
+    for text in (
+        *("num_params 3250058", "sparsity 0.5999", "shape [160, 960, 1, 1]", "score 0.0054"),
+        *("top1 80.07 %", "point pointwise-s0", "4 sub-policies, 20 superclasses"),
         "profile smoke · seed 0",
-    ],
-)
-def test_comparison_overlooks_no_number_of_the_book(text: str) -> None:
-    assert sanitized(text) == text
+    ):
+        assert sanitized(text) == text

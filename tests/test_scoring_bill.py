@@ -29,38 +29,32 @@ def published(name: str) -> tuple[Operation, ...]:
     return record_operations(load_published(path))
 
 
-@pytest.mark.parametrize(
-    ("name", "adds", "mults", "params", "mask", "score"),
-    [
-        ("v1_pr_60", 16_572_569, 18_959_092, 188_064, 14_076.75, 0.0054454026),
-        ("v2_pr_30", 28_810_260, 31_029_682, 337_623, 14_724.5, 0.0092538458),
-        ("v2_pr_60", 16_949_918, 19_169_332, 196_268, 14_724.5, 0.0056215259),
-    ],
-)
-def test_the_winners_final_counter(
-    name: str, adds: int, mults: int, params: int, mask: float, score: float
-) -> None:
-    found = score_operations(published(name), rules_of("published"))
+# By published file: additions, multiplications, parameters, mask and score of the winners' final
+# counter; the scores of their first and of the revised one.
+WINNERS = {
+    "v1_pr_60": (
+        *(16_572_569, 18_959_092, 188_064, 14_076.75, 0.0054454026),
+        {"first": 0.00490139, "revised": 0.0050597382},
+    ),
+    "v2_pr_30": (28_810_260, 31_029_682, 337_623, 14_724.5, 0.0092538458, {}),
+    "v2_pr_60": (16_949_918, 19_169_332, 196_268, 14_724.5, 0.0056215259, {"first": 0.00506435}),
+}
+
+
+@pytest.mark.parametrize("name", WINNERS)
+def test_the_winners_counters(name: str) -> None:
+    adds, mults, params, mask, score, others = WINNERS[name]
+    operations = published(name)
+    found = score_operations(operations, rules_of("published"))
     assert abs(found.num_adds - adds) <= 10
     assert abs(found.num_mults - mults) <= 10
-    assert found.num_params == params
-    assert found.mask_params == mask
+    assert (found.num_params, found.mask_params) == (params, mask)
     assert found.param_storage == params / 2 + mask
     assert found.score == pytest.approx(score, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("name", "rules", "score"),
-    [
-        ("v1_pr_60", "first", 0.00490139),
-        ("v2_pr_60", "first", 0.00506435),
-        ("v1_pr_60", "revised", 0.0050597382),
-    ],
-)
-def test_the_winners_earlier_counters(name: str, rules: str, score: float) -> None:
-    assert score_operations(published(name), rules_of(rules)).score == pytest.approx(
-        score, abs=5e-9
-    )
+    for rules, earlier in others.items():
+        assert score_operations(operations, rules_of(rules)).score == pytest.approx(
+            earlier, abs=5e-9
+        )
 
 
 @pytest.mark.parametrize(
@@ -80,12 +74,17 @@ def test_dense_networks(
     assert [*scores, found.score] == pytest.approx([first, revised, final], abs=5e-7)
 
 
-@pytest.mark.parametrize("ratio", EXPAND_RATIOS)
-def test_the_papers_storage_row_by_rounding(ratio: float) -> None:
+def test_the_papers_storage_row_by_rounding() -> None:
     rows = records.paper("architecture").query("metric == 'param_storage_millions'")
-    printed = rows.set_index("point")["value"][f"{ratio:.1f}"]
-    found = score_network(build(f"c_efficientnet_{ratio:.1f}_released"), "revised")
-    assert round(found.param_storage / 1e6, 2) == printed
+    for point, printed in rows.set_index("point")["value"].items():
+        found = score_network(build(f"c_efficientnet_{point}_released"), "revised")
+        assert round(found.param_storage / 1e6, 2) == printed
+        table = found.table()
+        for name in ("score", "param_storage", "math_ops"):
+            assert table[name].sum() == pytest.approx(getattr(found, name))
+        assert set(table["bits"]) == {16, 32}
+        assert table["layer"].str.len().min() > 0
+    assert len(rows) == len(EXPAND_RATIOS)
 
 
 @pytest.mark.parametrize(("rules", "adds"), [("official_quirk", 395.601), ("official", 394.551)])
@@ -97,9 +96,9 @@ def test_the_organisers_efficientnet(rules: str, adds: float) -> None:
     assert found.math_ops / 1e6 == pytest.approx(203.312 + adds, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("weights", "activations", "accumulator", "storage", "operations"),
-    [
+def test_what_fewer_bits_would_cost() -> None:
+    operations = published("v1_pr_60")
+    for weights, activations, accumulator, storage, math_ops in (
         (0, 0, "fp32", 0.00296, 0.00250),
         (8, 8, "fp32", 0.00184, 0.00217),
         (4, 8, "fp32", 0.00122, 0.00217),
@@ -108,25 +107,12 @@ def test_the_organisers_efficientnet(rules: str, adds: float) -> None:
         (4, 8, "integer", 0.00122, 0.00152),
         (4, 4, "integer", 0.00122, 0.00118),
         (4, 4, "adder_tree", 0.00122, 0.00099),
-    ],
-)
-def test_what_fewer_bits_would_cost(
-    weights: int, activations: int, accumulator: str, storage: float, operations: float
-) -> None:
-    rules = rules_of("official", weights, activations, accumulator)
-    found = score_operations(published("v1_pr_60"), rules)
-    assert found.param_storage / PARAM_BASE == pytest.approx(storage, abs=6e-6)
-    assert found.math_ops / OPS_BASE == pytest.approx(operations, abs=6e-6)
-
-
-def test_the_bill_adds_up() -> None:
-    found = score_network(build("micronet_v2"), "official")
-    table = found.table()
-    assert table["score"].sum() == pytest.approx(found.score)
-    assert table["param_storage"].sum() == pytest.approx(found.param_storage)
-    assert table["math_ops"].sum() == pytest.approx(found.math_ops)
-    assert set(table["bits"]) == {16, 32}
-    assert table["layer"].str.len().min() > 0
+    ):
+        found = score_operations(
+            operations, rules_of("official", weights, activations, accumulator)
+        )
+        assert found.param_storage / PARAM_BASE == pytest.approx(storage, abs=6e-6)
+        assert found.math_ops / OPS_BASE == pytest.approx(math_ops, abs=6e-6)
 
 
 def test_every_committed_score_is_counted_again() -> None:
@@ -172,21 +158,16 @@ class TwoExits(Network):
         return logits
 
 
-@pytest.mark.parametrize(
-    ("rates", "late"), [(None, 1.0), ((0.0, 1.0), 1.0), ((0.75, 0.25), 0.25), ((1.0, 0.0), 0.0)]
-)
-def test_an_exit_costs_those_who_reach_it(rates: tuple[float, ...] | None, late: float) -> None:
-    found = score_network(TwoExits(), "official", (4,), rates)
-    assert found.num_params == 2 * (16 + 8)
-    assert found.num_mults == found.macs == found.dense_macs == 24 * (1 + late)
-    assert found.num_adds == (12 + 6) * (1 + late)
-    assert found.table()["score"].sum() == pytest.approx(found.score)
-
-
-@pytest.mark.parametrize("rates", [(), (1.0,), (0.5, 0.4), (1.5, -0.5)])
-def test_exit_rates_that_do_not_fit_are_refused(rates: tuple[float, ...]) -> None:
-    with pytest.raises(InputError):
-        score_network(TwoExits(), "official", (4,), rates)
+def test_an_exit_costs_those_who_reach_it() -> None:
+    for rates, late in ((None, 1.0), ((0.0, 1.0), 1.0), ((0.75, 0.25), 0.25), ((1.0, 0.0), 0.0)):
+        found = score_network(TwoExits(), "official", (4,), rates)
+        assert found.num_params == 2 * (16 + 8)
+        assert found.num_mults == found.macs == found.dense_macs == 24 * (1 + late)
+        assert found.num_adds == (12 + 6) * (1 + late)
+        assert found.table()["score"].sum() == pytest.approx(found.score)
+    for wrong in ((), (1.0,), (0.5, 0.4), (1.5, -0.5)):
+        with pytest.raises(InputError):
+            score_network(TwoExits(), "official", (4,), wrong)
 
 
 def test_macs_are_those_of_weights_that_are_not_zero() -> None:

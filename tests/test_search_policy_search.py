@@ -30,7 +30,6 @@ from micronet_lib.lab.search.policy_search import (
     SearchConfig,
     deal_folds,
     search,
-    search_policies,
     write_policies,
 )
 from micronet_lib.lab.search.policy_trials import rate_policies
@@ -63,24 +62,19 @@ def found_in(folder: Path, config: SearchConfig = CONFIG, seed: int = 0) -> dict
 # --------------------------------------------------------------------------------------- folds
 
 
-@pytest.mark.parametrize("folds", [2, 3, 5])
-def test_folds_hold_every_image_once_and_every_class_evenly(folds):
+def test_folds_hold_every_image_once_and_every_class_evenly():
     targets = torch.arange(10).repeat(31)[:301]
-    parts = deal_folds(targets, folds, seed=0)
-    assert len(parts) == folds
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(301))
-    for part in parts:
-        assert torch.equal(part, part.sort().values)
-        counts = torch.bincount(targets[part], minlength=10)
-        assert counts.max() - counts.min() <= 2
-        assert abs(len(part) - 301 / folds) < 1
-
-
-def test_folds_follow_from_the_seed():
-    targets = torch.arange(10).repeat(30)
-    first, again, other = (deal_folds(targets, 3, seed) for seed in (1, 1, 2))
-    assert all(map(torch.equal, first, again))
-    assert not torch.equal(first[0], other[0])
+    for folds in (2, 3, 5):
+        parts = deal_folds(targets, folds, seed=0)
+        assert len(parts) == folds
+        assert torch.equal(torch.cat(parts).sort().values, torch.arange(301))
+        for part in parts:
+            assert torch.equal(part, part.sort().values)
+            counts = torch.bincount(targets[part], minlength=10)
+            assert counts.max() - counts.min() <= 2
+            assert abs(len(part) - 301 / folds) < 1
+        assert all(map(torch.equal, parts, deal_folds(targets, folds, seed=0)))
+        assert not torch.equal(parts[0], deal_folds(targets, folds, seed=1)[0])
 
 
 def test_a_network_learns_from_the_other_folds(tmp_path):
@@ -120,30 +114,31 @@ def test_the_best_of_every_fold_are_kept_and_written(tmp_path):
         assert again == pytest.approx(sorted(fold["trial_losses"])[:2], rel=1e-4)
         plain = rate_policies(outspoken_network(number), tried, None, 1, 0).loss
         assert fold["plain_loss"] == pytest.approx(plain, rel=1e-4)
-
-
-def test_the_controls_are_rated_on_images_nobody_saw(tmp_path):
-    rows = found_in(tmp_path)[PROVENANCE]["control"]
+    rows = content[PROVENANCE]["control"]
     assert {row["fold"] for row in rows} == {0, 1}
-    unseen = image_set(20, 1).first(10)
-    for row in rows:
-        if row["policies"] == "none":
-            plain = rate_policies(outspoken_network(row["fold"]), unseen, None, 1, 0)
-            assert row["loss"] == pytest.approx(plain.loss, rel=1e-4)
+    unseen = image_set(20, 1).first(10)  # the controls are rated on images nobody saw
+    for row in (row for row in rows if row["policies"] == "none"):
+        plain = rate_policies(outspoken_network(row["fold"]), unseen, None, 1, 0)
+        assert row["loss"] == pytest.approx(plain.loss, rel=1e-4)
 
 
-def test_the_same_seed_finds_the_same(tmp_path):
+def test_the_same_seed_finds_the_same_and_a_folder_holds_one_search(tmp_path):
     first, again, other = (
         found_in(tmp_path / str(number), seed=seed) for number, seed in enumerate((1, 1, 2))
     )
     assert first == again
     assert first[SET_NAME] != other[SET_NAME]
+    for changed in ({"config": replace(CONFIG, keep=1), "seed": 1}, {"seed": 2}):
+        with pytest.raises(InputError, match=r"setting\.json"):
+            found_in(tmp_path / "0", **changed)
+    with only_one(tmp_path / "0" / "lock", "the search"), pytest.raises(Busy):
+        found_in(tmp_path / "0", seed=1)
 
 
 # -------------------------------------------------------------------------------------- resume
 
 
-@pytest.mark.parametrize("calls", [1, 3, 9])
+@pytest.mark.parametrize("calls", [3, 9])
 def test_a_stopped_search_goes_on_and_finds_the_same(tmp_path, monkeypatch, calls):
     whole = found_in(tmp_path / "whole")
     counted = iter(range(calls))
@@ -213,53 +208,16 @@ def test_a_killed_search_goes_on(tmp_path):
     assert found_in(tmp_path / "cut") == found_in(tmp_path / "whole")
 
 
-def test_a_folder_holds_one_search(tmp_path):
-    found_in(tmp_path)
-    for changed in ({"config": replace(CONFIG, keep=1)}, {"seed": 1}):
-        with pytest.raises(InputError, match=r"setting\.json"):
-            found_in(tmp_path, **changed)
-
-
-def test_two_processes_do_not_share_a_search(tmp_path):
-    with only_one(tmp_path / "lock", "the search"), pytest.raises(Busy):
-        found_in(tmp_path)
-
-
 # -------------------------------------------------------------------------------------- budgets
 
 
-def test_every_profile_has_a_budget():
+def test_budgets():
     assert set(BUDGETS) == set(PROFILES)
     sizes = [budget.folds * budget.trials for budget in BUDGETS.values()]
     assert sizes == sorted(sizes)
-
-
-@pytest.mark.parametrize(
-    "changed", [{"folds": 1}, {"trials": 0}, {"num_draws": 0}, {"set_size": 0}, {"keep": 6}]
-)
-def test_a_budget_that_makes_no_search(changed):
-    ((name, value),) = changed.items()
-    with pytest.raises(InputError, match=f"{name} is {value}"):
-        replace(CONFIG, **changed)
-
-
-def test_a_search_at_smoke_from_start_to_end_and_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path))
-    path, content = search_policies("smoke", seed=3, progress=False)
-    assert path == tmp_path / "smoke" / "search_policies" / "s3" / "searched.json"
-    assert len(load_policies(path).ops) == len(content[SET_NAME]) <= 12
-    setting = content[PROVENANCE]["setting"]
-    assert (setting["profile"], setting["dataset"], setting["seed"]) == ("smoke", "embedded", 3)
-    assert content[PROVENANCE]["recipe"]["augment"]["policy"] == "none"
-    networks = [path.parent / f"fold{fold}" / "network.pt" for fold in (0, 1)]
-    assert all(network.is_file() for network in networks)
-
-    kept = path.parent / "elsewhere.json"
-    monkeypatch.setattr(policy_search, "train", None)  # the networks are there already
-    again, repeated = search_policies("smoke", seed=3, output=kept, progress=False)
-    assert again == kept
-    assert repeated[SET_NAME] == content[SET_NAME]
-    assert repeated[PROVENANCE]["control"] == content[PROVENANCE]["control"]
+    for name, value in {"folds": 1, "trials": 0, "num_draws": 0, "set_size": 0, "keep": 6}.items():
+        with pytest.raises(InputError, match=f"{name} is {value}"):
+            replace(CONFIG, **{name: value})
 
 
 def test_the_committed_search_is_of_real_images_and_says_how_it_was_made():
