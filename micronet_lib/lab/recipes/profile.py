@@ -93,7 +93,7 @@ PROFILES = Registry(
             Profile(
                 "quick",
                 "cifar100",
-                "a CPU and up to an hour a sweep; the direction of an effect",
+                "a CPU and up to an hour a sweep; shows that a recipe runs",
                 epoch_share=1 / 150,
                 num_images=2000,
                 num_validation=500,
