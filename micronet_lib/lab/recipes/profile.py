@@ -8,6 +8,7 @@ from typing import Any, Literal
 from micronet_lib.architecture import takes
 from micronet_lib.errors import InputError, Registry, check_choice
 from micronet_lib.lab.data.images import DATA_SETS
+from micronet_lib.lab.host.given import as_overrides
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.together import check_together
@@ -124,7 +125,7 @@ PROFILES = Registry(
 
 
 def resolved(
-    recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | None = None
+    recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | str | None = None
 ) -> Recipe:
     """Return the recipe as it runs on a profile.
 
@@ -135,7 +136,7 @@ def resolved(
     Raises:
         InputError: unknown key, a value of another type, or settings that are wrong together.
     """
-    found: Recipe = with_overrides(profile.apply(recipe), overrides or {})
+    found: Recipe = with_overrides(profile.apply(recipe), as_overrides(overrides))
     if found.prune.rewind != "none" and (found.start is not None or found.checkpoint):
         raise InputError(
             f"prune.rewind is {found.prune.rewind!r}, but the recipe starts from another network; "

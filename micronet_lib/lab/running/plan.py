@@ -34,7 +34,7 @@ def plan(
     sweep: Sweep,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
     retrain: bool = False,
 ) -> pd.DataFrame:
