@@ -16,7 +16,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import record as records
 from micronet_lib.lab.records.record import Record
@@ -216,7 +216,7 @@ def _place(found: Record, path: Path) -> Iterator[str]:
 
 def _recipe(found: Record) -> Iterator[str]:
     """Made from the recipe of today; a field that came later has its default."""
-    recipe = PROFILES[found.profile].apply(SWEEPS[found.sweep].point(found.point).recipe)
+    recipe = resolved(SWEEPS[found.sweep].point(found.point).recipe, PROFILES[found.profile])
     if found.recipe_id != recipe_id(recipe):
         yield "measured from another recipe: measure the point again"
     today, defaults = as_json(recipe), as_json(Recipe())

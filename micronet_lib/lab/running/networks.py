@@ -21,9 +21,11 @@ from micronet_lib.augmentation.policies import Policies, load_policies, uniform_
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import load_dataset
+from micronet_lib.lab.host.files import sha256_of
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_path, runs_root
 from micronet_lib.lab.recipes.identity import run_id
+from micronet_lib.lab.recipes.inputs import input_paths
 from micronet_lib.lab.recipes.profile import Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.networks import pack, restore
@@ -102,6 +104,24 @@ def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
     return content
 
 
+def inputs_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, str]:
+    """Return name -> sha256 of all files that decide a recipe's network.
+
+    Files of its own step are read now. Those of networks that it needs are from their training.
+
+    Raises:
+        InputError: a needed network is not on this machine.
+    """
+    found = {path.name: sha256_of(path) for path in input_paths(recipe) if path.is_file()}
+    for other in recipe.needs:
+        if other.train.epochs:
+            before = content_of(other, profile, seed)["env"].get("inputs", {})
+        else:
+            before = inputs_of(other, profile, seed)
+        found = before | found
+    return found
+
+
 def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
     """Return a recipe's augmentation policies, and notes for the record.
 
@@ -170,7 +190,8 @@ def train_network(
         teacher = network_of(recipe.teacher, profile, seed).to(device)
         teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
     round_seed = seed + 1000 * len(recipe.prune.sparsities)
-    run = Run(network, recipe, data, round_seed, hooks, teacher)
+    inputs = inputs_of(recipe, profile, seed)
+    run = Run(network, recipe, data, round_seed, hooks, teacher, inputs)
     trained = train(run, folder, key, name, progress)
     content = {
         **pack(trained.network),
@@ -179,7 +200,7 @@ def train_network(
         "curve": trained.curve,
         "images_per_s": trained.images_per_s,
         "notes": notes,
-        "env": environment(device, trained.seconds, trained.commits),
+        "env": environment(device, trained.seconds, trained.commits, inputs),
     }
     save_own(folder / "network.pt", key, content)
     forget_states(folder)

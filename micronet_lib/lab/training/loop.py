@@ -88,6 +88,7 @@ class Run:
         seed: of all random numbers.
         hooks: of the recipe's changes, see `hooks.Hook`.
         teacher: network whose logits are learned from.
+        inputs: name -> sha256 of the files that decide the run.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -101,8 +102,10 @@ class Run:
         seed: int,
         hooks: Sequence[Hook] = (),
         teacher: Network | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
+        self.inputs = dict(inputs or {})
         train = recipe.train
         self.steps = len(data.train) // train.batch_size
         if not self.steps:
@@ -241,13 +244,24 @@ class Run:
             "curve": self.curve,
             "best_state": self.best_state,
             "commits": self.commits,
+            "inputs": self.inputs,
             "network": self.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "hooks": [dict(hook.state_dict()) for hook in self.step.hooks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state of the same recipe, data and seed."""
+        """Load a state of the same recipe, data and seed.
+
+        Raises:
+            InputError: a file that decides the run is not the one that it began with.
+        """
+        for name, digest in state.get("inputs", {}).items():
+            if self.inputs.get(name) != digest:
+                raise InputError(
+                    f"{name} is another file than when this training began: put the old one back, "
+                    "or delete the training state to begin anew"
+                )
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.curve = state["curve"]
         self.commits = list(dict.fromkeys([*state["commits"], COMMIT]))
