@@ -235,6 +235,8 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"max_logit_difference", "max_logit_difference_stored", "bit_identical"}
     if not found.recipe.get("prune", {}).get("sparsities"):
         missing -= {"sparsity"}  # of the dense network before the rounds
+    if not found.recipe["train"]["hold_out"]:
+        missing -= {"validation_top1", "selected_top1"}
     if missing:
         yield f"{sorted(missing)} were not measured"
     for name, value in found.metrics.items():

@@ -38,6 +38,9 @@ from micronet_lib.scoring.dead_channels import apply_savings
 
 NUM_RANDOM_POLICIES = 500
 POLICY_SEED = 2019
+TRAINED_ON_VALIDATION = (
+    "the validation images were trained on: there is no validation accuracy, and no epoch is chosen"
+)
 
 
 def fresh_network(recipe: Recipe, seed: int) -> Network:
@@ -149,10 +152,15 @@ def training_data(
     data = load_dataset(profile.dataset)
     learned = data.train if config.hold_out else data.everything
     policies, notes = policies_of(recipe, profile)
+    validation = None
+    if config.hold_out:
+        validation = data.validation.first(config.num_validation).to(device)
+    else:
+        notes = [*notes, TRAINED_ON_VALIDATION]
     return (
         TrainingData(
             learned.first(config.num_images).to(device),
-            data.validation.first(config.num_validation).to(device),
+            validation,
             data.test.to(device) if config.watch_test else None,
             policies,
         ),
