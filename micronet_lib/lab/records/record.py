@@ -36,7 +36,7 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, torch, cuda, python, commit, date (UTC), wall_s; commits if there are several.
+        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several.
         layers: rows of the per-layer table; only in the sweep `published`.
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
