@@ -27,7 +27,7 @@ EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
 
-.PHONY: help setup book test lint bench faults lab run sync execute clean known-chapter
+.PHONY: help setup book test portable lint bench faults lab run sync execute clean known-chapter
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -79,6 +79,20 @@ book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then bu
 test: $(STAMP) ## unit tests, notebooks against their outputs, the site (MARKS= for the slow ones too)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(CHAPTERS) tests $(NBVAL) -n $(WORKERS) --dist loadscope \
 	  --no-loadscope-reorder -m "$(MARKS)" $(ARGS)
+
+# oneDNN and PyTorch choose by these variables. The least of them is near what an ARM laptop computes.
+portable: $(STAMP) ## the tests and notebooks again with the older instruction sets of this CPU
+	@own=$$($(PY) -c "import torch; print(torch.backends.cpu.get_cpu_capability())"); \
+	case "$$own" in \
+	  AVX512) older="AVX2:avx2 SSE41:default" ;; \
+	  AVX2) older="SSE41:default" ;; \
+	  *) older=""; echo "portable: PyTorch knows no older instruction set than $$own here, nothing to run" ;; \
+	esac; \
+	status=0; for each in $$older; do \
+	  echo "portable: ONEDNN_MAX_CPU_ISA=$${each%:*} ATEN_CPU_CAPABILITY=$${each#*:}"; \
+	  ONEDNN_MAX_CPU_ISA=$${each%:*} ATEN_CPU_CAPABILITY=$${each#*:} \
+	    $(MAKE) test MARKS="not slow" ARGS="--ignore=tests/test_site.py $(ARGS)" || status=1; \
+	done; exit $$status
 
 lint: $(STAMP) ## style, types, spelling
 	$(PY) -m ruff check .
