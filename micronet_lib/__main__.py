@@ -1,7 +1,7 @@
 """The command line: `python -m micronet_lib VERB` or `micronet VERB`.
 
-Results go to stdout, progress to stderr. With `--json` a verb prints exactly one JSON object.
-What a user can mend is one line on stderr and exit status 2.
+Results go to stdout, progress to stderr. With `--json` a verb prints exactly one JSON object. User
+errors print one line on stderr and exit with status 2.
 """
 
 import argparse
@@ -21,10 +21,10 @@ STOPPED = "micronet: stopped"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status.
+    """Run one verb and return the exit status.
 
     Args:
-        argv: the words of the command; by default those that this process was started with.
+        argv: the words of the command; by default those of this process.
     """
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return 130
-    except BrokenPipeError:  # who read it has seen enough, such as `head`
+    except BrokenPipeError:  # the reader closed the pipe, such as `head`
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
@@ -69,9 +69,9 @@ def _fail(message: str, as_json: bool) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Deal with Ctrl-C: interrupt what runs; while a module is imported, end the process.
+    """Handle Ctrl-C: interrupt the run, or end the process if a module is being imported.
 
-    Some libraries catch whatever is raised while they are imported, and go on.
+    Some libraries catch all exceptions during their import and continue.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -92,7 +92,7 @@ def _shown(value: Any) -> str:
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
-    """Download what is missing."""
+    """Download missing data."""
     from micronet_lib.lab.data.downloads import fetch
     from micronet_lib.lab.host.places import data_root
 
@@ -100,7 +100,7 @@ def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def data_check(args: argparse.Namespace) -> tuple[Result, str]:
-    """Verify the digests of what is there."""
+    """Verify the digests of downloaded files."""
     from micronet_lib.lab.data.downloads import check
     from micronet_lib.lab.host.places import data_root
 
@@ -115,7 +115,7 @@ def _outcomes(outcomes: Sequence[Any]) -> tuple[Result, str]:
 
 
 def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
-    """Write a picture of the embedded set: a row a superclass, ten images each."""
+    """Write a picture of the embedded set: one row per superclass, ten images each."""
     from PIL import Image
 
     from micronet_lib.lab.data.embedded import contact_sheet, make_images
@@ -134,7 +134,7 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
-    """Rate a checkpoint on a test set."""
+    """Rate a network file on a test set."""
     from micronet_lib.lab.data.images import load_split
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.lab.training.evaluation import evaluate as rate_network
@@ -146,7 +146,7 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def score(args: argparse.Namespace) -> tuple[Result, str]:
-    """Count a network under a rule set."""
+    """Score a network under a rule set."""
     import torch
 
     from micronet_lib.architecture import build
@@ -189,7 +189,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _imported(name: str, options: dict[str, Any]) -> Any:
-    """Return the network that a callable makes, given as `module:name`."""
+    """Return the network made by a callable that is given as `module:name`."""
     from importlib import import_module
     from operator import attrgetter
 
@@ -200,7 +200,7 @@ def _imported(name: str, options: dict[str, Any]) -> Any:
         raise InputError(f"{name!r} is not MODULE:NAME, such as torchvision.models:mobilenet_v2")
     try:
         made = attrgetter(attribute)(import_module(module))(**options)
-    except Exception as error:  # whatever other people's code raises
+    except Exception as error:  # code of others may raise anything
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"{name} returns a {type(made).__name__}, no torch.nn.Module")
@@ -215,17 +215,17 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
-    """Measure what is missing of a sweep, on this machine or on a cluster."""
-    from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.recipes.profile import get_profile
+    """Measure the missing points of a sweep, on this machine or on a cluster."""
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES
     from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.plan import in_all, require, table_of
 
-    sweep = get_sweep(args.sweep)
+    sweep = SWEEPS[args.sweep]
     overrides = dict(_override(text) for text in args.override)
-    asked = cases(sweep, get_profile(args.profile), args.seed, overrides, args.point)
+    asked = cases(sweep, PROFILES[args.profile], args.seed, overrides, args.point)
     ahead = jobs(asked, retrain=args.retrain)
     trains = any(job.does == "train" for job in ahead)
     if args.plan or (trains and not args.json):
@@ -250,29 +250,28 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
     possible = {job.case.point for job in ahead if job.recorded and job.does != "impossible"}
-    undone = possible & set(table["point"][table["n"] == 0])  # diverged, or left to a process
+    undone = possible & set(table["point"][table["n"] == 0])  # diverged, or busy elsewhere
     if undone or any(job.lost for job in ahead):
         result["exit_status"] = 1
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
 
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
-    """Print the recipe of a point as it is run on a profile."""
-    from dataclasses import asdict
+    """Print the recipe of a point, resolved for a profile."""
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
+    from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
-    from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.recipes.identity import recipe_id
-    from micronet_lib.lab.recipes.profile import get_profile, resolved
-
-    point = get_sweep(args.sweep).point(args.point)
+    point = SWEEPS[args.sweep].point(args.point)
     overrides = dict(_override(text) for text in args.override)
-    found = resolved(point.recipe, get_profile(args.profile), overrides)
-    result = {"recipe_id": recipe_id(found), "recipe": asdict(found)}
-    return result, _lines({"recipe_id": result["recipe_id"], **_flat(asdict(found))})
+    found = resolved(point.recipe, PROFILES[args.profile], overrides)
+    settings = plain_recipe(found)
+    result = {"recipe_id": recipe_id(found), "recipe": settings}
+    return result, _lines({"recipe_id": result["recipe_id"], **_flat(settings)})
 
 
 def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings under dotted keys, as overrides name them."""
+    """Return nested settings under dotted keys, as in overrides."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, dict) and value
@@ -291,7 +290,7 @@ def _override(text: str, what: str = "override") -> tuple[str, Any]:
 
 
 def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
-    """Search for augmentation policies, or go on with a search that was stopped."""
+    """Search for augmentation policies, or resume a search."""
     from micronet_lib.lab.search.policy_search import search_policies as search
     from micronet_lib.lab.search.policy_trials import mean_controls
 
@@ -308,25 +307,25 @@ def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def export(args: argparse.Namespace) -> tuple[Result, str]:
-    """Write the network of a trained point to a file, with recipe and score."""
-    from micronet_lib.lab.recipes.grids import get_sweep
-    from micronet_lib.lab.recipes.profile import get_profile, resolved
+    """Write the trained network of a point to a file, with recipe and score."""
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES, resolved
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.plan import require
     from micronet_lib.lab.storage.networks import export_network
     from micronet_lib.scoring.bill import score_network
 
-    sweep = get_sweep(args.sweep)
-    require(jobs(cases(sweep, get_profile(args.profile), args.seed, point=args.point)))
+    sweep = SWEEPS[args.sweep]
+    require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
-    recipe = resolved(sweep.point(args.point).recipe, get_profile(args.profile))
-    told = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
-    told |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
+    recipe = resolved(sweep.point(args.point).recipe, PROFILES[args.profile])
+    facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
+    facts |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
     score = score_network(model, "published").metrics()
-    export_network(model, args.file, recipe, score=score, **told)
-    result = {"file": str(args.file), **told, "score": score["score"]}
+    export_network(model, args.file, recipe, score=score, **facts)
+    result = {"file": str(args.file), **facts, "score": score["score"]}
     return result, _lines(result)
 
 
@@ -339,7 +338,7 @@ def promote(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, as every other one."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; `{self.prog} --help` lists what there is")
@@ -372,30 +371,29 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", type=Path, metavar="FILE")
     what.add_argument("--model", metavar="NAME")
-    what.add_argument("--network", metavar="MODULE:NAME", help="anything that returns a module")
-    sub.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="for NAME()")
+    what.add_argument("--network", metavar="MODULE:NAME", help="callable that returns a module")
+    sub.add_argument("--arg", action="append", default=[], metavar="KEY=VALUE", help="of NAME()")
     sub.add_argument(
-        "--input", type=_shape, metavar="CxHxW", help="one image; 3x32x32 if not given"
+        "--input", type=_shape, metavar="CxHxW", help="shape of one image; default 3x32x32"
     )
     sub.add_argument("--rules", metavar="NAME", help="published, or official for --network")
     sub.add_argument("--weight-bits", type=int, default=0, help="official rules only")
     sub.add_argument("--activation-bits", type=int, default=0, help="official rules only")
     sub.add_argument("--accumulator", default="fp32", help="fp32, integer or adder_tree")
-    sub.add_argument("--save", nargs="*", metavar="SAVING", help="free savings, in order")
-    sub.add_argument("--layers", action="store_true", help="the bill, line by line")
+    sub.add_argument("--save", nargs="*", metavar="SAVING", help="free savings to apply, in order")
+    sub.add_argument("--layers", action="store_true", help="print the bill line by line")
 
     sub = add(verbs, "measure", measure)
     sub.add_argument("sweep")
-    sub.add_argument("--point", metavar="PATTERN", help="such as 3.0-orn or '3.0-*'")
+    sub.add_argument("--point", metavar="PATTERN", help="for example 3.0-orn or '3.0-*'")
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
-    sub.add_argument("--plan", action="store_true", help="say what would run, and stop")
-    sub.add_argument("--engine", default="local", help="local, or ray: on a cluster of machines")
-    sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="of a GPU; ray only")
-
+    sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
+    sub.add_argument("--engine", default="local", help="local, or ray for a cluster")
+    sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="with ray only")
     sub.add_argument(
-        "--retrain", action="store_true", help="also networks that are gone and have a record"
+        "--retrain", action="store_true", help="train lost networks again that have a record"
     )
 
     sub = add(verbs, "recipe", recipe)
@@ -407,7 +405,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(verbs, "search-policies", search_policies)
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--output", type=Path, metavar="FILE", help="where the policies go")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="policy file to write")
 
     sub = add(verbs, "export", export)
     sub.add_argument("sweep")

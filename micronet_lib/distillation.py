@@ -1,9 +1,9 @@
-"""Distillation [hinton2015]: a network learns from a teacher's logits besides the labels.
+"""Distillation [hinton2015]: train on a teacher's logits besides the labels.
 
     loss = (1 - weight) * loss(labels) + weight * T^2 * KL(softmax(t / T) || softmax(s / T))
 
-`s` and `t` are the logits of student and teacher for the same inputs, mixed images included. `T^2`
-keeps the size of the gradient when the temperature changes.
+`s` and `t` are the logits of student and teacher for the same inputs, mixed images included. The
+factor `T^2` keeps the size of the gradient when the temperature changes.
 """
 
 import math
@@ -18,14 +18,14 @@ from micronet_lib.errors import InputError
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """How much of the teacher is in the loss. Nothing of it counts without a teacher.
+    """Settings of the teacher's loss term. Ignored without a teacher.
 
     Attributes:
         weight: share of the teacher's term, in [0, 1].
-        temperature: T; above 1 it shows more of how the teacher ranks the wrong classes.
+        temperature: T. Above 1, the teacher's ranking of the wrong classes counts more.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number outside its range.
     """
 
     weight: float = 1.0
@@ -44,12 +44,12 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     """Return the teacher's term, `T^2 * KL(teacher || student)`, mean over N, in nats.
 
     Args:
-        logits: of the student, `[N, C]`; half precision is computed in float32.
-        teacher_logits: `[N, C]`; no gradient reaches them.
+        logits: of the student, `[N, C]`. Half precision is raised to float32.
+        teacher_logits: `[N, C]`. No gradient flows into them.
         temperature: T.
 
     Raises:
-        InputError: not two matrices of one shape.
+        InputError: the logits are not two matrices of the same shape.
     """
     if logits.ndim != 2 or logits.shape != teacher_logits.shape:
         raise InputError(

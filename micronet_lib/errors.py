@@ -1,25 +1,56 @@
-"""The one exception that speaks to the person at the keyboard."""
+"""Exceptions whose message is meant for the user."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one line and says what to do.
+    """The user gave something unusable. The message is one line and says how to correct it.
 
-    The command line prints it without a traceback. Everything else that is raised is a fault
-    of ours and keeps its traceback.
+    The command line prints it without a traceback. Any other exception is a bug and keeps its
+    traceback.
     """
 
 
 class NotFiniteError(InputError):
-    """A loss, a weight or a logit is NaN or infinite: this network is of no use, others are."""
+    """A loss, a weight or a logit is NaN or infinite. Other networks may still succeed."""
 
 
-def unknown(kind: str, name: object, known: object) -> InputError:
-    """The error for a name that is not in a closed list: what was given, what there is.
+class Registry(dict[str, Value]):
+    """Named values. An unknown name raises `InputError` with the list of the known ones.
 
     Args:
-        kind: what sort of thing was named, for example `model`.
-        name: what the user gave.
-        known: the names that exist, in the order to print them.
+        kind: type of the values for the message, such as `model`.
+        values: by name.
     """
-    choices = ", ".join(str(k) for k in known)  # type: ignore[attr-defined]
+
+    def __init__(self, kind: str, values: Mapping[str, Value] | None = None) -> None:
+        super().__init__(values or {})
+        self.kind = kind
+
+    def __missing__(self, name: str) -> Value:
+        raise unknown(self.kind, name, self)
+
+
+def check_choice(kind: str, name: object, known: Iterable[object]) -> None:
+    """Raise an error unless a name is in a closed list. Arguments are those of `unknown`.
+
+    Raises:
+        InputError: the name is not in the list.
+    """
+    if name not in known:
+        raise unknown(kind, name, known)
+
+
+def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:
+    """Return the error for a name that is not in a closed list.
+
+    Args:
+        kind: type of the name, for example `model`.
+        name: the given name.
+        known: the valid names, in the order in which to print them.
+    """
+    choices = ", ".join(str(k) for k in known)
     return InputError(f"unknown {kind} {str(name)!r}; choose from {choices}")

@@ -1,23 +1,22 @@
-"""Adaptive label smoothing [kim2020, section 3.2]: targets that know which classes look alike.
+"""Adaptive label smoothing [kim2020, section 3.2]: similar classes get more of the smoothing.
 
-A target puts `1 - smoothing` on the true class y and shares `smoothing` among the others by
-u(k | y). Here u comes from the classifier: its row for class k points where the network looks for
-class k, so the angle between two rows says how alike the network finds two classes. The published
-forms of u, chosen by `SmoothingConfig.form` (s is the cosine similarity, T the temperature):
+A target puts `1 - smoothing` on the true class y and distributes `smoothing` over the other classes
+by u(k | y). u is computed from the classifier: s is the cosine similarity of two of its rows, T the
+temperature. `SmoothingConfig.form` chooses one of the published forms of u:
 
 - `none`: no smoothing, one-hot targets.
-- `uniform`: 1 / (C - 1) on each other class, the released code's convention. The paper and
-  PyTorch's `label_smoothing` spread over all C, true class included; that is the same target at
-  `label_smoothing = smoothing * C / (C - 1)`.
+- `uniform`: 1 / (C - 1) on each other class, as in the released code. The paper and PyTorch's
+  `label_smoothing` use all C classes. That gives the same target at `label_smoothing = smoothing *
+  C / (C - 1)`.
 - `paper`: equation 3, softmax of s / T over the other classes.
 - `released`: the code [micronet_code], softmax of |s| / T with T = 1. Opposite directions count as
-  alike, and as |s| lies in [0, 1], no two entries of a row differ by more than a factor of e at
-  T = 1: u is close to uniform.
+  similar. As |s| lies in [0, 1], two entries of a row differ by at most a factor of e at T = 1, so
+  u is close to uniform.
 - `slide`: the organisers' slide [gale2020] as printed, s / (sum over j of exp|s_j|). The numerator
-  lacks exp. So an entry is negative wherever s is, and there cross-entropy has no minimum; and as
-  |s| <= exp|s| / e, a row adds up to 1 / e at most (to about 0 in the published networks): most of
-  `smoothing` is lost. We leave it unnormalised, for no factor mends a sign. With exp|s| in the
-  numerator too it would be `released`: train with that.
+  lacks exp. An entry is negative where s is, and cross-entropy has no minimum there. As |s| <=
+  exp|s| / e, a row sums to at most 1 / e (about 0 in the published networks), so most of
+  `smoothing` is lost. We do not normalise it, because no factor corrects a sign. With exp|s| in the
+  numerator it equals `released`; train with that.
 
 Chapter `03_label_smoothing` compares them.
 """
@@ -30,20 +29,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Form = Literal["none", "uniform", "paper", "released", "slide"]
 
 
 @dataclass(frozen=True)
 class SmoothingConfig:
-    """How targets are smoothed. The defaults of the numbers are the paper's.
+    """Settings of label smoothing. The default numbers are the paper's.
 
     Attributes:
         form: of u(k | y), see the module. `none` ignores the two numbers.
-        smoothing: epsilon, what the true class gives away; in [0, 1).
-        temperature: T of `paper` and `released`; the other forms have none. Towards 0 the nearest
-            class gets everything, towards infinity all others get the same.
+        smoothing: epsilon, the probability taken from the true class; in [0, 1).
+        temperature: T of `paper` and `released`. Near 0 the most similar class gets everything;
+            towards infinity all other classes get the same.
 
     Raises:
         InputError: unknown form, or a number outside its range.
@@ -54,8 +53,7 @@ class SmoothingConfig:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.form not in get_args(Form):
-            raise unknown("smoothing form", self.form, get_args(Form))
+        check_choice("smoothing form", self.form, get_args(Form))
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing {self.smoothing} is not in [0, 1); the paper has 0.2")
         if not 0 < self.temperature < math.inf:
@@ -64,27 +62,27 @@ class SmoothingConfig:
             )
 
 
-# The released code's default, and what the commands of its README train with.
+# The default of the released code, also of the commands in its README.
 HARD_LABELS = SmoothingConfig("none")
 PAPER_SMOOTHING = SmoothingConfig("paper", smoothing=0.2, temperature=0.2)
-# The code smooths more while it trains the dense network than between prunings.
+# The code smooths the dense training more than the rounds of pruning.
 RELEASED_DENSE = SmoothingConfig("released", smoothing=0.3, temperature=1.0)
 RELEASED_PRUNE = SmoothingConfig("released", smoothing=0.1, temperature=1.0)
-# Its option `labelsmooth`. It works between prunings only; dense training stops at a NameError.
+# Its option `labelsmooth`, for rounds of pruning only: dense training stops at a NameError.
 RELEASED_UNIFORM = SmoothingConfig("uniform", smoothing=0.1, temperature=1.0)
 # The slide prints no value for epsilon; this is the paper's.
 SLIDE = SmoothingConfig("slide", smoothing=0.2, temperature=1.0)
 
 
 def class_similarity(weight: Tensor) -> Tensor:
-    """Cosine similarity of every two classes, symmetric, in [-1, 1].
+    """Return the cosine similarity of every two classes, symmetric, in [-1, 1].
 
     Args:
-        weight: of the classifier, `[C, D]`, a row a class (a column of the paper's W).
+        weight: of the classifier, `[C, D]`, one row for each class (a column of the paper's W).
 
     Returns:
-        `[C, C]`, float64 for float64 weights, else float32. A row of zeros has no direction: its
-        similarity is 0 with every class, itself included.
+        `[C, C]`, float64 for float64 weights, else float32. A row of zeros has similarity 0 with
+        every class, itself included.
 
     Raises:
         InputError: not a matrix of at least two rows.
@@ -99,15 +97,15 @@ def class_similarity(weight: Tensor) -> Tensor:
 
 
 def smoothing_distribution(weight: Tensor, config: SmoothingConfig) -> Tensor:
-    """u(k | y): how what the true class y gives away is shared among the others.
+    """Return u(k | y), the distribution of the smoothing over the other classes.
 
     Args:
-        weight: of the classifier, `[C, D]`. Targets are constants: no gradient reaches it.
-        config: form and temperature; `smoothing` plays no part.
+        weight: of the classifier, `[C, D]`. It receives no gradient, because targets are constants.
+        config: form and temperature; `smoothing` is not used.
 
     Returns:
         `[C, C]`, row y for true class y, zero diagonal. Rows of `uniform`, `paper` and `released`
-        are probabilities; those of `slide` are as printed, those of `none` zero.
+        are probabilities, those of `slide` are as printed, those of `none` are zero.
 
     Raises:
         InputError: not a matrix of at least two rows.
@@ -128,10 +126,10 @@ def smoothing_distribution(weight: Tensor, config: SmoothingConfig) -> Tensor:
 
 
 def target_table(weight: Tensor, config: SmoothingConfig) -> Tensor:
-    """The target of every class: `(1 - smoothing) I + smoothing u`, one-hot for form `none`.
+    """Return the target of every class: `(1 - smoothing) I + smoothing u`, one-hot for form `none`.
 
     Returns:
-        `[C, C]`, row y the target of an image of class y. Arguments and errors are those of
+        `[C, C]`, row y is the target of an image of class y. Arguments and errors are those of
         `smoothing_distribution`.
     """
     u = smoothing_distribution(weight, config)
@@ -147,21 +145,21 @@ def smoothed_targets(
     targets_b: Tensor | None = None,
     lam: float | Tensor | None = None,
 ) -> Tensor:
-    """Look up the batch's targets; mix them where the images are mixed (CutMix, mixup).
+    """Look up the targets of a batch. Mix them where the images are mixed (CutMix, mixup).
 
     Args:
-        table: `[C, C]` of `target_table`.
+        table: `[C, C]`, from `target_table`.
         targets: true classes, `[N]`, int64 or int32.
         targets_b: classes of the second images, `[N]`.
-        lam: the first image's share, in [0, 1]: a number, a 0-d tensor, or `[N]` for a share an
-            image. A captured CUDA graph needs a tensor, whose values are not checked.
+        lam: weight of the first image, in [0, 1]: a number, a 0-d tensor, or `[N]` for a weight per
+            image. A captured CUDA graph needs a tensor; its values are not checked.
 
     Returns:
         `[N, C]`: `table[targets]`, or `lam table[targets] + (1 - lam) table[targets_b]`.
 
     Raises:
-        InputError: one of `targets_b` and `lam` without the other, a share outside [0, 1], or
-            tensors of another shape or type.
+        InputError: only one of `targets_b` and `lam` is given, `lam` is outside [0, 1], or a tensor
+            has the wrong shape or type.
     """
     if (targets_b is None) != (lam is None):
         raise InputError("targets_b and lam belong together: give both to mix, neither not to")
@@ -185,20 +183,20 @@ def smoothed_targets(
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against distributions, `-sum_k targets log_softmax(logits)`, mean over N.
+    """Return the cross-entropy against distributions, `-sum_k targets log_softmax(logits)`.
 
-    It is linear in the targets. So one loss on mixed targets is the released code's mix of two,
-    `lam loss(logits, a) + (1 - lam) loss(logits, b)`, in value and in gradient.
+    It is linear in the targets. So one loss on mixed targets equals the released code's `lam
+    loss(logits, a) + (1 - lam) loss(logits, b)`, in value and gradient.
 
     Args:
         logits: `[N, C]`, raised to the precision of the targets if theirs is lower.
-        targets: `[N, C]` of `smoothed_targets`.
+        targets: `[N, C]`, from `smoothed_targets`.
 
     Returns:
-        A 0-d tensor in nats.
+        Mean over N, 0-d, in nats.
 
     Raises:
-        InputError: not two matrices of one shape.
+        InputError: not two matrices of the same shape.
     """
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise InputError(
@@ -209,9 +207,9 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def nearest_classes(similarity: Tensor, k: int) -> Tensor:
-    """The k other classes most similar to each, `[C, k]`, of `class_similarity`'s `[C, C]`.
+    """Return the k other classes most similar to each, `[C, k]`, from `class_similarity`'s matrix.
 
-    Most similar first, among equals the smaller number; InputError if k is not from 1 to C - 1.
+    Most similar first, of equals the smaller number. Raises InputError if k is not in [1, C - 1].
     """
     if not 1 <= k < len(similarity):
         raise InputError(f"k {k} is not from 1 to {len(similarity) - 1}, the number of others")

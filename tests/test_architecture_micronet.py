@@ -20,7 +20,6 @@ from micronet_lib.architecture.micronet import (
     MicroNet,
     SqueezeExcite,
     c_efficientnet,
-    get_architecture,
     table1,
 )
 from micronet_lib.errors import InputError
@@ -75,8 +74,8 @@ def test_the_number_of_parameters_is_pinned_and_follows_the_closed_formula() -> 
         "micronet_v1": 458_384,
         "micronet_v2": 477_355,
     }
-    counts = {name: num_params(on_meta(get_architecture(name))) for name in ARCHITECTURES}
-    assert counts == {name: expected_params(get_architecture(name)) for name in ARCHITECTURES}
+    counts = {name: num_params(on_meta(ARCHITECTURES[name])) for name in ARCHITECTURES}
+    assert counts == {name: expected_params(ARCHITECTURES[name]) for name in ARCHITECTURES}
     assert {name: counts[name] for name in pinned} == pinned
     assert num_params(build("micronet_v1")) == pinned["micronet_v1"]
 
@@ -108,7 +107,7 @@ def test_weights_by_kind_of_layer(name: str, sizes: list[int]) -> None:
 def test_block_tables_and_layers_are_the_released_ones(
     name: str, ratio: float, widths: list[int], suffix: str
 ) -> None:
-    blocks = get_architecture(name + suffix).blocks
+    blocks = ARCHITECTURES[name + suffix].blocks
     assert [block.out_chs for block in blocks] == widths
     assert [block.in_chs for block in blocks] == [32, *widths[:-1]]
     assert [block.hidden_chs for block in blocks] == [b.in_chs * ratio for b in blocks]
@@ -129,7 +128,7 @@ def test_block_tables_and_layers_are_the_released_ones(
 
 
 def test_table_1_is_v2_with_one_block_more_in_stage_3() -> None:
-    printed, v2 = table1(2.5), get_architecture("micronet_v2")
+    printed, v2 = table1(2.5), ARCHITECTURES["micronet_v2"]
     assert [stage.out_chs for stage in printed.stages] == [stage.out_chs for stage in v2.stages]
     more = [p.num_blocks - v.num_blocks for p, v in zip(printed.stages, v2.stages, strict=True)]
     assert more == [0, 1, 0, 0, 0, 0, 0]
@@ -238,7 +237,7 @@ def test_a_dead_gate_has_no_effect_and_no_gradient(name: str) -> None:
     assert torch.equal(model(images), logits)
     scramble(model.blocks[3].se)
     assert not torch.equal(model(images), logits)
-    applied = MicroNet(replace(get_architecture(name), downsample_se="applied")).eval()
+    applied = MicroNet(replace(ARCHITECTURES[name], downsample_se="applied")).eval()
     logits = applied(images)
     scramble(applied.blocks[STRIDE_2[0]].se)
     assert not torch.equal(applied(images), logits)
@@ -248,7 +247,7 @@ def test_a_dead_gate_has_no_effect_and_no_gradient(name: str) -> None:
 
 
 def test_given_blocks_rebuild_the_network_of_the_table() -> None:
-    architecture = get_architecture("micronet_v1_released")
+    architecture = ARCHITECTURES["micronet_v1_released"]
     rebuilt = replace(architecture, name="cut", cut_blocks=architecture.blocks)
     assert rebuilt.blocks == architecture.blocks
     model, other = MicroNet(architecture).eval(), MicroNet(rebuilt).eval()
@@ -258,7 +257,7 @@ def test_given_blocks_rebuild_the_network_of_the_table() -> None:
 
 
 def test_a_cut_block_keeps_the_rest() -> None:
-    architecture = get_architecture("micronet_v1")
+    architecture = ARCHITECTURES["micronet_v1"]
     first, *others = architecture.blocks
     narrow = replace(first, hidden_chs=first.hidden_chs - 1)
     cut = replace(architecture, cut_blocks=(narrow, *others))
@@ -267,17 +266,17 @@ def test_a_cut_block_keeps_the_rest() -> None:
 
 
 def test_width_mult_scales_every_width_to_an_even_number_and_leaves_no_layer_empty() -> None:
-    small = replace(get_architecture("micronet_v1"), width_mult=0.75)
+    small = replace(ARCHITECTURES["micronet_v1"], width_mult=0.75)
     assert small.scaled_stem_chs == 24
     assert sorted({block.out_chs for block in small.blocks}) == [12, 24, 36, 54, 60, 66, 80]
-    tiny = replace(get_architecture("micronet_v1_released"), width_mult=0.01)
+    tiny = replace(ARCHITECTURES["micronet_v1_released"], width_mult=0.01)
     assert all(block.out_chs == 4 and block.se_chs == 1 for block in tiny.blocks)
     for architecture in (small, tiny):
         assert MicroNet(architecture).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 100)
 
 
 def test_c_efficientnet_is_micronet_v1_of_any_ratio_from_1() -> None:
-    assert c_efficientnet(3.0).blocks == get_architecture("micronet_v1").blocks
+    assert c_efficientnet(3.0).blocks == ARCHITECTURES["micronet_v1"].blocks
     assert c_efficientnet(2.25).blocks[1].hidden_chs == 36
     with pytest.raises(InputError, match="expand_ratio"):
         c_efficientnet(0.5)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small_networks import flat, seeded, single_thread
 from torch import Tensor, nn
 
-from micronet_lib.architecture.micronet import MicroNet, get_architecture
+from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.pruning.masks import HeldMasks, apply_masks, magnitude_masks, prunable_weights
 
@@ -21,7 +21,7 @@ def one_thread():
 
 def small(dtype: torch.dtype = torch.float32) -> MicroNet:
     torch.manual_seed(0)
-    architecture = replace(get_architecture("micronet_v1"), width_mult=0.25, dropout=0.0)
+    architecture = replace(ARCHITECTURES["micronet_v1"], width_mult=0.25, dropout=0.0)
     return MicroNet(architecture).to(dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.identity import run_id
 from micronet_lib.lab.recipes.optimisation import TrainConfig
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records.tables import paper
 from micronet_lib.lab.running.networks import content_of, fresh_network, network_path, train_network
@@ -266,7 +266,7 @@ def test_a_trained_round_prunes_the_weights_that_the_released_code_prunes(
     still = TrainConfig(epochs=1, lr=0.0, min_lr=0.0, num_images=32, num_validation=20)
     prune = replace(README_PRUNING, sparsities=README_PRUNING.sparsities[:rounds])
     recipe = Recipe(width_mult=0.1, train=replace(still, batch_size=16), prune=prune)
-    smoke, parent = get_profile("smoke"), recipe.parent
+    smoke, parent = PROFILES["smoke"], recipe.parent
     sets = {name: fresh_network(recipe, seed) for seed, name in enumerate(("model", "best"))}
     names = prunable_weights(sets["best"])
     masks = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in names.items()}

@@ -11,9 +11,9 @@ from micronet_lib.architecture.micronet import ARCHITECTURES
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import ASSETS
 from micronet_lib.lab.data.images import DATA_SETS
-from micronet_lib.lab.recipes.grids import SWEEPS, get_sweep
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES, get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.running.measures import MEASURES
@@ -95,8 +95,8 @@ def test_point_is_found_by_name():
 @pytest.mark.parametrize(
     ("find", "known"),
     [
-        (get_sweep, SWEEPS),
-        (get_profile, PROFILES),
+        (SWEEPS.__getitem__, SWEEPS),
+        (PROFILES.__getitem__, PROFILES),
         (SWEEPS["bit_widths"].point, ["w8a8-fp32", "w4a4-integer"]),
     ],
 )

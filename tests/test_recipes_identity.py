@@ -1,7 +1,8 @@
 """A recipe's id: what changes it, and what leaves it alone."""
 
+import json
 import re
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 
 import hypothesis.strategies as st
 import pytest
@@ -12,7 +13,7 @@ from micronet_lib.distillation import DistillationConfig
 from micronet_lib.lab.recipes import identity
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.identity import changed_fields, recipe_id, run_id
+from micronet_lib.lab.recipes.identity import changed_fields, plain_recipe, recipe_id, run_id
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.label_smoothing import SmoothingConfig
@@ -159,3 +160,12 @@ class Outer:
 )
 def test_optional_configurations_and_tuples_of_them(config, changed):
     assert changed_fields(config) == changed
+
+
+def test_a_plain_recipe_is_json_and_names_its_changes():
+    student = Recipe(start=Recipe(checkpoint="a"), changes=(PruneTo(0.5),), teacher=Recipe())
+    plain = json.loads(json.dumps(plain_recipe(student)))
+    assert plain["changes"] == [{"PruneTo": asdict(PruneTo(0.5))}]
+    assert plain["start"]["checkpoint"] == "a"
+    assert plain["start"].keys() == plain["teacher"].keys() == plain.keys()
+    assert plain["train"] == json.loads(json.dumps(asdict(student.train)))

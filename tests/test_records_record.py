@@ -114,10 +114,10 @@ def test_damaged_record_is_refused(tmp_path):
 
 def test_a_damaged_or_missing_record_of_this_machine_is_none(tmp_path):
     path = records.write(record(), tmp_path)
-    assert records.kept(path) == record()
+    assert records.readable(path) == record()
     path.write_bytes(b"\xff")
-    assert records.kept(path) is None
-    assert records.kept(tmp_path / "nothing.json") is None
+    assert records.readable(path) is None
+    assert records.readable(tmp_path / "nothing.json") is None
     with pytest.raises(InputError):
         records.read(tmp_path / "nothing.json")
 

@@ -281,7 +281,6 @@ def local(tmp_path_factory) -> dict[str, object]:
     return outcome(folder)
 
 
-@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_named(ray, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

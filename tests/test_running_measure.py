@@ -15,7 +15,7 @@ from micronet_lib.lab import records
 from micronet_lib.lab.host.files import only_one
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.lab.running import measure as running
@@ -59,7 +59,7 @@ def test_record_of_a_fresh_network():
     found = record_of(recipe, seed=4)
     assert (found.sweep, found.point, found.profile, found.seed) == ("toy", "point", "smoke", 4)
     assert found.recipe_id == recipe_id(recipe)
-    assert found.recipe == dataclasses.asdict(recipe)
+    assert found.recipe == plain_recipe(recipe)
     assert (found.dataset, found.layers, found.curve, found.arrays) == ("none", [], {}, {})
     network = build(recipe.model)
     expected = {

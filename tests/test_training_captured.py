@@ -9,7 +9,7 @@ from small_networks import seeded, single_thread
 from test_training_loop import images, start, tiny
 from test_training_step import RECIPE, batch, narrow
 
-from micronet_lib.architecture import build, get_architecture
+from micronet_lib.architecture import ARCHITECTURES, build
 from micronet_lib.augmentation.mixing import draw_mix
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
@@ -122,7 +122,7 @@ def test_a_capture_in_the_middle_of_a_run_keeps_its_momentum(stand_in):
 @pytest.mark.parametrize("mix", MIXES)
 def test_forward_and_loss_compile_to_one_graph_of_fixed_shapes(mix):
     """`fullgraph` refuses what depends on data; the backward pass is traced along."""
-    stages = [replace(stage, num_blocks=1) for stage in get_architecture(RECIPE.model).stages[:3]]
+    stages = [replace(stage, num_blocks=1) for stage in ARCHITECTURES[RECIPE.model].stages[:3]]
     results = []
     for backend in (None, "aot_eager"):
         torch.manual_seed(0)

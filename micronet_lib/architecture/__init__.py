@@ -1,4 +1,4 @@
-"""Networks: the contract, the registry, and the layers they are made of (chapter 01)."""
+"""Networks: the contract, the registry, and their layers (chapter 01)."""
 
 from micronet_lib.architecture.initialization import (
     INITIALIZATIONS,
@@ -7,7 +7,7 @@ from micronet_lib.architecture.initialization import (
     semi_orthogonal,
 )
 from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind, weight_kinds
-from micronet_lib.architecture.micronet import EXPAND_RATIOS, MBConv, MicroNet, get_architecture
+from micronet_lib.architecture.micronet import ARCHITECTURES, EXPAND_RATIOS, MBConv, MicroNet
 from micronet_lib.architecture.network import (
     NETWORKS,
     Network,
@@ -19,6 +19,7 @@ from micronet_lib.architecture.network import (
 )
 
 __all__ = [
+    "ARCHITECTURES",
     "EXPAND_RATIOS",
     "INITIALIZATIONS",
     "KINDS",
@@ -30,7 +31,6 @@ __all__ = [
     "NetworkSpec",
     "Wrapped",
     "build",
-    "get_architecture",
     "initialize",
     "layer_kind",
     "register",

@@ -1,15 +1,15 @@
-"""How a network starts: the ways that paper, code and README of [kim2020] name (chapter `02_srip`).
+"""Initialisation: the three ways that paper, code and README of [kim2020] name (chapter `02_srip`).
 
 - `semi_orthogonal`, the paper's (section 3.1, after [saxe2013]): every weight as a matrix
-  `[out_chs, fan_in]` is the Q of a QR factorisation, so that all its singular values are 1, where
-  SRIP wants them.
-- `released`, what the code does: normal weights, no factorisation anywhere.
+  `[out_chs, fan_in]` is the Q of a QR factorisation, so all singular values are 1, the target of
+  SRIP.
+- `released`, the code's: normal weights without any factorisation.
 - `trained_distribution`, the README's ("we initialized our networks with this obtained weight
-  distribution"), which the released code never applies and which neither text specifies. Ours: each
-  weight is drawn from the values that a trained network has in its layers of the same kind.
+  distribution"). The released code never applies it and neither text specifies it. We draw each
+  weight from the values that a trained network has in its layers of the same kind.
 
-All three set biases to 0 and batch norms to their identity, and draw on the generator's device, so
-that one seed means one network on every device.
+All three set biases to 0 and batch norms to the identity. They draw on the generator's device, so a
+seed gives the same network on every device.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import layer_kind
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 INITIALIZATIONS = ("semi_orthogonal", "released", "trained_distribution")
 LINEAR_STD = 0.01  # of the released code's linear layer
@@ -33,8 +33,8 @@ class WeightDistribution:
     """Values of a trained network's weights by kind of layer (`layers.layer_kind`).
 
     Attributes:
-        quantiles: for each kind the values at equally spaced probabilities from 0 to 1, two or
-            more, ascending: the inverse of the distribution function, straight between them.
+        quantiles: for each kind, two or more ascending values at equally spaced probabilities from
+            0 to 1: the inverse of the distribution function, linear in between.
 
     Raises:
         InputError: a kind with fewer values, or with values that descend or are not finite.
@@ -52,13 +52,12 @@ class WeightDistribution:
                 )
 
     def sample(self, kind: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Independent draws of one kind, float32 of that shape on the generator's device.
+        """Return independent draws of one kind, float32 of that shape on the generator's device.
 
         Raises:
             InputError: the distribution has no such kind.
         """
-        if kind not in self.quantiles:
-            raise unknown("kind of layer in the weight distribution", kind, self.quantiles)
+        check_choice("kind of layer in the weight distribution", kind, self.quantiles)
         device = generator.device
         quantiles = torch.tensor(self.quantiles[kind], device=device)
         place = torch.rand(shape, generator=generator, device=device) * (len(quantiles) - 1)
@@ -67,11 +66,11 @@ class WeightDistribution:
 
 
 def distribution_of(model: nn.Module) -> WeightDistribution:
-    """The weights of a trained network as a table that `initialize` can draw from.
+    """Return the weight distribution of a trained network, for `initialize`.
 
-    Layers of one kind are pooled. Zeros are left out: in a pruned network they are the mask, not
-    values that training found, so its distribution has a gap around 0. Weights that no loss reached
-    belong in no such table; `dead_channels.remove_dead_gates` takes them out of a published one.
+    Layers of one kind are pooled. Zeros are left out: in a pruned network they are the mask, so its
+    distribution has a gap around 0. Remove weights that no gradient reached before the call
+    (`dead_channels.remove_dead_gates` for a published network).
 
     Raises:
         InputError: a kind whose weights are all zero or not finite, or no layer at all.
@@ -101,20 +100,18 @@ def initialize(
     generator: torch.Generator,
     distribution: WeightDistribution | None = None,
 ) -> None:
-    """Set every convolution, linear layer and batch norm of the network in place.
+    """Set every convolution, linear layer and batch norm of a network in place.
 
     Args:
-        model: other layers keep what they have.
+        model: its other layers do not change.
         how: a name of `INITIALIZATIONS`.
-        generator: the same state gives the same network; drawn from layer by layer, in order.
-        distribution: of `trained_distribution`, which needs it; the others take none.
+        generator: draws the layers in order; the same state gives the same network.
+        distribution: required for `trained_distribution`, None otherwise.
 
     Raises:
-        InputError: unknown name, a distribution missing or given where none is taken, or without a
-            kind that the network has.
+        InputError: unknown name; a distribution that is missing, not wanted, or lacks a kind.
     """
-    if how not in INITIALIZATIONS:
-        raise unknown("initialization", how, INITIALIZATIONS)
+    check_choice("initialization", how, INITIALIZATIONS)
     if (how == "trained_distribution") != (distribution is not None):
         raise InputError(
             f"initialization {how!r} needs no distribution"
@@ -138,10 +135,10 @@ def initialize(
 
 
 def semi_orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A weight whose matrix `[out_chs, fan_in]` has singular values of 1 only, float32.
+    """Return a weight whose matrix `[out_chs, fan_in]` has all singular values 1, float32.
 
-    [kim2020, section 3.1] is PyTorch's `orthogonal_`: factor a normal matrix (its transpose if it
-    is wide), and turn Q's columns by the signs of R's diagonal, which makes Q uniform over all
+    [kim2020, section 3.1] is PyTorch's `orthogonal_`: factor a normal matrix (its transpose if
+    wide), then multiply Q's columns by the signs of R's diagonal. Q is then uniform over all
     orthogonal matrices.
     """
     empty = torch.empty(shape, device=generator.device)
@@ -149,7 +146,7 @@ def semi_orthogonal(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 
 def released(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> Tensor:
-    """A weight as the released code draws it, float32 of the layer's weight's shape.
+    """Return a weight as the released code draws it, float32 in the shape of the layer's weight.
 
     N(0, 2 / (kernel area * out_chs)) in every convolution, depthwise too, and N(0, 0.01^2) in the
     linear layer; the second number is the variance.

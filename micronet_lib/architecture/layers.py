@@ -1,12 +1,12 @@
-"""The one vocabulary of layer kinds: what a convolution or linear layer is for."""
+"""The one vocabulary of layer kinds: the purpose of a convolution or linear layer."""
 
 from torch import nn
 
 POINTWISE = ("expand", "project", "shortcut", "se", "pointwise")
-"""The kinds of convolution whose kernel is one wide; `pointwise` is one of no other kind."""
+"""The kinds of 1x1 convolution. `pointwise` is one whose purpose is unknown."""
 
 KINDS = ("conv", "expand", "depthwise", "project", "shortcut", "se", "fc", "pointwise", "other")
-"""Every kind in the order of tables.
+"""Every kind, in the order of tables.
 
 `conv` is a full convolution, in a MicroNet the stem. `other` is a weight that no rule names.
 """
@@ -22,10 +22,10 @@ _BY_NAME = {
 
 
 def named_kind(name: str) -> str:
-    """Return the kind that a dotted name alone tells, for tables without the network.
+    """Return the kind that follows from a dotted name, for tables without the network.
 
-    These are the names of this library, such as `blocks.0.conv_expand` and
-    `blocks.0.se.conv_expand`, and torchvision's `downsample`. Other names are of kind `other`.
+    It knows the names of this library, such as `blocks.0.conv_expand` and
+    `blocks.0.se.conv_expand`, and torchvision's `downsample`. Any other name is of kind `other`.
     """
     *parents, leaf = name.split(".")
     if "se" in parents:
@@ -34,11 +34,11 @@ def named_kind(name: str) -> str:
 
 
 def layer_kind(name: str, layer: nn.Module) -> str | None:
-    """Return what a layer is for, a name of `KINDS`; None if it has no matrix.
+    """Return the kind of a layer, a name of `KINDS`, or None for a layer without a matrix.
 
-    Pointwise is what the released code of [kim2020] takes for it: a convolution whose kernel is one
-    wide. The name tells which of them it is. Where it does not, as in networks of another library,
-    the shape does: an expansion has more channels out than in, a projection fewer.
+    Pointwise is a convolution with a 1x1 kernel, as in the released code of [kim2020]. The name
+    tells its kind. For names of other libraries the shape does: an expansion has more output than
+    input channels, a projection fewer.
 
     Args:
         name: dotted, inside its network.
@@ -59,7 +59,7 @@ def layer_kind(name: str, layer: nn.Module) -> str | None:
 
 
 def weight_kinds(model: nn.Module) -> dict[str, str]:
-    """Return the kind of every weight of two or more dimensions, by its name in network order."""
+    """Return the kind of every weight of two or more dimensions by name, in network order."""
     layers = dict(model.named_modules())
     owners = {n: n.rpartition(".")[0] for n, weight in model.named_parameters() if weight.ndim > 1}
     return {name: layer_kind(owner, layers[owner]) or "other" for name, owner in owners.items()}

@@ -1,10 +1,10 @@
-"""C-EfficientNet and MicroNet: the networks of [kim2020], declared as tables of stages.
+"""C-EfficientNet and MicroNet: the networks of [kim2020] as tables of stages.
 
-Chapter `01_architecture` draws and compares them. Images are `[N, 3, 32, 32]` floats, logits
-`[N, 100]`. The released code and weights define the block (details differ in the paper's Figure 2
-and in the README, see the chapter): pointwise expansion, 3x3 depthwise, pointwise projection, then
-squeeze-and-excitation on the *projected* channels, then the shortcut. A stride-2 block has no
-shortcut, and a stride-1 block whose widths differ has a pointwise one.
+Chapter `01_architecture` draws and compares them. Images are `[N, 3, 32, 32]` floats, logits `[N,
+100]`. The block follows the released code and weights: pointwise expansion, 3x3 depthwise,
+pointwise projection, squeeze-and-excitation on the *projected* channels, shortcut. (The paper's
+Figure 2 and the README differ in details, see the chapter.) A stride-2 block has no shortcut. A
+stride-1 block that changes the width has a pointwise one.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network, NetworkSpec, register
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry
 
 NUM_CLASSES = 100
 EXPAND_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One MBConv block. `se_chs` 0: no squeeze-and-excitation; stride 2: no shortcut at all."""
+    """One MBConv block. `se_chs` 0: no squeeze-and-excitation; stride 2: no shortcut."""
 
     in_chs: int
     hidden_chs: int
@@ -54,16 +54,15 @@ class Architecture:
     """A network as a table of stages.
 
     Attributes:
-        stages: the rows of the table, after the stem and before the head.
+        stages: rows of the table, after the stem and before the head.
         expand_ratio: hidden channels of a block over its input channels, truncated.
         se_ratio: channels inside squeeze-and-excitation over the block's output channels.
-        downsample_se: what squeeze-and-excitation does in stride-2 blocks. The paper applies it
-            everywhere; the released code computes it there and drops the result (`dead`), so its
-            weights never got a gradient; ours leave it out (`none`).
-        width_mult: multiplies every channel count of the table, rounded to an even number; for the
-            small networks of the `smoke` profile.
-        cut_blocks: one entry a block, for networks that were cut after training and whose widths
-            follow no table; empty where `blocks` follow from `stages`.
+        downsample_se: squeeze-and-excitation in stride-2 blocks. `applied` is the paper's. The
+            released code computes it and drops the result (`dead`), so its weights never got a
+            gradient. Our own networks leave it out (`none`).
+        width_mult: multiplies every channel count, rounded to an even number; for small networks.
+        cut_blocks: one entry for each block of a network that was cut after training, whose widths
+            follow no table; otherwise empty.
     """
 
     name: str
@@ -114,14 +113,14 @@ class Architecture:
 
 
 class HardSwish(nn.Module):
-    """`x * relu6(x + 3) / 6` [howard2019]; `scaled=False` leaves the division to the next layer."""
+    """`x * relu6(x + 3) / 6` [howard2019]. `scaled=False` leaves the division to the next layer."""
 
     def __init__(self, scaled: bool = True) -> None:
         super().__init__()
         self.scaled = scaled
 
     def forward(self, x: Tensor) -> Tensor:
-        """Element-wise; any shape."""
+        """Apply element-wise; any shape."""
         return F.hardswish(x) if self.scaled else x * F.relu6(x + 3)
 
 
@@ -135,7 +134,7 @@ class SqueezeExcite(nn.Module):
         self.conv_expand = nn.Conv2d(se_chs, chs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The gates; multiplying them in is the block's business."""
+        """Return the gates. The block multiplies them in."""
         pooled = F.adaptive_avg_pool2d(x, 1)
         return self.conv_expand(self.act(self.conv_reduce(pooled))).sigmoid()
 
@@ -244,12 +243,12 @@ PRINTED_STAGES = _stages(20, 36, 56, 80, 88, 96, 114, layers=(2, 3, 3, 5, 1, 2, 
 
 
 def c_efficientnet(expand_ratio: float, downsample_se: DownsampleSE = "none") -> Architecture:
-    """C-EfficientNet-i of [kim2020, Tables 2 to 5], with the widths that reproduce its NP row.
+    """Return C-EfficientNet-i of [kim2020, Tables 2 to 5], with the widths that give its NP row.
 
-    These are MicroNet v1's widths, not the ones Table 1 prints (`table1` below).
+    These are the widths of MicroNet v1, not those of Table 1 (`table1` below).
 
     Raises:
-        InputError: for a ratio under 1.
+        InputError: a ratio below 1.
     """
     if expand_ratio < 1:
         raise InputError(f"expand_ratio {expand_ratio} is under 1; the paper has 1.0 to 4.0")
@@ -258,7 +257,7 @@ def c_efficientnet(expand_ratio: float, downsample_se: DownsampleSE = "none") ->
 
 
 def table1(expand_ratio: float = 3.0) -> Architecture:
-    """Table 1 of [kim2020] exactly as printed: a different, larger network than the measured one.
+    """Return [kim2020, Table 1] exactly as printed, a larger network than the measured one.
 
     Squeeze-and-excitation acts in every block, as section 2.1 says.
     """
@@ -267,7 +266,7 @@ def table1(expand_ratio: float = 3.0) -> Architecture:
     )
 
 
-def _registry() -> dict[str, Architecture]:
+def _registry() -> Registry[Architecture]:
     ours = [
         Architecture("micronet_v1", V1_STAGES, 3.0),
         Architecture("micronet_v2", V2_STAGES, 2.5),
@@ -277,29 +276,19 @@ def _registry() -> dict[str, Architecture]:
         replace(entry, name=f"{entry.name}_released", downsample_se="dead") for entry in ours
     ]
     printed = [table1(ratio) for ratio in EXPAND_RATIOS]
-    return {entry.name: entry for entry in (*ours, *released, *printed)}
+    entries = (*ours, *released, *printed)
+    return Registry("model", {entry.name: entry for entry in entries})
 
 
 ARCHITECTURES = _registry()
-"""Every named network; `*_released` has the dead squeeze-and-excitation of the authors' code."""
-
-
-def get_architecture(name: str) -> Architecture:
-    """The architecture of that name.
-
-    Raises:
-        InputError: for a name that is not in `ARCHITECTURES`.
-    """
-    if name not in ARCHITECTURES:
-        raise unknown("model", name, ARCHITECTURES)
-    return ARCHITECTURES[name]
+"""Every named network. `*_released` has the dead squeeze-and-excitation of the released code."""
 
 
 _ANY = "micronet"
 
 
 def _spec(architecture: Architecture) -> NetworkSpec:
-    """Return the shortest spec: a registered name, and what differs from its architecture."""
+    """Return the shortest spec: a registered name, and the fields that differ from it."""
     # Through JSON, which knows lists and no tuples.
     options = json.loads(json.dumps(asdict(architecture)))
     if architecture.name not in ARCHITECTURES:
@@ -310,7 +299,7 @@ def _spec(architecture: Architecture) -> NetworkSpec:
 
 
 def _build_named(name: str, /, **options: Any) -> MicroNet:
-    return MicroNet(replace(get_architecture(name), **_tables(options)))
+    return MicroNet(replace(ARCHITECTURES[name], **_tables(options)))
 
 
 for _name in ARCHITECTURES:
@@ -324,7 +313,7 @@ def _build_any(**fields: Any) -> MicroNet:
 
 
 def _tables(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with rows that came from JSON as dataclasses again."""
+    """Convert rows that came from JSON back to dataclasses."""
     rows = {"stages": Stage, "cut_blocks": BlockConfig}
     return {
         key: tuple(rows[key](**row) for row in value) if key in rows else value

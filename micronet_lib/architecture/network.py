@@ -1,8 +1,7 @@
-"""What the lab asks of a network, and the registry that builds one by name.
+"""The contract between a network and the lab, and the registry that builds networks by name.
 
-A `Network` knows its `spec`, from which it can be built again, and its `classifier`. Nothing else
-in the lab depends on how a network is made, so a network of any library takes part: register a
-function that returns it, in `Wrapped` if it is no `Network` itself.
+A `Network` has a `spec`, from which it can be built again, and a `classifier`. The lab depends on
+nothing else. To use a network of another library, register a function that returns it in `Wrapped`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that is needed to build a network again, before its weights are loaded.
+    """The data from which a network is built, before its weights are loaded.
 
     Attributes:
         name: registered with `register`.
@@ -33,8 +32,8 @@ class Network(nn.Module):
 
     Attributes:
         spec: how to build the network again; `build` sets it where the network does not.
-        foldable: whether batch norm may be merged into convolutions for inference. A network whose
-            layers are quantised as they are says False.
+        foldable: whether batch norm may be merged into convolutions for inference. Set it to False
+            if the layers must stay as they are, for example because they are quantised.
     """
 
     spec: NetworkSpec
@@ -42,11 +41,11 @@ class Network(nn.Module):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last linear layer, a row a class."""
+        """The last linear layer; its weight has one row for each class."""
         raise TypeError(f"{type(self).__name__} has no classifier: define the property")
 
     def exits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of every exit, the last one's at the end; one exit by default."""
+        """Return the logits of every exit, the last exit at the end; by default one."""
         return [self(x)]
 
 
@@ -55,7 +54,7 @@ class Wrapped(Network):
 
     Args:
         network: any module from images to logits.
-        classifier: the dotted name of its last linear layer, such as `fc`.
+        classifier: dotted name of its last linear layer, such as `fc`.
 
     Raises:
         InputError: there is no linear layer of that name.
@@ -71,7 +70,7 @@ class Wrapped(Network):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The last linear layer, a row a class."""
+        """The last linear layer; its weight has one row for each class."""
         found = self.network.get_submodule(self._classifier_name)
         assert isinstance(found, nn.Linear)
         return found
@@ -83,12 +82,12 @@ class Wrapped(Network):
 
 Builder = Callable[..., Network]
 
-NETWORKS: dict[str, Builder] = {}
+NETWORKS: Registry[Builder] = Registry("model")
 """Every registered network: name -> function of its options."""
 
 
 def register(name: str) -> Callable[[Builder], Builder]:
-    """Register a function that builds a network, under a name for recipes and files.
+    """Register a function that builds a network under a name for recipes and files.
 
     Raises:
         InputError: the name is taken.
@@ -109,8 +108,6 @@ def takes(name: str, option: str) -> bool:
     Raises:
         InputError: unknown name.
     """
-    if name not in NETWORKS:
-        raise unknown("model", name, NETWORKS)
     parameters = signature(NETWORKS[name]).parameters.values()
     return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
 
@@ -119,7 +116,7 @@ def build(model: str | NetworkSpec, /, **options: Any) -> Network:
     """Build a freshly initialised network.
 
     Args:
-        model: a name of `NETWORKS`, or a whole spec.
+        model: a name of `NETWORKS`, or a spec.
         options: of the registered function; they override those of the spec.
 
     Raises:
@@ -127,10 +124,9 @@ def build(model: str | NetworkSpec, /, **options: Any) -> Network:
     """
     spec = NetworkSpec(model) if isinstance(model, str) else model
     spec = NetworkSpec(spec.name, {**spec.options, **options})
-    if spec.name not in NETWORKS:
-        raise unknown("model", spec.name, NETWORKS)
+    builder = NETWORKS[spec.name]
     try:
-        network = NETWORKS[spec.name](**spec.options)
+        network = builder(**spec.options)
     except TypeError as error:
         raise InputError(f"options of {spec.name}: {error}") from error
     if not hasattr(network, "spec"):  # a MicroNet writes its own, in its shortest form

@@ -1,14 +1,14 @@
 """The image operations of Fast AutoAugment [lim2019] on batches, equal to Pillow to the last bit.
 
-Images are uint8 `[N, 3, 32, 32]` and values float64 `[N]`: every image has its own. Operations
-differ in what is worked out before a pixel changes: geometry, where each pixel comes from
-(matrices for `resample`); tone, what each level becomes (tables for `look_up`); blend, another
-version of the image to mix with; cutout, a rectangle. `augmentation.policies` draws
-operations and values; chapter `04_augmentation` shows them.
+Images are uint8 `[N, 3, 32, 32]`; values are float64 `[N]`, one for each image. There are four
+types of operation: geometry (a matrix says where each pixel comes from, for `resample`), tone (a
+table maps each level, for `look_up`), blend (mix with another version of the image), and cutout
+(paint a square). `augmentation.policies` draws operations and values; chapter `04_augmentation`
+shows them.
 
-Shapes are static and nothing is copied between devices, so that a CUDA graph can hold it all.
-Equality to the last bit needs `a + b * c` rounded twice, as PyTorch's own kernels and Pillow on
-x86-64 do it. A compiler that fuses the two steps, on either side, can shift a blended level by one.
+Shapes are static and nothing is copied between devices, so a CUDA graph can capture it all.
+Equality to the last bit requires that `a + b * c` is rounded twice, as in PyTorch's kernels and
+Pillow on x86-64. A compiler that fuses the two steps can shift a blended level by one.
 """
 
 import math
@@ -29,37 +29,37 @@ CUTOUT_COLOUR = (125, 123, 114)
 
 
 def shear_x(values: Tensor) -> Tensor:
-    """Matrices [N,6]: rows slide by `value` times their distance from the top."""
+    """Return matrices [N,6] that shift rows by `value` times their distance from the top."""
     return _fixed_point(values, (1, values, 0, 0, 1, 0))
 
 
 def shear_y(values: Tensor) -> Tensor:
-    """Matrices [N,6]: columns slide by `value` times their distance from the left."""
+    """Return matrices [N,6] that shift columns by `value` times their distance from the left."""
     return _fixed_point(values, (1, 0, 0, values, 1, 0))
 
 
 def translate_x(values: Tensor) -> Tensor:
-    """Matrices [N,6] that take every pixel from `value` image widths further right.
+    """Return matrices [N,6] that take every pixel from `value` image widths further right.
 
-    Without shear Pillow leaves fixed point and truncates `value * 32 + 0.5 + x`, which moves by
-    whole pixels. (It adds up the x in single steps of 1; the rounding of those sums can matter
-    only within 1e-14 of the next pixel and is not followed.)
+    Without shear Pillow truncates `value * 32 + 0.5 + x` in floating point, which moves by whole
+    pixels. (It adds up x in steps of 1. The rounding of those sums matters only within 1e-14 of the
+    next pixel and is not reproduced.)
     """
     whole_pixels = torch.floor(values * SIZE + 0.5)
     return _fixed_point(values, (1, 0, whole_pixels, 0, 1, 0))
 
 
 def translate_y(values: Tensor) -> Tensor:
-    """Matrices [N,6] that take every pixel from `value` image heights further down."""
+    """Return matrices [N,6] that take every pixel from `value` image heights further down."""
     whole_pixels = torch.floor(values * SIZE + 0.5)
     return _fixed_point(values, (1, 0, 0, 0, 1, whole_pixels))
 
 
 def rotate(values: Tensor) -> Tensor:
-    """Matrices [N,6] that turn the image by `value` degrees, anticlockwise about its centre.
+    """Return matrices [N,6] that turn the image by `value` degrees anticlockwise about its centre.
 
-    Pillow rounds sine and cosine to 15 decimals before it rounds the matrix to 16 bits; only the
-    second rounding is coarse enough to matter.
+    Pillow rounds sine and cosine to 15 decimals, then the matrix to 16 bits. Only the second
+    rounding is coarse enough to matter.
     """
     angles = values * -(math.pi / 180)
     cos, sin = torch.cos(angles), torch.sin(angles)
@@ -70,10 +70,10 @@ def rotate(values: Tensor) -> Tensor:
 
 
 def _fixed_point(values: Tensor, matrix: tuple[Tensor | float, ...]) -> Tensor:
-    """Pillow's matrix (a, b, c, d, e, f), each one number or float64 [N] as `values`, in int32.
+    """Return Pillow's matrix (a, b, c, d, e, f) in int32; each entry is a number or float64 [N].
 
-    Pixel (x, y) comes from (a x + b y + c, d x + e y + f). These are coordinates of pixel centres,
-    hence the halves. Pillow keeps 16 bits after the point.
+    Pixel (x, y) comes from (a x + b y + c, d x + e y + f). Coordinates are those of pixel centres,
+    hence the halves. Pillow uses 16 fractional bits.
     """
     a, b, c, d, e, f = matrix
     numbers = (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)
@@ -86,7 +86,7 @@ def resample(images: Tensor, matrices: Tensor) -> Tensor:
 
     Args:
         images: uint8 [N,3,32,32].
-        matrices: int32 [N,6] of one of the geometry functions above.
+        matrices: int32 [N,6], from one of the geometry functions above.
     """
     a, b, c, d, e, f = (column.view(-1, 1, 1) for column in matrices.unbind(1))
     x = torch.arange(SIZE, dtype=torch.int32, device=images.device)
@@ -104,12 +104,12 @@ def _take(padded: Tensor, source: Tensor) -> Tensor:
 
 
 def auto_contrast(images: Tensor, _values: Tensor) -> Tensor:
-    """Tables [N,3,256] that stretch the levels of each channel to the full range.
+    """Return tables [N,3,256] that stretch the levels of each channel to the full range.
 
-    Pillow computes `255 / (high - low)` and truncates `level * scale - low * scale`, which can
-    turn the highest level into 254. The quotient must be the same double. PyTorch computes
-    `255.0 / tensor` as 255 times the reciprocal, which shifts levels in 41 % of CIFAR-100's test
-    images; a tensor of 255s it divides.
+    Pillow computes `255 / (high - low)` and truncates `level * scale - low * scale`, which can turn
+    the highest level into 254. The quotient must be the same double. PyTorch computes `255.0 /
+    tensor` as 255 times the reciprocal, which shifts levels in 41 % of CIFAR-100's test images. It
+    divides a tensor of 255s exactly.
     """
     levels = _levels(images).double()
     low, high = (bound.double().unsqueeze(2) for bound in images.flatten(2).aminmax(dim=2))
@@ -119,14 +119,15 @@ def auto_contrast(images: Tensor, _values: Tensor) -> Tensor:
 
 
 def invert(images: Tensor, _values: Tensor) -> Tensor:
-    """Tables [N,3,256] of `255 - level`."""
+    """Return tables [N,3,256] of `255 - level`."""
     return (255 - _levels(images)).to(torch.uint8).expand(len(images), 3, -1)
 
 
 def equalize(images: Tensor, _values: Tensor) -> Tensor:
-    """Tables [N,3,256] that spread the levels of each channel evenly, by their histogram.
+    """Return tables [N,3,256] that spread the levels of each channel evenly, by their histogram.
 
-    Pillow leaves the highest level out of the step width, and a channel as it is whose step is 0.
+    Like Pillow, the step width leaves out the highest level, and a channel with step 0 is
+    unchanged.
     """
     pixels = images.flatten(2)
     highest = pixels.amax(2, keepdim=True)
@@ -140,27 +141,27 @@ def equalize(images: Tensor, _values: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:
-    """Tables [N,3,256] that invert the levels from `value` on; 256 changes nothing."""
+    """Return tables [N,3,256] that invert the levels from `value` on; 256 changes nothing."""
     levels = _levels(images)
     table = torch.where(levels < values.view(-1, 1, 1), levels, 255 - levels)
     return table.to(torch.uint8).expand(-1, 3, -1)
 
 
 def posterize(images: Tensor, values: Tensor) -> Tensor:
-    """Tables [N,3,256] that keep the upper `int(value)` bits of a level, 1 to 8 of them."""
+    """Return tables [N,3,256] that keep the upper `int(value)` bits of a level, 1 to 8 of them."""
     dropped = 8 - values.to(torch.int64).clamp(1, 8).view(-1, 1, 1)
     return ((_levels(images) >> dropped) << dropped).to(torch.uint8).expand(-1, 3, -1)
 
 
 def contrast(images: Tensor, values: Tensor) -> Tensor:
-    """Tables [N,3,256] that move levels away from the image's mean grey, rounded to a level."""
+    """Return tables [N,3,256] that scale the distance from the image's rounded mean grey."""
     sums = _grey(images).flatten(1).sum(1)
     mean = ((sums + NUM_PIXELS // 2) // NUM_PIXELS).view(-1, 1, 1)
     return _blend(mean, _levels(images), values.view(-1, 1, 1)).expand(-1, 3, -1)
 
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
-    """Tables [N,3,256] that move levels away from black."""
+    """Return tables [N,3,256] that multiply levels by `value`."""
     levels = _levels(images)
     return _blend(torch.zeros_like(levels), levels, values.view(-1, 1, 1)).expand(-1, 3, -1)
 
@@ -170,26 +171,26 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
 
     Args:
         images: uint8 [N,3,32,32].
-        tables: uint8 [N,3,256] of one of the tone functions above.
+        tables: uint8 [N,3,256], from one of the tone functions above.
     """
     return torch.gather(tables, 2, images.flatten(2).long()).unflatten(2, (SIZE, SIZE))
 
 
 def _levels(images: Tensor) -> Tensor:
-    """0 to 255 as int64 [1,1,256] where the images are."""
+    """Return 0 to 255 as int64 [1,1,256] on the device of the images."""
     return torch.arange(NUM_LEVELS, device=images.device).view(1, 1, -1)
 
 
 def color(images: Tensor, values: Tensor) -> Tensor:
-    """Move each pixel away from its grey by factor `value`; 0 is grey, 1 the image."""
+    """Scale each pixel's distance from its grey by `value`; 0 is grey, 1 the image."""
     return _blend(_grey(images).unsqueeze(1), images, values.view(-1, 1, 1, 1))
 
 
 def sharpness(images: Tensor, values: Tensor) -> Tensor:
-    """Move each pixel away from its smoothed version by factor `value`.
+    """Scale each pixel's distance from its smoothed version by `value`.
 
     Pillow smooths with a 3x3 kernel of ones around a 5, over 13, rounds, and leaves the outermost
-    pixels alone.
+    pixels unchanged.
     """
     pixels = images.float()
     inner = pixels[:, :, 1:-1, 1:-1]
@@ -203,22 +204,22 @@ def sharpness(images: Tensor, values: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Pillow's conversion to mode L: int32 [N,32,32], weights of 16 bits, rounded."""
+    """Return Pillow's conversion to mode L: int32 [N,32,32], 16-bit weights, rounded."""
     red, green, blue = images.to(torch.int32).unbind(1)
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
 
 def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    """Pillow's `blend`: `start + factor * (end - start)` in single precision, cut off to uint8."""
+    """Return Pillow's `blend`: `start + factor * (end - start)` in float32, clipped to uint8."""
     start, end = start.float(), end.float()
     return (start + factor.float() * (end - start)).clamp_(0, 255).to(torch.uint8)
 
 
 def cutout(images: Tensor, values: Tensor, centres: Tensor) -> Tensor:
-    """Paint a square of `value` times the image's width in a colour close to the mean.
+    """Paint a square of `value` times the image's width in a colour near the mean.
 
-    The corners are truncated to pixels and both belong to the rectangle, as Pillow draws it: it
-    is a pixel wider than its size says. Near the border it is cut off. No value, no square.
+    Corners are truncated to pixels and both belong to the square, as in Pillow. So it is one pixel
+    wider than its size says. It is clipped at the border. A value of 0 paints nothing.
 
     Args:
         images: uint8 [N,3,32,32].
@@ -240,11 +241,11 @@ def cutout(images: Tensor, values: Tensor, centres: Tensor) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 pixels of level 128, cut 32 x 32 out, mirror some: torchvision's, in one gather.
+    """Pad by 4 pixels of level 128, crop 32 x 32 and mirror some, like torchvision, in one gather.
 
     Args:
         images: uint8 [N,3,32,32].
-        shifts: int64 [N,2], row and column of the cut's corner in the padded image, 0 to 8.
+        shifts: int64 [N,2], row and column of the crop's corner in the padded image, 0 to 8.
         flips: bool [N], which images to mirror left to right.
     """
     padded = F.pad(images, (CROP_PADDING,) * 4, value=CROP_FILL)
@@ -281,12 +282,12 @@ def apply_operation(name: str, images: Tensor, values: Tensor, centres: Tensor) 
     Args:
         name: one of `OPERATIONS`.
         images: uint8 [N,3,32,32].
-        values: float64 [N], of shear, translation and cutout in image widths, of rotation in
-            degrees, of posterize in bits, otherwise a level or factor. Some operations have none.
-        centres: float64 [N,2], x and y in pixels; only Cutout looks at them.
+        values: float64 [N]: image widths for shear, translation and cutout, degrees for rotation,
+            bits for posterize, otherwise a level or factor. Some operations ignore it.
+        centres: float64 [N,2], x and y in pixels; only for Cutout.
 
     Raises:
-        InputError: for another name.
+        InputError: unknown operation.
     """
     if name in GEOMETRY:
         return resample(images, GEOMETRY[name](values))

@@ -4,15 +4,15 @@
     mixup   image = lam * image_a + (1 - lam) * image_b
     both    loss  = lam * loss(targets_a) + (1 - lam) * loss(targets_b)
 
-One weight `lam` a batch, drawn from Beta(alpha, alpha); for CutMix one box, of area `1 - lam`
-before the image's border cuts it, and `lam` is then set to what the box leaves. That is the
-winners' code. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0"; its
-formula and its code fill it from the partner, and the 1.0 is alpha.
+One weight `lam` for each batch, drawn from Beta(alpha, alpha). CutMix uses one box of area `1 -
+lam`, clips it at the image's border, and sets `lam` to the area outside the box, as the winners'
+code does. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0". Its formula and
+its code fill the box from the partner, and the 1.0 is alpha.
 
-Why not `torchvision.transforms.v2.CutMix` and `MixUp`, whose definitions these are: they draw from
-the global generator, pair neighbours only, fix the box in Python numbers, which a CUDA graph would
-repeat for ever, and return blended one-hot labels, where label smoothing by class needs the two
-classes. The tests hold these functions against them. Chapter `04_augmentation`.
+We do not use `torchvision.transforms.v2.CutMix` and `MixUp`, although the definitions are theirs.
+They draw from the global generator, pair only neighbours, and fix the box in Python numbers, which
+a CUDA graph would repeat. They also return blended one-hot labels, but smoothing by class needs
+both classes. The tests compare with them. Chapter `04_augmentation`.
 """
 
 import math
@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 
 class MixDraw(NamedTuple):
-    """How one batch of N images is mixed.
+    """The random decisions for one batch of N images.
 
     Attributes:
         lam: float32 scalar, the weight of each image's own target.
-        box: int64 [4], left, top, right and bottom of what the partner fills, right and bottom
-            not included; None for mixup.
+        box: int64 [4], left, top, right and bottom of the partner's box, right and bottom excluded;
+            None for mixup.
         permutation: int64 [N], each image's partner.
     """
 
@@ -44,7 +44,7 @@ class MixedBatch(NamedTuple):
     """A mixed batch.
 
     Attributes:
-        images: [N,3,H,W], as the images that went in.
+        images: [N,3,H,W], in the type of the inputs.
         targets_a: int64 [N], the images' own targets, of weight `lam`.
         targets_b: int64 [N], their partners', of weight `1 - lam`.
         lam: float32 scalar.
@@ -66,22 +66,21 @@ def draw_mix(
     prob: float = 1.0,
     size: tuple[int, int] = (32, 32),
 ) -> MixDraw:
-    """Decide how one batch is mixed.
+    """Draw how one batch is mixed.
 
     Args:
         kind: `cutmix` or `mixup`.
         num_images: N.
-        generator: of random numbers, on the CPU; every machine then mixes alike.
-        device: where the tensors shall be.
+        generator: random numbers, on the CPU, so that every machine draws the same.
+        device: of the returned tensors.
         alpha: of Beta(alpha, alpha); 1 is uniform, less prefers weights near 0 and 1.
-        prob: of mixing at all; otherwise `lam` is 1 and the box is empty.
+        prob: probability of mixing; otherwise `lam` is 1 and the box is empty.
         size: height and width of the images.
 
     Raises:
-        InputError: for another kind, `alpha` not above 0, or `prob` outside [0, 1].
+        InputError: unknown kind, `alpha` not above 0, or `prob` outside [0, 1].
     """
-    if kind not in ("cutmix", "mixup"):
-        raise unknown("mix", kind, ("cutmix", "mixup"))
+    check_choice("mix", kind, ("cutmix", "mixup"))
     if not 0 < alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: give a number above 0")
     if not 0 <= prob <= 1:
@@ -104,15 +103,15 @@ def draw_mix(
 def cut_box(
     lam: float, centre: tuple[int, int], size: tuple[int, int] = (32, 32)
 ) -> tuple[tuple[int, int, int, int], float]:
-    """The box of CutMix, and the weight that is left when the border has cut it.
+    """Return the box of CutMix, and the weight of the image after clipping at the border.
 
     Args:
-        lam: the share of the image that is kept, before the border.
+        lam: share of the image outside the box, before clipping.
         centre: column and row.
         size: height and width of the image.
 
     Returns:
-        left, top, right and bottom, the last two not included; 1 - area / (height * width).
+        left, top, right and bottom, the last two excluded; 1 - area / (height * width).
     """
     height, width = size
     half_width, half_height = (int(side * math.sqrt(1 - lam)) // 2 for side in (width, height))
@@ -125,16 +124,16 @@ def cut_box(
 def mix(images: Tensor, targets: Tensor, draw: MixDraw) -> MixedBatch:
     """Mix each image with its partner.
 
-    The work is the same whatever was drawn, and nothing waits for the device: a CUDA graph can
-    repeat it with other numbers in the tensors of `draw`.
+    The same kernels run whatever was drawn, and nothing waits for the device. So a CUDA graph can
+    replay it with new numbers in the tensors of `draw`.
 
     Args:
-        images: [N,C,H,W]; CutMix moves pixels and takes any type, mixup needs floats.
+        images: [N,C,H,W], of any type for CutMix, floats for mixup.
         targets: [N].
         draw: for N images of this size, on the same device.
 
     Raises:
-        InputError: for mixup of whole numbers, or another number of images.
+        InputError: mixup of integers, or another number of images.
     """
     if len(draw.permutation) != len(images):
         raise InputError(f"{len(images)} images, but a draw for {len(draw.permutation)}")
@@ -149,7 +148,7 @@ def mix(images: Tensor, targets: Tensor, draw: MixDraw) -> MixedBatch:
 
 
 def _inside(box: Tensor, images: Tensor) -> Tensor:
-    """Bool [H,W], which pixels of the images the box covers."""
+    """Return which pixels the box covers, bool [H,W]."""
     left, top, right, bottom = box.unbind()
     column = torch.arange(images.shape[-1], device=images.device)
     row = torch.arange(images.shape[-2], device=images.device).unsqueeze(1)

@@ -1,15 +1,14 @@
 """Random variants of images: Fast AutoAugment [lim2019], random crops and mirror images.
 
-A policy is a list of sub-policies; a sub-policy is two steps, each an operation, the probability
-that it is done, and a level from 0 to 1 for its strength. Every image gets a sub-policy of its
-own, then a crop, then perhaps its mirror image: the order of the winners' code [kim2020, section
-4]. The two steps are never merged into one resampling: two roundings to the nearest pixel are not
-one, and colours may change between them. Chapter `04_augmentation`.
+A policy is a list of sub-policies. A sub-policy is two steps, each an operation, its probability,
+and a level from 0 to 1 for its strength. Every image gets its own sub-policy, then a crop, then
+perhaps a mirror image, as in the winners' code [kim2020, section 4]. The two steps are not merged
+into one resampling, because two roundings to the nearest pixel are not one, and colours may change
+in between. Chapter `04_augmentation`.
 
-Drawing stands apart from applying. `draw` makes all random decisions, as tensors; two appliers
-turn the same decisions into the same images, to the last bit. `apply_subset` sorts the images by
-operation and is the fast one on a CPU. `apply_static` does the same work whatever was drawn, which
-a CUDA graph needs.
+`draw` makes all random decisions, as tensors. Two functions apply the same decisions with equal
+results, to the last bit. `apply_subset` groups the images by operation and is fast on a CPU.
+`apply_static` does the same work whatever was drawn, as a CUDA graph needs.
 """
 
 import json
@@ -31,12 +30,12 @@ from micronet_lib.augmentation.image_ops import (
     SIZE,
     TONE,
 )
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice, unknown
 
 PolicyKind = Literal["none", "fast_autoaugment", "searched", "random"]
 MixKind = Literal["none", "cutmix", "mixup"]
 
-# The one name in a policy file that is no set: where its sets come from.
+# Key of a policy file that says where its sets came from; it is not itself a set.
 PROVENANCE = "provenance"
 
 NO_OPERATION = len(OPERATIONS)
@@ -53,27 +52,27 @@ VALUE_RANGES: dict[str, tuple[float, float]] = {
     "Cutout": (0, 0.2),
 }
 
-# Images at a time: what a CPU's caches like, and what bounds the memory of a GPU.
+# Images at a time: the first fits a CPU's caches, the second bounds the memory of a GPU.
 SUBSET_CHUNK = 512
 STATIC_CHUNK = 8192
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to training images.
+    """Settings of augmentation.
 
     Attributes:
-        policy: none, the published file's, those that our own search found, or random ones.
-        crop: pad by 4 pixels of level 128 and cut 32 x 32 out at random.
+        policy: none, the published file's, those of our own search, or random ones.
+        crop: pad by 4 pixels of level 128 and crop 32 x 32 at random.
         flip: mirror half of the images.
-        policy_set: name of a set in the published file, or `all` of them as one list, about as in
-            the released code, which takes each image once through each of its four sets.
+        policy_set: name of a set in the policy file, or `all` of them as one list. `all` is close
+            to the released code, which passes each image once through each of its four sets.
         mix: how images are mixed in pairs, see `micronet_lib.augmentation.mixing`.
         mix_alpha: both parameters of the Beta distribution of the mixing weight.
         mix_prob: fraction of batches that are mixed.
 
     Raises:
-        InputError: for an unknown name or a number out of range.
+        InputError: an unknown name, or a number outside its range.
     """
 
     policy: PolicyKind = "none"
@@ -86,8 +85,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for field, kinds in (("policy", get_args(PolicyKind)), ("mix", get_args(MixKind))):
-            if getattr(self, field) not in kinds:
-                raise unknown(field, getattr(self, field), kinds)
+            check_choice(field, getattr(self, field), kinds)
         if not 0 < self.mix_alpha < float("inf"):
             raise InputError(f"mix_alpha is {self.mix_alpha}: give a number above 0")
         if not 0 <= self.mix_prob <= 1:
@@ -96,11 +94,11 @@ class AugmentConfig:
 
 @dataclass(frozen=True, eq=False)
 class Policies:
-    """A table of sub-policies: one row each, one column a step.
+    """A table of sub-policies: a row for each, a column for each step.
 
     Attributes:
-        ops: int64 [P,2], places in `OPERATIONS`.
-        probabilities: float64 [P,2], of doing the step.
+        ops: int64 [P,2], indices into `OPERATIONS`.
+        probabilities: float64 [P,2], of applying the step.
         values: float64 [P,2], in the units of `VALUE_RANGES`.
     """
 
@@ -113,12 +111,12 @@ def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
     """Read a policy file: JSON, name of a set -> list of sub-policies.
 
     Args:
-        path: the file: the published one that `data fetch policies` makes, or our own search's.
-        policy_set: a name in it, or `all`. Repeated sub-policies count as often as they occur.
-            `provenance` is no set.
+        path: the published file (from `data fetch policies`), or that of our own search.
+        policy_set: a name in it, or `all`. Repeated sub-policies count each time. The key
+            `provenance` is not a set.
 
     Raises:
-        InputError: when the file is missing or malformed, or has no such set.
+        InputError: the file is missing or malformed, or has no such set.
     """
     try:
         sets = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -143,10 +141,10 @@ def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
 
 
 def compile_policies(sub_policies: Sequence[Sequence[Sequence[str | float]]]) -> Policies:
-    """Make the table of a list of sub-policies, each two `[operation, probability, level]`.
+    """Return the table of a list of sub-policies, each two `[operation, probability, level]`.
 
     Raises:
-        InputError: for an empty list, or for what is no such pair, with its place.
+        InputError: an empty list, or a malformed sub-policy; the message says which.
     """
     if not sub_policies:
         raise InputError("there is no sub-policy")
@@ -171,9 +169,9 @@ def _is_step(step: object) -> bool:
 
 
 def uniform_policies(generator: torch.Generator, num: int) -> Policies:
-    """`num` random sub-policies: operations, probabilities and levels are uniform.
+    """Return `num` random sub-policies with uniform operations, probabilities and levels.
 
-    For runs without a policy file, which have to say so, and as the control of a policy search.
+    Used when no policy file is available (the record notes it) and as the control in the search.
     """
     device = generator.device
     uniform = partial(torch.rand, generator=generator, device=device, dtype=torch.float64)
@@ -189,13 +187,13 @@ def _values(ops: Tensor, levels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Every random decision about N images.
+    """The random decisions for N images.
 
     Attributes:
-        ops: int64 [N,S], places in `OPERATIONS`, or `NO_OPERATION`; S is 2, or 0 without policy.
-        values: float64 [N,S], with their signs.
+        ops: int64 [N,S], indices into `OPERATIONS`, or `NO_OPERATION`; S is 2, or 0 without policy.
+        values: float64 [N,S], signed.
         centres: float64 [N,S,2], x and y of a cutout in pixels.
-        shifts: int64 [N,2], row and column of the crop in the padded image; 4, 4 is its middle.
+        shifts: int64 [N,2], row and column of the crop in the padded image; (4, 4) is the middle.
         flips: bool [N], whether to mirror.
     """
 
@@ -206,7 +204,7 @@ class Draws:
     flips: Tensor
 
     def split(self, size: int) -> list["Draws"]:
-        """The same decisions, `size` images at a time."""
+        """Return the decisions in chunks of `size` images."""
         parts = (getattr(self, field.name).split(size) for field in fields(self))
         return [Draws(*part) for part in zip(*parts, strict=True)]
 
@@ -220,19 +218,19 @@ def draw(
     crop: bool = True,
     flip: bool = True,
 ) -> Draws:
-    """Decide what happens to N images.
+    """Draw the decisions for N images.
 
-    As in the released code: one sub-policy an image, uniformly; each step with its probability;
-    half of the shears, translations and rotations the other way round; a cutout's centre uniform
-    from 1 to 32 (`numpy.random.uniform(32)` takes 32 for one end; the other is 1 by default).
+    As in the released code: one sub-policy for each image, uniformly; each step with its
+    probability; half of the shears, translations and rotations reversed; a cutout's centre uniform
+    from 1 to 32 (`numpy.random.uniform(32)` uses 32 as one end; the other is 1 by default).
 
     Args:
         policies: None for crops and mirror images only.
         num_images: N.
-        generator: of random numbers. A CPU generator gives every machine the same images.
-        device: where the decisions shall be.
-        crop: False leaves every image in its place.
-        flip: False mirrors none.
+        generator: random numbers. A CPU generator gives every machine the same images.
+        device: of the returned tensors.
+        crop: False draws no shift.
+        flip: False mirrors no image.
     """
     source = generator.device
     uniform = partial(torch.rand, generator=generator, device=source, dtype=torch.float64)
@@ -255,14 +253,14 @@ def draw(
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:
-    """Apply decisions to images, with the applier that suits their device, in chunks.
+    """Apply decisions to images in chunks, with the function that suits their device.
 
     Args:
-        images: uint8 [N,3,32,32]; left as they are, the result is a new tensor like it.
+        images: uint8 [N,3,32,32]; not changed, the result is a new tensor of the same shape.
         draws: for N images, on the same device.
 
     Raises:
-        InputError: for images of another type or shape, or another number of decisions.
+        InputError: images of another type or shape, or another number of decisions.
     """
     if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
         raise InputError(
@@ -278,7 +276,7 @@ def augment(images: Tensor, draws: Draws) -> Tensor:
 
 
 def apply_subset(images: Tensor, draws: Draws) -> Tensor:
-    """Apply each operation to the images that drew it. Arguments and result as of `augment`."""
+    """Apply each operation to the images that drew it. Arguments and result as for `augment`."""
     for step in range(draws.ops.shape[1]):
         ops, values, centres = draws.ops[:, step], draws.values[:, step], draws.centres[:, step]
         order, counts = ops.argsort(), torch.bincount(ops, minlength=NO_OPERATION + 1).tolist()
@@ -293,9 +291,9 @@ def apply_subset(images: Tensor, draws: Draws) -> Tensor:
 
 
 def apply_static(images: Tensor, draws: Draws) -> Tensor:
-    """Work everything out for every image and keep what was drawn. Arguments as of `augment`.
+    """Compute every operation for every image, select the drawn ones. Arguments as for `augment`.
 
-    Only matrices and tables are worked out one by one; pixels move once a kind of operation.
+    Matrices and tables are computed operation by operation; pixels are moved once for each type.
     """
     for step in range(draws.ops.shape[1]):
         ops, values, centres = draws.ops[:, step], draws.values[:, step], draws.centres[:, step]

@@ -1,1 +1,1 @@
-"""Experiments: data, recipes, measuring, records. Imports the methods, never the plots."""
+"""Experiments: data, recipes, training, measuring, records. Imports methods, never plots."""

@@ -1,4 +1,4 @@
-"""The book's figures: one function a figure, a table goes in and a `Figure` comes out."""
+"""The book's figures: one function per figure, from a table to a `Figure`."""
 
 from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403

@@ -39,11 +39,11 @@ _REST = "batch norm, biases"
 
 
 def block_kinds(blocks: pd.DataFrame) -> Figure:
-    """What happens inside a block: every tensor a bar as long as it has channels.
+    """Draw the inside of blocks: each tensor is a bar whose length is its number of channels.
 
     Args:
-        blocks: a drawing a row: block, in_chs, hidden_chs, out_chs, stride, se_chs, resolution (of
-            the output), shortcut (`identity`, `pointwise` or `none`).
+        blocks: one drawing per row: block, in_chs, hidden_chs, out_chs, stride, se_chs, resolution
+            (of the output), shortcut (`identity`, `pointwise` or `none`).
     """
     fig, axes = figure(height=3.9, columns=len(blocks))
     edge = blocks["hidden_chs"].max() / 2
@@ -89,10 +89,10 @@ _LAST_DIGIT = {"param_storage_millions": 0.01, "math_ops_millions": 1.0, "score"
 
 
 def activations(curves: pd.DataFrame) -> Figure:
-    """HardSwish beside Swish: the functions, their difference, their slopes.
+    """Draw HardSwish beside Swish: the functions, their difference, their slopes.
 
     Args:
-        curves: x, swish, hard_swish, swish_slope, hard_swish_slope, one row an x.
+        curves: x, swish, hard_swish, swish_slope, hard_swish_slope, one row per x.
     """
     fig, (values, gap, slopes) = figure(height=2.9, columns=3)
     x = curves["x"]
@@ -123,10 +123,10 @@ def activations(curves: pd.DataFrame) -> Figure:
 
 
 def network(blocks: pd.DataFrame) -> Figure:
-    """A network at a glance: widths drawn to scale, then where its weights and its work are.
+    """Draw a network: its widths to scale, then the shares of weights and multiplications.
 
     Args:
-        blocks: a row a block: in_chs, hidden_chs, out_chs, resolution (of the output), shortcut
+        blocks: one row per block: in_chs, hidden_chs, out_chs, resolution (of the output), shortcut
             (`identity`, `pointwise` or `none`), weights and macs (numbers of each).
     """
     fig, (shape, share) = figure(height=5.2, rows=2)
@@ -171,11 +171,11 @@ def network(blocks: pd.DataFrame) -> Figure:
 
 
 def weights_by_layer(counts: pd.DataFrame) -> Figure:
-    """Parameters of each network by kind of layer, as one stacked bar a network.
+    """Draw the parameters of each network by kind of layer, one stacked bar per network.
 
     Args:
-        counts: a row a kind of layer (its name is the index; `batch norm, biases` for what has
-            none), a column a network.
+        counts: one row per kind of layer (its name is the index, `batch norm, biases` for the
+            rest), one column per network.
     """
     fig, (ax,) = figure(height=1.0 + 0.55 * counts.shape[1])
     left = pd.Series(0.0, index=counts.columns)
@@ -197,12 +197,12 @@ def weights_by_layer(counts: pd.DataFrame) -> Figure:
 
 
 def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> Figure:
-    """Storage and operations by expansion ratio, against what the paper prints.
+    """Draw storage and operations by expansion ratio, against the paper's numbers.
 
     Args:
-        released: the counted network beside the paper, as `records.compare` returns it: point,
-            metric (`param_storage_millions`, `math_ops_millions`), paper, measured.
-        printed: the same for the network that the paper's Table 1 prints.
+        released: the counted network beside the paper, from `records.compare`: point, metric
+            (`param_storage_millions`, `math_ops_millions`), paper, measured.
+        printed: the same for the network of the paper's Table 1.
         source: the provenance footer.
     """
     fig, axes = figure(height=5.2, columns=2, rows=2)
@@ -236,11 +236,11 @@ def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> 
 
 
 def expand_ratio_top1(paper: pd.DataFrame, target: float, source: str) -> Figure:
-    """The paper's top-1 against the paper's score, by expansion ratio; nothing measured here.
+    """Draw the paper's top-1 against the paper's score, by expansion ratio. Nothing is measured.
 
     Args:
-        paper: a row a ratio, as `records.paper_wide` returns it.
-        target: top-1 in percent that the challenge asks for.
+        paper: one row per ratio, from `records.paper_wide`.
+        target: top-1 in percent that the challenge requires.
         source: the footer.
     """
     fig, (ax,) = figure(height=3.5)
@@ -274,10 +274,10 @@ def expand_ratio_top1(paper: pd.DataFrame, target: float, source: str) -> Figure
 
 
 def expand_ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """A row a ratio; for NP, MO and score: the paper's number, ours, how far off, equal in print.
+    """Return one row per ratio; for NP, MO and score the paper's number, ours and the error.
 
     Args:
-        compared: as `records.compare` returns it.
+        compared: from `records.compare`.
     """
     columns = {"i": compared["point"].unique()}
     for metric, name in zip(_LAST_DIGIT, ("NP", "MO", "score"), strict=True):

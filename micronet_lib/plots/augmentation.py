@@ -48,11 +48,12 @@ def image_grid(
     boxes: Mapping[tuple[int, int], Sequence[int]] | None = None,
     gap_after: Sequence[int] = (),
 ) -> Figure:
-    """Images in rows and columns, every pixel a square.
+    """Draw images in rows and columns, every pixel a square.
 
     Args:
-        rows: label -> a picture a column, each `[3, H, W]` in 0 to 255, or None for an empty place.
-        columns: a heading a column.
+        rows: label -> one picture per column, each `[3, H, W]` in 0 to 255, or None for an empty
+            place.
+        columns: headings of the columns.
         source: the footer.
         boxes: (row, column) -> left, top, right, bottom of a frame to draw, the last two excluded.
         gap_after: columns that are followed by a wider gap.
@@ -86,7 +87,7 @@ def image_grid(
 
 
 def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
-    """Which operations policies use, how often, and how strongly; grey lines are uniform draws.
+    """Draw share and strength of each operation in policies; grey lines are uniform draws.
 
     Args:
         statistics: rows kind (`published`, `searched`), operation, share (of all steps),
@@ -124,10 +125,10 @@ def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
 
 
 def box_weights(draws: pd.DataFrame, source: str) -> Figure:
-    """The mixing weight before and after the border cuts the box of CutMix.
+    """Draw the mixing weight before and after CutMix's box is clipped at the border.
 
     Args:
-        draws: a row a draw: before (drawn from Beta), after (what the box leaves).
+        draws: one row per draw: before (from Beta), after (area outside the box).
         source: the footer.
     """
     fig, (scatter, histogram) = figure(height=3.2, columns=2)
@@ -154,12 +155,12 @@ def box_weights(draws: pd.DataFrame, source: str) -> Figure:
 
 
 def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> Figure:
-    """What each trial of a search found, and what its result is worth on images nobody saw.
+    """Draw the trials of a search, and the loss of its result on unseen images.
 
     Args:
         trials: fold, trial (number), loss, plain (loss without any policy), startup (number of
-            trials that are random).
-        controls: fold, policies, loss; policies of `none`, `searched`, `shuffled`, `random`,
+            random trials).
+        controls: fold, policies, loss; policies are `none`, `searched`, `shuffled`, `random`,
             `published`.
         source: the footer.
     """
@@ -187,7 +188,7 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
 
 
 def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
-    """Test accuracy by way of augmenting, mean and spread; apart, the loss on what was trained on.
+    """Draw test accuracy by augmentation, mean and spread; beside it the training loss.
 
     Args:
         measured: a table of the sweep `augmentation`: point, top1, top1_std, train_loss.
@@ -205,11 +206,11 @@ def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
 
 
 def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0") -> pd.DataFrame:
-    """The stages at one expansion ratio, the paper's and ours.
+    """Return the stages at one expansion ratio, the paper's and ours.
 
     Args:
-        measured: of `records.measured` of the sweep `stages`, points `<ratio>-<stage>`.
-        paper: transcribed numbers of all chapters, one under the other.
+        measured: from `records.measured` of the sweep `stages`, points `<ratio>-<stage>`.
+        paper: transcribed numbers of all chapters, concatenated.
         ratio: the expansion ratio.
 
     Returns:
@@ -230,10 +231,10 @@ def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0")
 
 
 def stage_steps(table: pd.DataFrame, source: str) -> Figure:
-    """The stages one after the other: the paper's 600 epochs on one axis, ours on another.
+    """Draw the stages in order: the paper's 600 epochs on one axis, ours on another.
 
     Args:
-        table: of `stage_table`.
+        table: from `stage_table`.
         source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.4, columns=2)
@@ -251,7 +252,7 @@ def stage_steps(table: pd.DataFrame, source: str) -> Figure:
 def _points(
     ax: Axes, labels: Sequence[str], values: pd.Series, spread: pd.Series | None, colour: str
 ) -> None:
-    """A dot a row with its spread, from top to bottom; `not run` where there is no value."""
+    """Draw one dot per row with its spread, from top to bottom; `not run` without a value."""
     for place, value in enumerate(values):
         if np.isnan(value):
             ax.text(

@@ -1,4 +1,4 @@
-"""Figures and tables of chapter `03_label_smoothing`; its matrices are in `plots.similarity`."""
+"""Figures and tables of chapter `03_label_smoothing`, except its matrices."""
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,13 @@ _COLOURS = {
 def smoothing_forms(
     targets: pd.DataFrame, entropy: pd.DataFrame, published: pd.DataFrame, source: str
 ) -> Figure:
-    """One class' target under each form, and how even u is by temperature.
+    """Draw one class's target under each form, and the entropy of u by temperature.
 
     Args:
-        targets: a row an other class, most similar first, a column a form: the target's entries.
-            A form that is not positive everywhere does not belong here.
+        targets: one row per other class, most similar first, one column per form: the target's
+            entries. All must be positive.
         entropy: columns temperature, cosine and absolute: mean entropy of u in nats.
-        published: columns form, temperature, entropy: the settings that someone used.
+        published: columns form, temperature, entropy: published settings.
         source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.7, columns=2)
@@ -63,7 +63,7 @@ def smoothing_forms(
 
 
 def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
-    """What adaptive label smoothing adds in the paper's Table 3, in points of top-1.
+    """Return the gain of adaptive label smoothing in the paper's Table 3, in points of top-1.
 
     Args:
         paper: the chapter's transcribed numbers: point, metric, value.
@@ -80,11 +80,11 @@ def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> Figure:
-    """The measured forms, and apart from them what the paper prints; two scales, no comparison.
+    """Draw the measured forms, and separately the paper's numbers, on another scale.
 
     Args:
         measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std.
-        gain: of `als_gain`.
+        gain: from `als_gain`.
         source: the provenance footer of the measured part.
     """
     fig, (left, right) = figure(height=3.5, columns=2)

@@ -1,7 +1,7 @@
 """The matrix of class similarities [kim2020, section 3.2] as figures, as a page, and in numbers.
 
-A matrix is `[C, C]` of cosines; `classes` is a table with a row a class and the columns `class` and
-`superclass`. Chapter `03_label_smoothing`.
+A matrix is `[C, C]` of cosines; `classes` is a table with one row per class and the columns `class`
+and `superclass`. Chapter `03_label_smoothing`.
 """
 
 import json
@@ -25,14 +25,14 @@ __all__ = [
     "superclass_agreement",
 ]
 
-# Blue for opposite, white for upright, red for alike: told apart by the colour-blind too.
+# Blue for opposite, white for orthogonal, red for alike; safe for colour-blind readers.
 _COLOURS = "RdBu_r"
 
 
 def _linkage(similarity: np.ndarray) -> np.ndarray:
-    """Average linkage of the classes at distance 1 - cosine, as scipy's linkage matrix.
+    """Return the average linkage of the classes at distance 1 - cosine, as scipy's linkage matrix.
 
-    Neighbours on the page are as alike as the tree allows (optimal leaf ordering).
+    Neighbours on the page are as similar as the tree allows (optimal leaf ordering).
     """
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
@@ -44,21 +44,21 @@ def _linkage(similarity: np.ndarray) -> np.ndarray:
 
 
 def _clusters(tree: np.ndarray, count: int) -> np.ndarray:
-    """`[C]`: the tree cut into `count` clusters, numbered from 1."""
+    """Return the tree cut into `count` clusters, numbered from 1, `[C]`."""
     from scipy.cluster.hierarchy import fcluster
 
     return fcluster(tree, count, "maxclust")
 
 
 def superclass_agreement(similarity: np.ndarray, superclasses: pd.Series) -> dict[str, float]:
-    """How far the similarities know the superclasses, which the network was never told.
+    """Return how well the similarities agree with the superclasses, which training never uses.
 
     The classes are clustered (average linkage), the tree is cut into as many clusters as there are
     superclasses, and the two partitions are compared.
 
     Args:
         similarity: `[C, C]` of cosines.
-        superclasses: of each class, in the matrix' order.
+        superclasses: of each class, in the order of the matrix.
 
     Returns:
         `ARI`, the adjusted Rand index: 1 for the same partition, 0 on average for random ones.
@@ -84,12 +84,12 @@ def superclass_agreement(similarity: np.ndarray, superclasses: pd.Series) -> dic
 def nearest_table(
     nearest: np.ndarray, similarity: np.ndarray, classes: pd.DataFrame, of: list[str]
 ) -> pd.DataFrame:
-    """For some classes, their nearest others and the cosines, as text.
+    """Return the nearest other classes of some classes and their cosines, as text.
 
     Args:
         nearest: `[C, k]`, most similar first.
         similarity: `[C, C]` of cosines.
-        classes: a row a class: class, superclass.
+        classes: one row per class: class, superclass.
         of: names of the classes to list.
     """
     names = list(map(_readable, classes["class"]))
@@ -101,7 +101,7 @@ def nearest_table(
 
 
 def _by_superclass(classes: pd.DataFrame) -> list[int]:
-    """The numbers of the classes, superclass by superclass, each in alphabetical order."""
+    """Return the numbers of the classes by superclass, each in alphabetical order."""
     return list(classes.reset_index(drop=True).sort_values(["superclass", "class"]).index)
 
 
@@ -110,18 +110,18 @@ def _readable(name: str) -> str:
 
 
 def _limit(similarity: np.ndarray) -> float:
-    """End of the colour scale: the largest cosine off the diagonal, which would drown the rest."""
+    """Return the end of the colour scale: the largest cosine off the diagonal."""
     return float(np.abs(similarity[~np.eye(len(similarity), dtype=bool)]).max())
 
 
 def similarity_matrix(
     matrices: Mapping[str, np.ndarray], classes: pd.DataFrame, source: str
 ) -> Figure:
-    """One or more matrices of the same classes, superclass by superclass, on one colour scale.
+    """Draw matrices of the same classes, ordered by superclass, on one colour scale.
 
     Args:
         matrices: title -> `[C, C]` of cosines.
-        classes: a row a class: class, superclass.
+        classes: one row per class: class, superclass.
         source: the provenance footer.
     """
     order = _by_superclass(classes)
@@ -152,11 +152,11 @@ def similarity_matrix(
 
 
 def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source: str) -> Figure:
-    """The matrix in the order of its tree (seaborn's clustermap), superclasses as a colour strip.
+    """Draw the matrix in the order of its tree (seaborn's clustermap), with superclass colours.
 
     Args:
         similarity: `[C, C]` of cosines.
-        classes: a row a class: class, superclass.
+        classes: one row per class: class, superclass.
         source: the provenance footer.
     """
     import seaborn as sns
@@ -183,7 +183,7 @@ def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source:
 
 
 def _orders(similarity: np.ndarray, classes: pd.DataFrame) -> list[dict[str, Any]]:
-    """The explorer's orders: label, classes in order, named groups [name, size], boxed or not."""
+    """Return the explorer's orders: label, classes in order, groups [name, size], boxed or not."""
     from scipy.cluster.hierarchy import leaves_list
 
     names = list(classes["class"])
@@ -215,15 +215,15 @@ def _page() -> str:
 def similarity_explorer(
     similarity: np.ndarray, classes: pd.DataFrame, start: str, name: str
 ) -> HTML:
-    """The matrix to walk about in: pairs on hover, zoom, three orders, nearest classes on a click.
+    """Return an interactive matrix: pairs on hover, zoom, three orders, nearest classes on a click.
 
-    It needs no network and no other file; cosines are rounded to thousandths.
+    It needs no network connection and no other file. Cosines are rounded to thousandths.
 
     Args:
         similarity: `[C, C]` of cosines.
-        classes: a row a class: class, superclass.
-        start: the class whose nearest are listed at first.
-        name: the element's id on the page, the same at every run.
+        classes: one row per class: class, superclass.
+        start: class whose nearest classes are listed at first.
+        name: id of the element on the page, the same in every run.
     """
     superclasses = sorted(classes["superclass"].unique())
     data = {

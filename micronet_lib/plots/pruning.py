@@ -29,11 +29,11 @@ _COLOURS = {"linear": BLUE, "exponential": ORANGE, "one_shot": GREEN, "README": 
 
 
 def mask_rounds(masks: Mapping[str, np.ndarray], layer: str, source: str) -> Figure:
-    """One layer's mask after every round: what stays, what this round took, what was gone.
+    """Draw one layer's mask after every round: weights stored, pruned now, pruned before.
 
     Args:
-        masks: for every round, under the title of its panel, a boolean matrix
-            `[out_chs, fan_in]`, true where a weight is kept.
+        masks: title of the panel -> boolean matrix `[out_chs, fan_in]` of each round, true where a
+            weight is stored.
         layer: its name.
         source: the provenance footer.
     """
@@ -59,11 +59,11 @@ def mask_rounds(masks: Mapping[str, np.ndarray], layer: str, source: str) -> Fig
 def zeros_by_kind(
     paper: pd.DataFrame, sizes: pd.DataFrame, points: Sequence[str] = ("v1_pr_60",)
 ) -> pd.DataFrame:
-    """The zeros counted in published files, as a share of each kind's weights.
+    """Return the zeros counted in published files, as a share of each kind's weights.
 
     Args:
         paper: the chapter's transcribed numbers: point, metric, value.
-        sizes: `pruning_density.density_table(model, "kind")` of that architecture, zeros or not.
+        sizes: `pruning.density.density_table(model, "kind")` of that architecture, pruned or not.
         points: files of this architecture.
 
     Returns:
@@ -80,10 +80,10 @@ def zeros_by_kind(
 
 
 def density_by_kind(zeros: pd.DataFrame, source: str) -> Figure:
-    """How much of each kind of layer is left, network by network.
+    """Draw the density of each kind of layer, network by network.
 
     Args:
-        zeros: columns network, kind, sparsity, as of `zeros_by_kind`; a kind `all` is a line.
+        zeros: columns network, kind, sparsity, from `zeros_by_kind`; the kind `all` is a line.
         source: where the networks come from.
     """
     fig, (ax,) = figure(height=3.3)
@@ -109,10 +109,10 @@ _NETWORKS = (BLUE, GREEN, ORANGE, PURPLE)
 
 
 def sparsity_rounds(schedules: Mapping[str, Sequence[float]], source: str) -> Figure:
-    """What is gone after each round, and which share of what was left each round takes.
+    """Draw the sparsity after each round, and the share of the remaining weights it prunes.
 
     Args:
-        schedules: the sparsity after each round, by the schedule's name.
+        schedules: name -> sparsity after each round.
         source: where they come from.
     """
     fig, (left, right) = figure(height=3.2, columns=2)
@@ -139,7 +139,7 @@ def sparsity_rounds(schedules: Mapping[str, Sequence[float]], source: str) -> Fi
 
 
 def printed_curve(paper: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table 5: columns sparsity (a fraction), top1_percent, score, drop.
+    """Return the paper's Table 5: columns sparsity (a fraction), top1_percent, score, drop.
 
     `drop` is in points of top-1 below the dense network.
 
@@ -155,7 +155,7 @@ def printed_curve(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def pruned_files(published: pd.DataFrame) -> pd.DataFrame:
-    """What was measured of the published files: columns file, n, sparsity, top1, score.
+    """Return the measurements of published files: columns file, n, sparsity, top1, score.
 
     Args:
         published: a table of the sweep `published`; its points end in the percentage pruned.
@@ -167,15 +167,15 @@ def pruned_files(published: pd.DataFrame) -> pd.DataFrame:
 
 
 def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """A sweep of rounds of pruning as a page shows it.
+    """Return the table of a sweep of pruning rounds for a page.
 
     Args:
         measured: a table of `pipeline`, `prune_schedule` or `rewind`; points without a record have
-            n 0 and NaN. A dense network that was measured has sparsity 0.
+            n 0 and NaN. A measured dense network has sparsity 0.
 
     Returns:
-        Columns point, n, sparsity, top1, spread (standard deviation over the n runs), loss, and,
-        where the sweep asks for it, srip (the penalty), score and official_score.
+        Columns point, n, sparsity, top1, spread (standard deviation over the n runs), loss, and, if
+        the sweep has them, srip (the penalty), score and official_score.
     """
     sparsity = measured["sparsity"].mask(measured["n"].gt(0) & measured["sparsity"].isna(), 0.0)
     names = {
@@ -190,15 +190,15 @@ def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_5(printed: pd.DataFrame, full: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table 5 with our own rounds on the full schedule beside it.
+    """Return the paper's Table 5 beside our own rounds on the full schedule.
 
     Args:
-        printed: of `printed_curve`.
-        full: of `rounds_table`, the sweep `pipeline`; a round that was not run stays NaN.
+        printed: from `printed_curve`.
+        full: from `rounds_table` of the sweep `pipeline`; a round that was not run is NaN.
 
     Returns:
-        Columns sparsity, paper (percent), paper's score; then ours, spread, n, and what ours scores
-        by both rules: our score, official score.
+        Columns sparsity, paper (percent), paper's score, ours, spread, n, our score, official
+        score.
     """
     names = {"top1": "ours", "spread": "spread", "n": "n", "score": "our score"}
     names |= {"official_score": "official score"}
@@ -217,14 +217,14 @@ def pruning_curve(
     quick: pd.DataFrame,
     source: str,
 ) -> Figure:
-    """Accuracy against sparsity and score; short runs by themselves, on a scale of their own.
+    """Draw accuracy against sparsity and score; short runs separately, on their own scale.
 
     Args:
-        printed: of `printed_curve`.
-        files: of `pruned_files`.
-        full: of `rounds_table`, the sweep `pipeline` on the paper's schedule.
-        quick: the same of short runs, which are not to be compared with the paper.
-        source: the provenance footer of what was measured.
+        printed: from `printed_curve`.
+        files: from `pruned_files`.
+        full: from `rounds_table` of the sweep `pipeline` on the paper's schedule.
+        quick: the same for short runs, which are not comparable with the paper.
+        source: the provenance footer of the measurements.
     """
     fig, (left, middle, right) = figure(height=3.5, columns=3)
     found = files[files["n"] > 0]
@@ -255,7 +255,7 @@ def pruning_curve(
 
 
 def _measured(ax: Axes, at: pd.Series, rows: pd.DataFrame, label: str) -> None:
-    """Mean and spread of the runs there are."""
+    """Draw mean and spread of the existing runs."""
     run = rows["n"] > 0
     if run.any():
         spread = 100 * rows["spread"][run].fillna(0)

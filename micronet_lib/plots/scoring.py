@@ -22,19 +22,19 @@ _GROUPS = {**KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
 
 
 def _groups(items: pd.DataFrame) -> pd.Series:
-    """Return the part of the network that each row belongs to, for colours and legends."""
+    """Return the part of the network of each row, for colours and legends."""
     activations = (items["layer_kind"] == "other") & (items["kind"] == "hard_swish")
     return items["layer_kind"].mask(activations, "hard_swish")
 
 
 def _place(layer: str) -> str:
-    """Stem, number of the block, or head: where on the horizontal axis a row goes."""
+    """Return the place on the horizontal axis: stem, number of the block, or head."""
     parts = layer.split(".")
     return parts[1] if parts[0] == "blocks" else parts[0]
 
 
 def layer_bill(items: pd.DataFrame, source: str) -> Figure:
-    """Where operations and storage of a network go, block by block.
+    """Draw operations and storage of a network, block by block.
 
     Args:
         items: `records.bill`: layer, layer_kind, kind (of the operation), param_storage, math_ops
@@ -67,11 +67,10 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
 
 
 def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
-    """The share of each kind of layer in operations, storage and score, largest first.
+    """Return the share of each kind of layer in operations, storage and score, largest first.
 
     Args:
-        items: `records.bill`: layer, layer_kind, kind (of the operation), param_storage, math_ops
-            (both weighted to 32 bits).
+        items: `records.bill`, see `layer_bill`.
     """
     names = _groups(items).map(lambda group: _GROUPS[group][0])
     sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
@@ -99,10 +98,10 @@ _SAVINGS = {
 
 
 def history_table(published: pd.DataFrame, savings: pd.DataFrame, network: str) -> pd.DataFrame:
-    """One published file under successive counts, then with its free savings.
+    """Return one published file under successive counts, then with its free savings.
 
     Args:
-        published: measured table of the sweep of that name.
+        published: measured table of the sweep `published`.
         savings: measured table of `free_savings`, points `<network>-<step>`.
         network: for example `v1_pr_60`.
 
@@ -119,10 +118,10 @@ def history_table(published: pd.DataFrame, savings: pd.DataFrame, network: str) 
 
 
 def board_points(published: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame:
-    """What was measured of the networks that entered the challenge, before and after savings.
+    """Return our measurements of the networks of the challenge, before and after savings.
 
     Args:
-        published: measured table of the sweep of that name.
+        published: measured table of the sweep `published`.
         savings: measured table of `free_savings`, points `<network>-<step>`.
 
     Returns:
@@ -138,7 +137,7 @@ def board_points(published: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame
 
 
 def score_history(steps: pd.DataFrame, source: str) -> Figure:
-    """One file, scored in successive ways: both terms of the score as stacked bars.
+    """Draw successive scores of one file: both terms of the score as stacked bars.
 
     Args:
         steps: rows with `step`, `param_storage` and `math_ops`, in order.
@@ -159,11 +158,11 @@ def score_history(steps: pd.DataFrame, source: str) -> Figure:
 
 
 def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
-    """What the official rules would charge at fewer bits; no accuracy is claimed.
+    """Draw the official score at fewer bits. It is a price; no accuracy is claimed.
 
     Args:
         prices: rows with `point` (`<widths>-<accumulator>`) and `official.score`.
-        reference: the unquantised network's official score, as a line.
+        reference: official score of the unquantised network, drawn as a line.
         source: the provenance footer.
     """
     fig, (ax,) = figure(height=3.1)
@@ -189,7 +188,7 @@ def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
 
 
 def leaderboard(board: pd.DataFrame, ours: pd.DataFrame, source: str) -> Figure:
-    """The challenge's final CIFAR-100 board with our measured points on it.
+    """Draw the challenge's final CIFAR-100 leaderboard with our measured points.
 
     Args:
         board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.

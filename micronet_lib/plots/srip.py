@@ -1,4 +1,4 @@
-"""Figures of chapter `02_srip`: what the penalty is, does, and gains; `spectra` has the rest."""
+"""Figures of chapter `02_srip`: penalty, effect and gain. `srip_spectra` has the rest."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ __all__ = [
 
 
 def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
-    """The exact norm and the one-step estimate over the shape of the matrix.
+    """Draw the exact norm and the one-step estimate over the shape of the matrix.
 
     Args:
         norms: definition (`paper`, `released`), ratio (fan_in / out_chs), exact, mean and std (of
-            the estimate over its start vectors), one row a definition and ratio.
+            the estimate over its start vectors), one row per definition and ratio.
         layers: a network's matrices: kind, out_chs, fan_in, marked along the lower edge.
     """
     fig, axes = figure(height=3.5, columns=2)
@@ -50,11 +50,11 @@ def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
 
 
 def srip_descent(paths: pd.DataFrame, rests: Mapping[str, Sequence[float]]) -> Figure:
-    """What the penalty does by itself: every singular value of a matrix, step by step.
+    """Draw the effect of the penalty alone: every singular value of a matrix, step by step.
 
     Args:
         paths: start (`fresh`, `warm`), shape (a name of `rests`), step, index, value.
-        rests: for each shape, left to right, where the values are predicted to come to rest.
+        rests: shape -> predicted resting places of the values, left to right.
     """
     starts = list(dict.fromkeys(paths["start"]))
     fig, axes = figure(height=4.6, columns=len(rests), rows=len(starts))
@@ -76,12 +76,12 @@ def srip_descent(paths: pd.DataFrame, rests: Mapping[str, Sequence[float]]) -> F
 
 
 def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure:
-    """A fresh start vector at each step beside one that is kept: estimate and gradient.
+    """Compare a fresh start vector at each step with a warm one: estimate and gradient.
 
     Args:
-        draws: one row a fresh draw: value, cosine (of its gradient with the exact norm's) and
+        draws: one row per fresh draw: value, cosine (of its gradient with the exact norm's) and
             running (that of the mean of all gradients so far).
-        warm: one row a step: value, cosine.
+        warm: one row per step: value, cosine.
         exact: the mean of the exact norms.
     """
     fig, (left, right) = figure(height=3.4, columns=2)
@@ -104,10 +104,10 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
 
 
 def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Figure:
-    """Gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
+    """Draw the gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
 
     Args:
-        gains: of `records.gain` over the point `none`, in points of top-1.
+        gains: from `records.gain` over the point `none`, in points of top-1.
         paper: transcribed numbers with `gain_percent` by point.
         source: the provenance footer.
     """

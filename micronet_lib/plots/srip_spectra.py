@@ -29,18 +29,18 @@ def singular_values(
     shapes: Mapping[str, Sequence[int]],
     kinds: Mapping[str, str],
 ) -> pd.DataFrame:
-    """Return a network's singular values as a long table, one row a value; empty without spectra.
+    """Return a network's singular values as a long table, one row per value; empty without spectra.
 
     Args:
-        network: how a figure calls it.
+        network: its name in figures.
         spectra: the values of each matrix by layer, with or without `.weight` at the end.
-        shapes: `[out_chs, fan_in]` of each matrix by the same names, in the network's order, which
-            a record does not keep.
-        kinds: of each matrix by the names of `shapes`, as from `architecture.weight_kinds`.
+        shapes: `[out_chs, fan_in]` of each matrix by the same names, in network order, which a
+            record does not have.
+        kinds: of each matrix by the names of `shapes`, from `architecture.weight_kinds`.
 
     Returns:
-        Columns network, layer, kind, pointwise, out_chs, fan_in, side, value. A square matrix is
-        on the side `tall`: it has no null directions either.
+        Columns network, layer, kind, pointwise, out_chs, fan_in, side, value. A square matrix is on
+        the side `tall`, because it has no null directions either.
     """
     found = {layer.removesuffix(".weight"): values for layer, values in spectra.items()}
     rows = []
@@ -54,11 +54,11 @@ def singular_values(
 
 
 def srip_summary(values: pd.DataFrame, networks: Sequence[str]) -> pd.DataFrame:
-    """How near 1 the singular values lie, in pointwise layers and in the others.
+    """Return how near 1 the singular values are, in pointwise layers and in the others.
 
     Args:
-        values: of `singular_values`, networks below each other.
-        networks: which, in this order; one without values has `NaN`.
+        values: from `singular_values`, of all networks.
+        networks: their order; one without values has `NaN`.
 
     Returns:
         Columns network, layers, matrices, smallest, median, largest, near 1: the last is the share
@@ -83,10 +83,10 @@ def srip_summary(values: pd.DataFrame, networks: Sequence[str]) -> pd.DataFrame:
 
 
 def srip_sides(values: pd.DataFrame) -> pd.DataFrame:
-    """How many singular values lie within a tenth of 1, and of where SRIP alone brings them.
+    """Return the share of singular values within a tenth of 1, and of SRIP's own resting places.
 
     Args:
-        values: of `singular_values`, one network, with the predicted places `lower` and `upper`.
+        values: from `singular_values`, one network, with the predicted places `lower` and `upper`.
 
     Returns:
         Columns kind, side, values, near 1, near a predicted place; one row of `NaN` without values.
@@ -109,7 +109,7 @@ def srip_sides(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratio_axis(ax: Axes) -> None:
-    """A horizontal axis of fan_in / out_chs with one octave a tick."""
+    """Scale the horizontal axis as fan_in / out_chs, with one tick per octave."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(_RATIOS, [f"1/{1 / r:.0f}" if r < 1 else f"{r:.0f}" for r in _RATIOS])
     ax.set_xlim(0.12, 6.7)
@@ -119,12 +119,12 @@ def ratio_axis(ax: Axes) -> None:
 def srip_resting_places(
     values: pd.DataFrame, curve: pd.DataFrame, dead: Sequence[str], source: str
 ) -> Figure:
-    """Singular values of a trained network's pointwise layers over the shape of their matrices.
+    """Draw the singular values of pointwise layers over the shape of their matrices.
 
     Args:
-        values: of `singular_values`, one network; nothing but the curve is drawn without any.
-        curve: ratio (fan_in / out_chs), lower, upper: where SRIP alone would bring them.
-        dead: layers that no loss reached, by the start of their names.
+        values: from `singular_values`, one trained network; without any, only the curve is drawn.
+        curve: ratio (fan_in / out_chs), lower, upper: resting places predicted for SRIP alone.
+        dead: prefixes of the names of layers that no loss reached.
         source: the provenance footer.
     """
     fig, (ax, share) = figure(height=4.0, columns=2, widths=(3, 1))
@@ -157,10 +157,10 @@ def srip_resting_places(
 
 
 def srip_spectra(values: pd.DataFrame, networks: Sequence[str], source: str = "") -> Figure:
-    """Range and median of each matrix's singular values, a panel a network, coloured by kind.
+    """Draw range and median of each matrix's singular values, one panel per network.
 
     Args:
-        values: of `singular_values`, networks below each other.
+        values: from `singular_values`, of all networks.
         networks: panels from top to bottom; one without values says `not run`.
         source: the provenance footer; none if empty.
     """

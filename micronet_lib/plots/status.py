@@ -9,7 +9,7 @@ __all__ = ["embedded_set"]
 
 
 def embedded_set(sheet: np.ndarray, superclass_names: tuple[str, ...], source: str) -> Figure:
-    """The embedded data set at a glance, a row a superclass.
+    """Draw the embedded data set, one row per superclass.
 
     Args:
         sheet: uint8 picture `[H, W, 3]` whose rows are the superclasses, evenly spaced.

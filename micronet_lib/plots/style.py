@@ -1,4 +1,4 @@
-"""What every figure shares: size, type, colour-blind-safe colours, and the footer."""
+"""The common style of figures: size, type, colour-blind-safe colours, and the footer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,12 +42,12 @@ _RC: Any = {
 def figure(
     height: float = 3.4, columns: int = 1, rows: int = 1, widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure in the book's style with `rows * columns` axes, row by row.
+    """Return a figure in the book's style with `rows * columns` axes, row by row.
 
     It stays open in pyplot, so that a cell that ends with `fig = plots.name(table)` shows it once.
 
     Args:
-        height: in inches; the width is the page's.
+        height: in inches; the width is that of the page.
         columns: axes side by side.
         rows: axes above each other.
         widths: relative widths of the columns.
@@ -59,6 +59,6 @@ def figure(
 
 
 def footer(fig: Figure, text: str) -> Figure:
-    """Write where the numbers come from under the figure; returns the figure."""
+    """Write the source of the numbers under a figure, and return the figure."""
     fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left")
     return fig

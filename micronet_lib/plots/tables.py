@@ -17,12 +17,12 @@ __all__ = ["show_gains", "show_source", "show_table"]
 def show_table(
     table: pd.DataFrame, formats: Mapping[str, str] | None = None, steps: Sequence[str] = ()
 ) -> Styler:
-    """A table as the page shows it; a value that was not measured reads `not run`.
+    """Return a table as the page shows it. Missing measurements read `not run`.
 
     Args:
-        table: one row a line; column names are the headings.
-        formats: a format string a column, for example `{"top-1": "{:.2%}"}`.
-        steps: columns that count from the row above; the first row has none and shows a dash.
+        table: one row per line; column names are the headings.
+        formats: column -> format string, for example `{"top-1": "{:.2%}"}`.
+        steps: columns of differences from the row above; the first row shows a dash.
     """
     styler = Styler(table, cell_ids=False).hide(axis="index")
     styler.format(dict(formats or {}), na_rep="not run")
@@ -31,17 +31,17 @@ def show_table(
     left = [{"selector": "", "props": "text-align: left"}]
     texts = table.select_dtypes(include=["object", "string"]).columns
     styler.set_table_styles(dict.fromkeys(texts, left), axis=0)
-    # Without a name of its own, pandas invents another one at every run.
+    # Without a fixed id pandas makes a new one in every run.
     words = [*table.columns, *table.iloc[:, 0]]
     name = hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:8]
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
 
 
 def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
-    """A table of `records.gain`: each difference with interval, p and what could have been seen.
+    """Return a table of `records.gain`: each difference with interval, p and detectable effect.
 
     Args:
-        gains: of `records.gain`.
+        gains: from `records.gain`.
         number: the format of differences.
     """
     both = gains[["n", "n_against"]].astype(str)
@@ -59,7 +59,7 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
 
 
 def show_source(function: Callable[..., Any]) -> Code:
-    """Return the library's own code of a function, highlighted, without its docstring."""
+    """Return the library's code of a function, highlighted, without its docstring."""
     source = textwrap.dedent(inspect.getsource(function))
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.FunctionDef)

@@ -1,4 +1,4 @@
-"""Pruning: masks, schedules, and where the zeros are (chapter 05)."""
+"""Pruning: masks, schedules, and the distribution of zeros (chapter 05)."""
 
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import (

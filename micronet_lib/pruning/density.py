@@ -1,4 +1,4 @@
-"""Where a network's zeros are, and what it costs to store where (chapter `05_pruning`)."""
+"""Positions of a network's zeros, and the cost of storing them (chapter `05_pruning`)."""
 
 from typing import Literal
 
@@ -7,30 +7,29 @@ import torch
 from torch import nn
 
 from micronet_lib.architecture.layers import KINDS, weight_kinds
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice
 from micronet_lib.pruning.masks import prunable_weights
 
 
 def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> pd.DataFrame:
-    """Zeros of each layer or of each kind of layer.
+    """Return the zeros of each layer, or of each kind of layer.
 
-    One threshold for all spares a layer whose weights are large. Of the networks of [kim2020] with
-    60 % zeros it took 63 to 69 % of the expansions and projections, 25 and 28 % of the depthwise
-    weights, and 6 and 8 % of the classifier's.
+    A global threshold prunes layers with large weights less. In the networks of [kim2020] with 60 %
+    zeros it pruned 63 to 69 % of the expansions and projections, 25 and 28 % of the depthwise
+    weights, and 6 and 8 % of the classifier.
 
     Args:
-        model: any network; a weight counts as pruned where it is exactly 0.
-        by: a row for each `layer` in the network's order, or for each `kind` in that of `KINDS`.
+        model: any network. A weight counts as pruned if it is exactly 0.
+        by: one row for each `layer` in network order, or for each `kind` in the order of `KINDS`.
 
     Returns:
-        Columns layer (for layers), kind, num_weights, num_zeros, sparsity, density. The last row is
-        the whole network, `all`.
+        Columns layer (only by layer), kind, num_weights, num_zeros, sparsity, density. The last row
+        is the whole network, `all`.
 
     Raises:
         InputError: unknown `by`, or nothing to prune.
     """
-    if by not in ("layer", "kind"):
-        raise unknown("grouping of the density table", by, ("layer", "kind"))
+    check_choice("grouping of the density table", by, ("layer", "kind"))
     weights = prunable_weights(model)
     nonzeros = torch.stack([weight.detach().count_nonzero() for weight in weights.values()])
     table = pd.DataFrame(
@@ -53,9 +52,9 @@ def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> p
 
 
 def mask_params(model: nn.Module) -> float:
-    """What a network's masks cost, in 32-bit parameters: one bit a prunable weight, kept or not.
+    """Return the cost of a network's masks in 32-bit parameters: one bit for each prunable weight.
 
-    This is the rules' `mask_params`: of `published` always, of `official` for a network in which
-    every layer has a zero, because there a layer without one needs no mask.
+    It equals `mask_params` of the rules: always for `published`, and for `official` if every layer
+    has a zero. (`official` charges no mask for a layer without one.)
     """
     return sum(weight.numel() for weight in prunable_weights(model).values()) / 32

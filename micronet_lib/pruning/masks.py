@@ -1,18 +1,16 @@
-"""Global magnitude pruning: the smallest weights of a network go, and stay away.
+"""Global magnitude pruning: set the smallest weights of a network to zero and hold them there.
 
 The fourth stage of [kim2020, section 5], after [han2015] and [frankle2018] (chapter `05_pruning`).
-Pruned is what has two or more dimensions: convolutions and the classifier, squeeze-and-excitation
-too; biases and batch norm never. A mask is a boolean tensor of its weight's shape, true where the
-weight is stored. `schedules` says how much goes in which round, `density` where the zeros
-are.
+Weights of two or more dimensions are pruned: convolutions, classifier and squeeze-and-excitation.
+Biases and batch norm are not. A mask is a boolean tensor of its weight's shape, true where the
+weight is stored. `schedules` says how much each round prunes, `density` where the zeros are.
 
-Where the released code [micronet_code] differs:
-- It keeps what is larger than a percentile, so equal magnitudes go or stay together and the
-  sparsity asked for may be missed. Here the count is exact, and of equal magnitudes the first in
-  the network's order go first.
-- It masks weights in every forward pass; after an optimiser step they are not zero until the next
-  one. `HeldMasks` masks them right after the step, so that whoever looks sees zeros. Training is
-  the same.
+Differences from the released code [micronet_code]:
+- The code keeps weights above a percentile, so equal magnitudes are pruned together and the
+  sparsity may be missed. Here the count is exact. Of equal magnitudes, the first in network order
+  are pruned first.
+- The code masks weights in the forward pass, so they are not zero between an optimiser step and the
+  next forward pass. `HeldMasks` masks them right after the step. Training is the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import weight_kinds
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 
 Scope = Literal["global", "kind", "layer"]
@@ -30,7 +28,7 @@ Masks = dict[str, Tensor]
 
 
 def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every weight of two or more dimensions, by name in the network's order.
+    """Return every weight of two or more dimensions by name, in network order.
 
     Raises:
         InputError: the network has none.
@@ -42,18 +40,17 @@ def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def weight_groups(model: nn.Module, scope: Scope) -> dict[str, str]:
-    """Which weights share a threshold: the name of its group for every prunable weight.
+    """Return the threshold group of every prunable weight.
 
     Args:
         model: any network.
-        scope: `global`, one threshold for all, as published; `kind`, one for each kind;
-            `layer`, one for each weight.
+        scope: `global`, one threshold for all weights, as published; `kind`, one for each kind of
+            layer; `layer`, one for each weight.
 
     Raises:
         InputError: unknown scope, or nothing to prune.
     """
-    if scope not in get_args(Scope):
-        raise unknown("pruning scope", scope, get_args(Scope))
+    check_choice("pruning scope", scope, get_args(Scope))
     weights = prunable_weights(model)
     if scope == "kind":
         return weight_kinds(model)
@@ -67,24 +64,24 @@ def magnitude_masks(
     before: Mapping[str, Tensor] | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> Masks:
-    """Masks without the smallest weights: exactly `round(sparsity * n)` of a group's n are pruned.
+    """Return masks that prune exactly the `round(sparsity * n)` smallest of a group's n weights.
 
-    The threshold is selected on the device, the host waits for it once, and the result depends on
-    neither memory format nor device.
+    The threshold is selected on the device, and the host waits for it once. The result does not
+    depend on memory format or device.
 
     Args:
         weights: of any shapes, all on one device.
-        sparsity: the fraction pruned in all, what `before` prunes included; in [0, 1]. A fraction
-            near 1 can round to everything.
-        before: masks of the last round. What they prune stays pruned, whatever its weight is now.
-        groups: of `weight_groups`; by default one for all.
+        sparsity: fraction of pruned weights, those of `before` included; in [0, 1]. A fraction near
+            1 can round to all weights.
+        before: masks of the last round. Their pruned weights stay pruned, whatever their value.
+        groups: from `weight_groups`; by default one group.
 
     Returns:
-        For every weight a boolean tensor of its shape and on its device, true where it is kept.
+        A boolean tensor for each weight, of its shape and on its device, true where it is stored.
 
     Raises:
-        InputError: a sparsity that is no fraction or less than `before` has; weights that are NaN
-            or infinite; masks or groups of other weights.
+        InputError: sparsity outside [0, 1] or below that of `before`; NaN or infinite weights;
+            masks or groups of other weights.
     """
     if not 0 <= sparsity <= 1:
         raise InputError(f"sparsity {sparsity} is not in [0, 1]; it is a fraction, not per cent")
@@ -113,13 +110,12 @@ def magnitude_masks(
 
 
 def _magnitudes(weights: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Of those weights one after the other, `[n]`, in float32 at least."""
     flat = torch.cat([weights[name].detach().flatten() for name in names]).abs()
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
 
 def _gone(masks: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """Where those masks prune, `[n]`."""
+    """Return where the masks prune, `[n]`."""
     return torch.cat([masks[name].flatten() == 0 for name in names])
 
 
@@ -129,7 +125,7 @@ def _check_values(
     gone: Mapping[str, Tensor],
     counts: Mapping[str, int],
 ) -> None:
-    """All that depends on values; the one place that waits for the device."""
+    """Check everything that depends on values. Only this function waits for the device."""
     largest = torch.stack([sizes.amax() for sizes in flat.values()]).isfinite().all().long()
     found = torch.stack([largest, *(each.sum() for each in gone.values())]).tolist()
     if not found[0]:
@@ -144,7 +140,7 @@ def _check_values(
 
 
 def _keep_all_but(scores: Tensor, count: int) -> Tensor:
-    """False for the `count` smallest of `[n]` scores; among equals, for the first of them."""
+    """Return false for the `count` smallest of `[n]` scores; of equal scores, the first ones."""
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     # topk's values are the same everywhere; which of several equals its indices name is not.
@@ -171,49 +167,50 @@ def _check_same_weights(weights: Mapping[str, Tensor], masks: Mapping[str, Tenso
 
 
 def current_masks(model: nn.Module) -> Masks:
-    """Return the masks that a pruned network shows: false where a prunable weight is exactly 0."""
+    """Return the masks of a pruned network: false where a prunable weight is exactly 0."""
     return {name: weight.detach() != 0 for name, weight in prunable_weights(model).items()}
 
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Set the pruned weights of a network to 0, in place and once; an optimiser brings them back.
+    """Set the pruned weights of a network to 0, once and in place.
+
+    An optimiser step makes them non-zero again; see `HeldMasks`.
 
     Args:
-        model: the network, or a copy of it such as an average of its weights.
-        masks: for every prunable weight one of its shape, 0 or false where it is pruned.
+        model: the network, or a copy such as an average of its weights.
+        masks: one for each prunable weight, of its shape, 0 or false where it is pruned.
 
     Raises:
-        InputError: masks of another network.
+        InputError: the masks belong to another network.
     """
     HeldMasks(model, masks)
 
 
 class HeldMasks(Hook):
-    """Masks that a training loop holds on to: a pruned weight is 0 whenever a step has ended.
+    """Keep pruned weights at 0 during training: they are 0 after every step.
 
-    A mask that is applied once does not last. Momentum, and the gradient of the weight that is
-    now 0, move it away again in the next step. So the loop calls
+    Momentum and the gradient of a pruned weight would change it in the next step. So the loop calls
 
         loss.backward(); masks.before_step(optimizer); optimizer.step(); masks.after_step()
 
-    Masks are constant tensors of the weights' type, ones before anything is pruned, and `set`
-    writes into them. Shapes are fixed and nothing waits for the device, so one captured CUDA graph
-    serves dense training and all rounds, provided that gradients and momentum stay where they are.
+    Masks are constant tensors of the weights' type, all ones at first; `set` writes into them.
+    Shapes are fixed and nothing waits for the device. So one captured CUDA graph serves dense
+    training and all rounds, if gradients and momentum stay at their addresses.
 
-    By default gradients and momentum are left alone, as in the released code. In an optimiser that
-    treats every weight by itself, such as SGD, this makes no difference to the kept weights, to
-    the last bit. It does where a norm over gradients counts (clipping, LARS, LAMB), or where masks
-    give a weight back; `mask_updates` is for those.
+    By default gradients and momentum are not masked, as in the released code. With SGD, or any
+    optimiser that treats weights separately, the stored weights are the same to the last bit. Set
+    `mask_updates` if a norm over gradients counts (clipping, LARS, LAMB), or if masks restore
+    weights.
 
     Args:
-        model: on its device and in its memory format; its pruned weights are set to 0 at once.
-        masks: as of `magnitude_masks`, or another network's of the same shapes; None: keep all.
-        mask_updates: also mask gradients and the optimiser's memory of them, so that a pruned
-            weight's update is exactly 0.
+        model: on its device and in its memory format. Its pruned weights are set to 0 at once.
+        masks: from `magnitude_masks`, or of another network of the same shapes; None prunes
+            nothing.
+        mask_updates: also mask gradients and momentum, so that the update of a pruned weight is 0.
 
     Raises:
-        InputError: masks of another network.
+        InputError: the masks belong to another network.
     """
 
     def __init__(
@@ -233,15 +230,15 @@ class HeldMasks(Hook):
 
     @property
     def masks(self) -> Masks:
-        """Boolean copies, true where a weight is kept."""
+        """Boolean copies of the masks, true where a weight is stored."""
         return {name: mask != 0 for name, mask in self._masks.items()}
 
     @torch.no_grad()
     def set(self, masks: Mapping[str, Tensor]) -> None:
-        """Take over other masks, in place, and set what they prune to 0.
+        """Replace the masks in place, and set the weights that they prune to 0.
 
         Raises:
-            InputError: masks of another network.
+            InputError: the masks belong to another network.
         """
         _check_same_weights(self._weights, masks)
         for name, mask in self._masks.items():
@@ -250,10 +247,10 @@ class HeldMasks(Hook):
 
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """With `mask_updates`, mask gradients and momentum; else nothing.
+        """Mask gradients and momentum if `mask_updates` is set.
 
         Args:
-            optimizer: of these weights. Everything that it keeps in a weight's shape is masked.
+            optimizer: of these weights. Every state tensor of a weight's shape is masked.
         """
         if not self.mask_updates:
             return
@@ -273,9 +270,9 @@ class HeldMasks(Hook):
         torch._foreach_mul_(list(self._weights.values()), list(self._masks.values()))
 
     def state_dict(self) -> Masks:
-        """What a resumed run needs."""
+        """Return the masks."""
         return self.masks
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict`; InputError if it is of another network."""
+        """Load a `state_dict`. Raises InputError if it belongs to another network."""
         self.set(state)

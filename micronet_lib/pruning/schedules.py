@@ -1,10 +1,10 @@
-"""How much is pruned in which round, from which weights, and what training goes on with.
+"""Schedules of pruning: the sparsity of each round, the weights ranked, and rewinding.
 
-A round is: masks from the trained weights, then training again under them (chapter `05_pruning`).
-[kim2020, section 5] raises the sparsity by the same step each round and goes on with the trained
-weights. [frankle2018] prunes the same fraction of what is left each round and goes back to the
-initial weights; [frankle2019] to those of an early epoch. The masks are nested:
-what one round has pruned stays pruned.
+A round makes masks from the trained weights, then trains under them (chapter `05_pruning`).
+[kim2020, section 5] raises the sparsity by equal steps and continues with the trained weights.
+[frankle2018] prunes the same fraction of the remaining weights each round and returns to the
+initial weights; [frankle2019] returns to those of an early epoch. Masks are nested: a pruned weight
+stays pruned.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 from micronet_lib.pruning.masks import (
     HeldMasks,
@@ -32,15 +32,15 @@ ThresholdFrom = Literal["same", "last_epoch"]
 
 
 def linear(final: float, rounds: int, start: float = 0.0) -> tuple[float, ...]:
-    """Sparsities that rise by the same step each round [kim2020, section 5].
+    """Return sparsities that rise by the same step each round [kim2020, section 5].
 
     Args:
         final: sparsity of the last round.
-        rounds: how many.
-        start: sparsity before the first.
+        rounds: number of rounds.
+        start: sparsity before the first round.
 
     Raises:
-        InputError: not `0 <= start <= final < 1`, or no round.
+        InputError: not `0 <= start <= final < 1`, or fewer than one round.
     """
     _check(final, rounds, start)
     steps = (start + (final - start) * k / rounds for k in range(1, rounds))
@@ -48,11 +48,10 @@ def linear(final: float, rounds: int, start: float = 0.0) -> tuple[float, ...]:
 
 
 def exponential(final: float, rounds: int, start: float = 0.0) -> tuple[float, ...]:
-    """Sparsities that take the same fraction of what is left each round [frankle2018].
+    """Return sparsities that prune the same fraction of what is left each round [frankle2018].
 
-    [kim2020] writes that fraction as p^(1/n) per cent of the remaining weights, which does not lead
-    to sparsity p. After n rounds, 1 - (1 - p)^(1/n) does, and is what we take. Arguments and errors
-    are those of `linear`.
+    [kim2020] gives this fraction as p^(1/n) per cent, which does not lead to sparsity p. We use 1 -
+    (1 - p)^(1/n), which does after n rounds. Arguments and errors are those of `linear`.
     """
     _check(final, rounds, start)
     ratio = (1 - final) / (1 - start)
@@ -61,7 +60,7 @@ def exponential(final: float, rounds: int, start: float = 0.0) -> tuple[float, .
 
 
 def one_shot(final: float, rounds: int = 1, start: float = 0.0) -> tuple[float, ...]:
-    """All in the first round; further ones only train, for a comparison on the same budget."""
+    """Return the final sparsity for every round. Later rounds only train, for an equal budget."""
     _check(final, rounds, start)
     return (final,) * rounds
 
@@ -70,7 +69,7 @@ SCHEDULES = {"linear": linear, "exponential": exponential, "one_shot": one_shot}
 
 
 def _rounded(steps: Iterable[float], final: float, start: float) -> tuple[float, ...]:
-    """To 10 decimals, so that a record says 0.45; never out of the way from start to final."""
+    """Return sparsities of 10 decimals, so that a record says 0.45, within [start, final]."""
     return (*(min(max(round(step, 10), start), final) for step in steps), final)
 
 
@@ -85,25 +84,25 @@ def _check(final: float, rounds: int, start: float) -> None:
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """What is pruned, round by round. Without a round nothing is.
+    """Settings of pruning in rounds. Without sparsities nothing is pruned.
 
     Attributes:
-        sparsities: after each round, as fractions of all prunable weights; they never fall. Equal
-            ones train again under the same masks, and a round at 0 only trains.
-        scope: which weights share a threshold, of `masks.weight_groups`; the published networks
-            have one for all.
-        threshold_from: whose magnitudes count: `same`, those of the weights that training goes on
+        sparsities: after each round, fractions of all prunable weights. They must not fall. An
+            equal one trains again under the same masks; a round at 0 only trains.
+        scope: which weights share a threshold, see `weight_groups`. The published networks use
+            `global`.
+        threshold_from: weights whose magnitudes are ranked: `same`, those that training continues
             with; `last_epoch`, the released code's mix-up, see `prune_round`.
-        rewind: what training goes on with: `none`, the trained weights; `initial`, those before
-            any training; `early`, those after `early_epoch`.
-        early_epoch: counted in epochs of the dense training, 1 or more; of `early` only.
+        rewind: weights that training continues with: `none`, the trained ones; `initial`, those
+            before any training; `early`, those after `early_epoch`.
+        early_epoch: epoch of the dense training, 1 or more; only for `early`.
         mask_updates: mask gradients and momentum too, see `masks.HeldMasks`.
-        loads_anew: rounds, from 0, that begin a command of their own; of `last_epoch` only. Such a
-            round has nothing but the file that the one before wrote, so its thresholds are of the
-            weights that training goes on with.
+        loads_anew: rounds, from 0, that start a new command; only for `last_epoch`. Such a round
+            has only the file of the round before, so it ranks the weights that training continues
+            with.
 
     Raises:
-        InputError: a number out of its range, or an unknown name.
+        InputError: a number outside its range, or an unknown name.
     """
 
     sparsities: tuple[float, ...] = ()
@@ -120,8 +119,7 @@ class PruneConfig:
             ("threshold_from", get_args(ThresholdFrom)),
             ("rewind", get_args(Rewind)),
         ):
-            if getattr(self, name) not in known:
-                raise unknown(f"pruning {name}", getattr(self, name), known)
+            check_choice(f"pruning {name}", getattr(self, name), known)
         for sparsity in self.sparsities:
             if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
                 raise InputError(
@@ -153,12 +151,12 @@ ONE_SHOT = PruneConfig(one_shot(0.6))
 
 @dataclass(frozen=True)
 class PruneTo:
-    """The change of a recipe that prunes the network it starts from, and holds its zeros.
+    """The change of a recipe that prunes the start network and holds its zeros.
 
     Attributes:
-        sparsity: afterwards, as a fraction of all prunable weights; zeros that are there count and
-            stay. None prunes nothing more and holds the zeros that are there.
-        scope: which weights share a threshold, of `masks.weight_groups`.
+        sparsity: after the change, a fraction of all prunable weights. Existing zeros count and
+            stay. None holds the existing zeros and prunes nothing more.
+        scope: which weights share a threshold, see `masks.weight_groups`.
         mask_updates: mask gradients and momentum too, see `masks.HeldMasks`.
     """
 
@@ -170,7 +168,7 @@ class PruneTo:
         """Prune in place.
 
         Raises:
-            InputError: a sparsity that is no fraction, or less than the network has already.
+            InputError: a sparsity outside [0, 1], or below that of the network.
         """
         if self.sparsity is not None:
             weights, before = prunable_weights(network), current_masks(network)
@@ -179,7 +177,7 @@ class PruneTo:
         return network
 
     def hooks(self, network: Network) -> Sequence[Hook]:
-        """Return what keeps pruned weights at 0."""
+        """Return the hook that holds pruned weights at 0."""
         return [HeldMasks(network, current_masks(network), self.mask_updates)]
 
 
@@ -191,29 +189,29 @@ def prune_round(
     last_epoch: Mapping[str, Tensor] | None = None,
     rewound: Mapping[str, Tensor] | None = None,
 ) -> Masks:
-    """Begin a round: the network gets the weights it trains on with, pruned ones at 0, in place.
+    """Start a round: load the weights to train, set pruned ones to 0 in place, return the masks.
 
-    The released code keeps two sets of weights at the end of a round: the last epoch's are still in
-    its network, those of the epoch that was best on the test images are in a copy. It makes the
-    masks from the former, then loads the latter and masks them. So weights go by magnitudes that
-    are not theirs. In the first round of a command (`loads_anew`) both sets are the loaded network.
+    At the end of a round the released code has two sets of weights: those of the last epoch in the
+    network, and a copy of the epoch that was best on the test images. It makes the masks from the
+    former, then loads the latter and masks them. So it prunes by magnitudes of other weights. In
+    the first round of a command (`loads_anew`) both sets are the loaded network.
 
     Args:
-        model: with the weights that the last round ended on; of `threshold_from="last_epoch"`, with
-            those it goes on with.
+        model: with the weights at the end of the last round; for `threshold_from="last_epoch"`,
+            with those that training continues with.
         config: of all rounds.
         index: of this round, from 0.
-        before: masks of the last round; needed from the second on.
-        last_epoch: the last epoch's weights, such as a state dict, for `threshold_from`; not used
-            in a round that `loads_anew`.
-        rewound: the whole state dict to go back to, batch norm and its averages too.
+        before: masks of the last round; required from the second round on.
+        last_epoch: weights of the last epoch, such as a state dict, for `threshold_from`; not used
+            in a round of `loads_anew`.
+        rewound: complete state dict to return to, batch norm and its averages included.
 
     Returns:
-        The round's masks.
+        The masks of the round.
 
     Raises:
-        InputError: no such round, something that is needed is missing or of another network, or
-            weights that are NaN or infinite. The network is as it was then.
+        InputError: no such round; a required argument is missing or belongs to another network; NaN
+            or infinite weights. The network is then unchanged.
     """
     if not 0 <= index < len(config.sparsities):
         raise InputError(f"no pruning round {index}; there are {len(config.sparsities)}, from 0")
@@ -235,7 +233,7 @@ def prune_round(
 def _same_weights(
     ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, purpose: str
 ) -> dict[str, Tensor]:
-    """Those of their tensors that we have too, in our order."""
+    """Return the tensors of `theirs` that `ours` has too, in the order of `ours`."""
     if theirs is None:
         raise InputError(f"{purpose} needs those weights, and none were given")
     for name, tensor in ours.items():

@@ -1,8 +1,8 @@
 """The MicroNet Challenge's score of a network, and its bill line by line.
 
 `score = param_storage / 36.5e6 + math_ops / 10.49e9`, both in 32-bit units [kim2020, equation 1].
-The reference is WRN-28-10. `micronet_lib.scoring.operations` lists what the network executes,
-`micronet_lib.scoring.rules` prices it. Chapter `06_scoring` walks through both.
+The reference network is WRN-28-10. `scoring.operations` lists the executed operations,
+`scoring.rules` prices them. Chapter `06_scoring`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.operations import Operation, record_operations
-from micronet_lib.scoring.rules import FULL_BITS, Item, Quantity, RuleSet, get_rules
+from micronet_lib.scoring.rules import FULL_BITS, RULE_SETS, Item, Quantity, RuleSet
 
 PARAM_BASE = 36.5e6
 OPS_BASE = 10.49e9
@@ -24,15 +24,15 @@ class Score:
     """A network's bill under one rule set.
 
     Attributes:
-        num_adds: additions of one image, unweighted; a mean where images leave at exits.
-        num_mults: multiplications of one image, likewise.
-        num_params: stored values, unweighted; a value that is masked out is not stored.
+        num_adds: additions for one image, unweighted; a mean over images with several exits.
+        num_mults: multiplications for one image, likewise.
+        num_params: stored values, unweighted, without masked values.
         mask_params: the sparsity masks, in 32-bit parameters.
         param_storage: stored values and masks, weighted, in 32-bit parameters.
         math_ops: multiplications and additions, weighted, in 32-bit operations.
-        score: the challenge's sum of both against its reference; lower is better.
-        macs: multiply-accumulates of one image with weights that are not zero; a part of the
-            multiplications and additions.
+        score: sum of both, each relative to the reference network; lower is better.
+        macs: multiply-accumulates of one image with non-zero weights; part of the multiplications
+            and additions.
         dense_macs: the same with every weight.
         items: the bill, line by line.
     """
@@ -55,7 +55,7 @@ class Score:
         return {name: int(v) if float(v).is_integer() else v for name, v in values.items()}
 
     def table(self) -> pd.DataFrame:
-        """Return a row an item, with `param_storage` and `math_ops` weighted to 32 bits."""
+        """Return one row for each item, with `param_storage` and `math_ops` weighted to 32 bits."""
         table = pd.DataFrame([asdict(item) for item in self.items if item.count])
         weighted = table["count"] * table["bits"] / FULL_BITS
         stored = table["quantity"].isin(["param", "mask"])
@@ -74,17 +74,17 @@ SCORE_METRICS = (
 def score_operations(
     operations: Iterable[Operation], rules: RuleSet, exit_rates: Sequence[float] | None = None
 ) -> Score:
-    """Add up what the operations cost under the rules.
+    """Return the bill of the operations under the rules.
 
     Args:
         operations: of one image.
         rules: the prices.
-        exit_rates: the fraction of the images that leaves at each exit, as measured. An operation
-            costs the share of the images that is still there; storage is charged in full. None: no
-            image leaves before the last exit.
+        exit_rates: measured fraction of images that leave at each exit. An operation costs the
+            share of images that still reach it; storage is charged in full. None: all images reach
+            the last exit.
 
     Raises:
-        InputError: an operation that the rules do not cover, or rates that do not fit the exits.
+        InputError: an operation without a price, or rates that do not fit the exits.
     """
     operations = tuple(operations)
     shares = _shares(max((op.exit for op in operations), default=0) + 1, exit_rates)
@@ -119,7 +119,7 @@ def score_operations(
 
 
 def _shares(num_exits: int, exit_rates: Sequence[float] | None) -> list[float]:
-    """Return the fraction of the images that goes on until each exit."""
+    """Return the fraction of images that reach each exit."""
     if exit_rates is None:
         return [1] * num_exits
     if len(exit_rates) < num_exits or min(exit_rates) < 0 or abs(sum(exit_rates) - 1) > 1e-6:
@@ -142,10 +142,10 @@ def score_network(
         model: any network; a `Network` with several exits is counted exit by exit.
         rules: a rule set or its name.
         input_shape: of one image.
-        exit_rates: the fraction of the images that leaves at each exit; see `score_operations`.
+        exit_rates: fraction of images that leave at each exit, see `score_operations`.
 
     Raises:
         InputError: unknown rule set, rates that do not fit, or an operation without a price.
     """
-    chosen = get_rules(rules) if isinstance(rules, str) else rules
+    chosen = RULE_SETS[rules] if isinstance(rules, str) else rules
     return score_operations(record_operations(model, input_shape), chosen, exit_rates)

@@ -1,7 +1,7 @@
 """Which tensors of a forward pass depend on the image, and which on parameters only.
 
-The first are data, and arithmetic on them is what a network costs. All others are constants: they
-can be computed once before the first image, so arithmetic on them is free.
+The first are data; arithmetic on them is the cost of a network. The others are constants, which can
+be computed before the first image, so arithmetic on them is free.
 """
 
 from collections import Counter
@@ -28,13 +28,13 @@ def storage(tensor: Tensor) -> int:
 
 
 class Dataflow:
-    """What each tensor depends on. Tensors are known by their memory, as a view is no new value.
+    """Dependencies of every tensor, identified by its memory, because a view is no new value.
 
     Attributes:
-        needs: for data, the operations behind it, by their index.
-        sources: for a constant, the parameters and buffers that it derives from.
-        made_by: for data, the operation that wrote it last.
-        readers: how many functions read a piece of memory.
+        needs: for data, indices of the operations that led to it.
+        sources: for a constant, names of the parameters and buffers that it derives from.
+        made_by: for data, index of the operation that wrote it last.
+        readers: number of functions that read a piece of memory.
     """
 
     def __init__(self, model: nn.Module, image: Tensor) -> None:
@@ -53,16 +53,16 @@ class Dataflow:
             self.sources[at] = self.sources.get(at, frozenset()) | {name}
 
     def is_data(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor depends on the image."""
+        """Return whether a tensor depends on the image."""
         return storage(tensor) in self.needs
 
     def note(self, read: list[Tensor], written: list[Tensor], operations: range) -> None:
-        """Remember what the outputs of a function depend on.
+        """Record the dependencies of a function's outputs.
 
         Args:
             read: its arguments.
             written: its outputs, and arguments that it changed.
-            operations: what it costs, by index; empty if nothing.
+            operations: indices of its operations; empty if it is free.
         """
         data = {storage(tensor) for tensor in read if self.is_data(tensor)}
         if written:
@@ -83,10 +83,10 @@ class Dataflow:
                 self.made_by[at] = operations[-1]
 
     def owner(self, constant: Tensor | None) -> str | None:
-        """Return the path of the module that a constant's parameter belongs to, if there is one.
+        """Return the path of the module that owns a constant's parameter, or None.
 
-        Of several parameters, one of the constant's size, and then one that is called a weight, is
-        taken before a scale or a mask, and the innermost module before those around it.
+        Of several parameters it prefers one of the constant's size, then one named `weight` over a
+        scale or mask. Then it prefers the innermost module.
         """
         if constant is None:
             return None
@@ -98,14 +98,14 @@ class Dataflow:
         return max(paths, key=len, default=None)
 
     def stored_by(self, constant: Tensor, operation: int) -> int:
-        """Return the first operation that needs the values of a constant stored.
+        """Return the index of the first operation that needs a constant's values stored.
 
-        Values are the same if they come from the same parameters and are equal, in any order: a
-        weight and its transpose are stored once, a weight and a part of it are stored each.
+        Values are the same if they come from the same parameters and are equal in any order. So a
+        weight and its transpose are stored once, a weight and a part of it are stored separately.
 
         Args:
-            constant: what the operation reads.
-            operation: its index, the answer if the values are new.
+            constant: read by the operation.
+            operation: index of the operation, returned if the values are new.
         """
         at = storage(constant)
         key = (self.sources.get(at) or at, constant.storage_offset(), constant.numel())

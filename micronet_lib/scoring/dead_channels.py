@@ -1,7 +1,7 @@
-"""Free savings: what a pruned network carries although no logit depends on it.
+"""Free savings: remove from a pruned network what no logit depends on.
 
-Each function returns a smaller network with the same logits (chapter `06_scoring` proves it on
-10 000 images). Three kinds of waste, from large to small:
+Each function returns a smaller network with the same logits (chapter `06_scoring` checks it on 10
+000 images). There are three kinds of waste, from large to small:
 - squeeze-and-excitation whose result is dropped, a slip in the released code of [kim2020];
 - channels that pruning has cut off: nothing reads them, or they are constant. A constant is folded
   into the next batch norm or bias;
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import Architecture, MBConv, MicroNet, SqueezeExcite
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry, check_choice
 
 
 def remove_dead_gates(model: MicroNet) -> MicroNet:
-    """Drop the squeeze-and-excitation of blocks that do not apply it. Bit-identical logits."""
+    """Remove squeeze-and-excitation that is not applied. The logits are bit-identical."""
     if model.architecture.downsample_se != "dead":
         return copy.deepcopy(model)
     weights = model.state_dict()
@@ -30,16 +30,16 @@ def remove_dead_gates(model: MicroNet) -> MicroNet:
 
 
 def _build_like(model: MicroNet, architecture: Architecture) -> MicroNet:
-    """A new network of that architecture with the model's device, precision and mode."""
+    """Return a new network of that architecture with the model's device, precision and mode."""
     parameter = next(model.parameters())
     return MicroNet(architecture).to(parameter.device, parameter.dtype).train(model.training)
 
 
 @dataclass
 class _Live:
-    """Which channels of a network some logit depends on, as boolean masks.
+    """Boolean masks of the channels that some logit depends on.
 
-    `streams[i]` is a set of channels that identity shortcuts tie together; block `b` reads
+    `streams[i]` are channels tied together by identity shortcuts. Block `b` reads
     `streams[reads[b]]` and writes `streams[writes[b]]`.
     """
 
@@ -75,14 +75,14 @@ def _blocks(model: MicroNet) -> list[MBConv]:
 
 
 def _used(conv: nn.Conv2d | nn.Linear, rows: Tensor, cols: Tensor) -> Tensor:
-    """Boolean `[out_chs, in_chs]`: where a live row and a live column share a non-zero weight."""
+    """Return bool `[out_chs, in_chs]`: non-zero weights in a live row and a live column."""
     weight = conv.weight.detach().cpu()
     nonzero = (weight.flatten(2) != 0).any(2) if weight.ndim == 4 else weight != 0
     return nonzero & rows[:, None] & cols[None, :]
 
 
 def _sweep(model: MicroNet, live: _Live) -> None:
-    """One pass that marks channels as dead, given what is dead already."""
+    """Mark channels as dead, given the channels that are dead already."""
     read = [torch.zeros_like(stream) for stream in live.streams]
     classifier = model.classifier
     read[-1] |= _used(classifier, _ones(classifier.out_features), live.streams[-1]).any(0)
@@ -91,8 +91,8 @@ def _sweep(model: MicroNet, live: _Live) -> None:
         hidden, se = live.hidden[index], live.se[index]
         expand = _used(block.conv_expand, hidden, inputs)
         taps = (block.conv_dw.weight.detach().cpu().flatten(1) != 0).any(1)
-        # A hidden channel without input is a constant, and zero padding turns a constant plane into
-        # a picture of its border: only a constant of exactly zero can go.
+        # A hidden channel without input is constant. Zero padding changes a constant plane at its
+        # border, so only a constant of exactly zero can be removed.
         silent = ~expand.any(1) & (block.act_expand(_at_zero(block.bn_expand)).cpu() == 0)
         project = _used(block.conv_project, outputs, hidden)
         live.hidden[index] = hidden & taps & ~silent & project.any(0)
@@ -114,14 +114,14 @@ def _at_least_one(mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _at_zero(bn: nn.BatchNorm2d) -> Tensor:
-    """A batch norm's outputs `[C]` for a channel that is zero everywhere."""
+    """Return a batch norm's outputs `[C]` for channels that are zero everywhere."""
     zero = torch.zeros(1, bn.num_features, 1, 1).to(bn.weight)
     return bn(zero).flatten()
 
 
 @torch.no_grad()
 def _fold_constants(block: MBConv, hidden: Tensor, se: Tensor) -> None:
-    """Move what dead channels contribute, a constant, into the next batch norm or bias."""
+    """Move the constant contribution of dead channels into the next batch norm or bias."""
     # A dead hidden channel is either constant or multiplied by zero weights: both add up right.
     constants = block.act_dw(_at_zero(block.bn_dw)) * ~hidden.to(block.conv_dw.weight.device)
     assert block.bn_project.running_mean is not None
@@ -134,15 +134,14 @@ def _fold_constants(block: MBConv, hidden: Tensor, se: Tensor) -> None:
 
 
 def remove_dead_channels(model: MicroNet) -> MicroNet:
-    """Cut every channel that no logit depends on, and fold the constant ones.
+    """Remove every channel that no logit depends on, and fold the constant ones.
 
-    Covers hidden channels, squeeze-and-excitation units and the channels between blocks. Two things
-    stay although they are dead, because picking single channels would need an index, which the
-    organisers charge: pooled channels whose gate nobody computes from, and constant gates.
-    Logits agree up to rounding (the order of the sums changes).
+    This covers hidden channels, squeeze-and-excitation units and the channels between blocks. Dead
+    pooled channels and constant gates stay, because selecting single channels would need an index,
+    which the organisers charge. Logits agree up to rounding (the order of the sums changes).
 
     Raises:
-        InputError: for a network that carries dead gates; remove those first.
+        InputError: the network has dead gates; remove those first.
     """
     if any(block.config.se_chs and not block.config.se_applied for block in _blocks(model)):
         raise InputError("the network carries dead gates; call remove_dead_gates first")
@@ -175,7 +174,7 @@ def remove_dead_channels(model: MicroNet) -> MicroNet:
 
 
 def _cut(model: MicroNet, live: _Live) -> dict[str, Tensor]:
-    """The state dictionary with dead rows and columns left out."""
+    """Return the state dictionary without dead rows and columns."""
     every = slice(None)
     cuts: dict[str, tuple[Tensor | slice, Tensor | slice]] = {
         "stem.conv": (live.streams[0], every),
@@ -210,12 +209,12 @@ def _cut(model: MicroNet, live: _Live) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_sixth(model: MicroNet) -> MicroNet:
-    """Let the convolution after each HardSwish carry its division by six.
+    """Move the division by six of each HardSwish into the next convolution.
 
     An activation then costs three multiplications instead of four. Logits agree up to rounding.
 
     Raises:
-        InputError: when the stem feeds an identity shortcut, which has no weight to carry it.
+        InputError: the stem feeds an identity shortcut, which has no weight for the factor.
     """
     blocks = _blocks(model)
     if blocks[0].config.stride == 1 and not blocks[0].config.pointwise_shortcut:
@@ -239,11 +238,14 @@ def fold_sixth(model: MicroNet) -> MicroNet:
     return folded
 
 
-SAVINGS = {
-    "dead_gates": remove_dead_gates,
-    "dead_channels": remove_dead_channels,
-    "sixth": fold_sixth,
-}
+SAVINGS = Registry(
+    "saving",
+    {
+        "dead_gates": remove_dead_gates,
+        "dead_channels": remove_dead_channels,
+        "sixth": fold_sixth,
+    },
+)
 """The free savings by name, in the order in which they can be applied."""
 
 
@@ -256,7 +258,6 @@ def apply_savings(model: nn.Module, names: Sequence[str]) -> MicroNet:
     if not isinstance(model, MicroNet):
         raise InputError(f"free savings are known for MicroNets only, not {type(model).__name__}")
     for name in names:
-        if name not in SAVINGS:
-            raise unknown("saving", name, SAVINGS)
+        check_choice("saving", name, SAVINGS)
         model = SAVINGS[name](model)
     return model

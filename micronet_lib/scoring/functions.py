@@ -1,7 +1,7 @@
-"""What each torch function is, as operations: the table `RULES` at the end.
+"""The operations of each torch function: the table `RULES` at the end.
 
-A rule gets the recorder of `micronet_lib.scoring.operations`, the function's output and its
-arguments, under the names that PyTorch gives them, and returns operations.
+A rule takes the recorder of `scoring.operations`, the function's output and its arguments under
+PyTorch's names. It returns operations.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _softmax(
 
 
 def _arithmetic(of_data: Kind, with_constant: Kind) -> Rule:
-    """Return the rule for a tensor and another, a constant, or a number, which needs no storage."""
+    """Return the rule for two tensors, or a tensor and a constant. Numbers need no storage."""
 
     def rule(rec: Recorder, out: Tensor, input: Any, other: Any, alpha: float = 1) -> Operations:
         scaled = [] if alpha == 1 else [rec.operation("product", out)]
@@ -154,7 +154,7 @@ def _index(rec: Recorder, out: Any, input: Tensor, index: Any, *_: Any) -> Opera
 
 
 def _reshape(rec: Recorder, out: Tensor, input: Tensor, *_: Any, **__: Any) -> Operations:
-    """Return the permutation, if a transposed tensor is written in its new order.
+    """Return a permutation if a transposed tensor is written in its new order.
 
     The organisers charge it as a product with a permutation matrix, as for ShuffleNet's channels.
     """
@@ -222,13 +222,13 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
     (_free, "to type type_as float half double bfloat16"),
     (_free, "fake_quantize_per_tensor_affine fake_quantize_per_channel_affine"),
 )
-"""A rule, and the functions that it is for, without underscores at the ends.
+"""A rule and its functions, named without outer underscores.
 
-Comparisons, transcendental functions and changes of sign are one operation each: the largest of
-`n` values costs `n - 1`, as ReLU costs one. Softmax is an exponential, a sum and a division.
-Nearest interpolation is a copy, bilinear is four products and three sums an output. A
-transposition is charged when the tensor is next written in its new order.
+Comparisons, transcendental functions and changes of sign are one operation each: the largest of `n`
+values costs `n - 1`, as ReLU costs one. Softmax is an exponential, a sum and a division. Nearest
+interpolation is a copy; bilinear is four products and three sums for each output. A transposition
+is charged when the tensor is next written in its new order.
 """
 
 RULES = {name: rule for rule, names in _FUNCTIONS for name in names.split()}
-"""Every function that the counter knows, by name without underscores at the ends."""
+"""Every function that the counter knows, by name without outer underscores."""

@@ -1,10 +1,9 @@
-"""What one forward pass executes: a list of operations with shapes and zeros, no prices.
+"""The operations of one forward pass, with shapes and zeros but without prices.
 
-`record_operations` runs the network once and listens to every torch function, so functional
-activations, residual additions and gate products are seen as well as modules, and control flow is
-followed rather than traced. The table in `micronet_lib.scoring.functions` says what each function
-is. A function that is not in it is an error that names it and the module that calls it, never a
-silent zero. `micronet_lib.scoring.rules` puts prices on the list.
+`record_operations` runs the network once and intercepts every torch function. So it sees functional
+activations, residual additions and gate products as well as modules, and follows control flow.
+`scoring.functions` says what each function is; a function that is missing there is an error that
+names it and the calling module. `scoring.rules` prices the list.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,26 +54,27 @@ class Operation:
     """One executed operation on one image.
 
     Attributes:
-        name: where in the network, for example `blocks.3.conv_dw`.
-        kind: what is computed. `unary` is one function a value, such as an exponential; `compare`
-            the larger or smaller of two; `gate` a product of two activations of different shapes,
-            `product` any other; `residual` a sum of two activations, `shift` of one and a constant.
+        name: its place in the network, for example `blocks.3.conv_dw`.
+        kind: type of operation. `unary` is a function of one value, such as an exponential;
+            `compare` the larger or smaller of two; `gate` a product of two activations of different
+            shapes, `product` any other; `residual` a sum of two activations, `shift` of one and a
+            constant.
         out_shape: `(C, H, W)`, or `(C,)` after the head.
         exit: index of the first exit that needs it; 0 in a network with one exit.
-        reads: inputs that the windows of a pooling or sum cover, an overlap counted each time.
+        reads: inputs that the windows of a pooling or sum cover, overlaps counted each time.
             Padding counts as data.
         out_chs: filters of a convolution, rows of a linear layer.
         fan_in: inputs of one output of a dot product: `k * k * in_chs / groups`, or `in_chs`.
-        weight_shape: of the constants that must be stored; `()` without any.
-        nonzeros: those of them that are not zero.
-        distinct: most distinct values in one filter or row, where the layer says `weight_bits`.
+        weight_shape: of the constants to store; `()` without any.
+        nonzeros: number of these constants that are not zero.
+        distinct: most distinct values in one filter or row, where the layer sets `weight_bits`.
         shared: an earlier operation stores the same constants.
         bias: entries of an explicit bias.
-        bias_nonzeros: those of them that are not zero.
+        bias_nonzeros: number of these entries that are not zero.
         bias_shared: an earlier operation stores the same bias.
-        folded_bias: entries of the bias that merging a following batch norm will add.
-        is_first: reads the image itself.
-        weight_bits: width of the weights, where the layer says so (`record_operations`).
+        folded_bias: entries of the bias that merging a following batch norm adds.
+        is_first: whether it reads the image.
+        weight_bits: width of the weights, where the layer sets it (`record_operations`).
         activation_bits: width of the inputs, likewise.
         accumulator_bits: width of the sums, likewise.
     """
@@ -116,7 +116,7 @@ class Operation:
 
     @property
     def macs(self) -> float:
-        """Multiply-accumulates with a weight that is not zero; padding counts as data."""
+        """Multiply-accumulates with a non-zero weight; padding counts as data."""
         return self.num_outputs * self.fan_in * (1 - self.sparsity)
 
     @property
@@ -126,7 +126,7 @@ class Operation:
 
 
 class _Norm(NamedTuple):
-    """A batch norm: the operation that wrote its input, that input's memory, and its own."""
+    """A batch norm: the operation before it, and the memory of its input and running mean."""
 
     layer: int | None
     input: int
@@ -172,7 +172,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def refusal(self, what: str) -> InputError:
-        """Return the error for something without a price: what it is and where it is called."""
+        """Return the error for a function without a price: its name and where it is called."""
         path = self.running[-1]
         kind = type(self.modules[path]).__name__
         where = f"{path} ({kind})" if path else kind
@@ -181,7 +181,7 @@ class Recorder(TorchFunctionMode):
     def operation(
         self, kind: Kind, out: Tensor, constant: Tensor | None = None, **fields: Any
     ) -> Operation:
-        """Return an operation of the running module, and of the constant's if it reads one."""
+        """Return an operation of the running module, or of the module that owns its constant."""
         running, owner = self.running[-1], self.flow.owner(constant)
         if constant is not None:
             index = len(self.operations)
@@ -219,14 +219,14 @@ class Recorder(TorchFunctionMode):
         return self.operation(kind, out, weight, out_chs=out_chs, **fields)
 
     def norm(self, out: Tensor, x: Tensor, running_mean: Tensor) -> Operation:
-        """Return a batch norm: a factor and a shift a channel, unless a layer can carry them."""
+        """Return a batch norm: a factor and a shift per channel, unless a layer can carry them."""
         layer = self.flow.made_by.get(storage(x))
         self._norms[len(self.operations)] = _Norm(layer, storage(x), storage(running_mean))
         shape = (2, running_mean.numel())
         return self.operation("batch_norm", out, weight_shape=shape, nonzeros=prod(shape))
 
     def finish(self, outputs: list[Tensor], exits: list[Tensor]) -> tuple[Operation, ...]:
-        """Return the operations, batch norms merged, each with the first exit that needs it."""
+        """Return the operations with batch norms merged, each with the first exit that needs it."""
         for tensor in outputs:
             if not self.flow.is_data(tensor):
                 raise InputError("the counter lost track: an output does not depend on the image")
@@ -252,8 +252,8 @@ class Recorder(TorchFunctionMode):
     def _merged_norms(self) -> dict[int, int]:
         """Return layer -> batch norm for the norms that a layer's weights can carry.
 
-        Nothing else may read what the layer computes. Where a layer runs more than once, the same
-        norm must follow each time.
+        Nothing else may read the layer's output. If a layer runs more than once, the same norm must
+        follow each time.
         """
         follows = {
             norm.layer: index
@@ -278,7 +278,7 @@ def _most_distinct(weight: Tensor) -> int:
 
 @contextmanager
 def _module_path(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep the dotted path of the running module on the stack."""
+    """Track the dotted path of the running module on the stack."""
     handles = []
 
     def leave(*_: Any) -> None:
@@ -297,25 +297,25 @@ def _module_path(model: nn.Module, stack: list[str]) -> Iterator[None]:
 def record_operations(
     model: nn.Module, input_shape: tuple[int, ...] = (3, 32, 32)
 ) -> tuple[Operation, ...]:
-    """Return every operation of one image's forward pass in evaluation mode, in order of execution.
+    """Return every operation of one image's forward pass in evaluation mode, in execution order.
 
-    What depends on parameters and buffers only is a weight: masks, scales and fake quantisation of
-    weights cost nothing, and the zeros are counted in the tensor that reaches the data. That tensor
-    is what must be stored, not the parameters behind it, and only with the first operation that
-    reads it. A parameter that no operation reads is not stored.
+    A tensor that depends on parameters and buffers only is a weight, so masks, scales and fake
+    quantisation of weights are free. Zeros are counted in the tensor that reaches the data. That
+    tensor is stored, not the parameters behind it, and only with the first operation that reads it.
+    A parameter that no operation reads is not stored.
 
-    A module whose layers are quantised says so by the attributes `weight_bits`, `activation_bits`
-    and `accumulator_bits`. They hold for the operations with its parameters and in its `forward`.
+    A module with quantised layers sets the attributes `weight_bits`, `activation_bits` and
+    `accumulator_bits`. They hold for operations with its parameters and in its `forward`.
 
     A network with several exits is run by its method `exits`. An operation that no exit needs
     counts for the first. The decision to leave is not counted.
 
     Args:
-        model: any network; its mode and device are left as they were.
+        model: any network; its mode and device do not change.
         input_shape: `(C, H, W)` of one image.
 
     Raises:
-        InputError: for a function without a rule, or code that cannot be listened to.
+        InputError: a function without a rule, or scripted code.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(f"{type(model).__name__} is scripted: the counter cannot look inside")

@@ -1,16 +1,14 @@
-"""What an operation costs: the rule sets by which the same network got different scores.
+"""The price of an operation: rule sets that give the same network different scores.
 
 - `first`, `revised`, `published`: three states of the winners' own counter [kim2020], which gave
   one network 0.0049, 0.0051 and 0.0054;
 - `official`: the conventions of the challenge's counting tool and the organisers' rulings
   [gale2020]. `official_quirk` adds a slip of the organisers' EfficientNet example.
 
-Where the organisers have no price, `official` counts in their manner. A comparison is one operation
+Where the organisers have no price, `official` follows their pattern. A comparison is one operation
 of the multiplications' width, like their ReLU: `n - 1` for the largest of `n` values. So is a
-transcendental function, a division and a change of sign. Copies are free, a permutation is not: it
-costs a product with a sparse matrix of ones, and that matrix is stored.
-
-`scoring.operations` lists what a network executes; `scoring.bill` adds up.
+transcendental function, a division or a change of sign. Copies are free. A permutation costs a
+product with a sparse matrix of ones, and that matrix is stored.
 """
 
 from collections.abc import Iterable
@@ -18,7 +16,7 @@ from dataclasses import dataclass, replace
 from math import ceil, log2
 from typing import Literal, cast, get_args
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, Registry, check_choice
 from micronet_lib.scoring.operations import Operation
 
 FULL_BITS = 32
@@ -32,7 +30,7 @@ Accumulator = Literal["fp32", "integer", "adder_tree"]
 class Item:
     """One line of the bill: `count` multiplications, additions, parameters or mask positions.
 
-    `bits` is the width each is charged at; it is a mean where an adder tree mixes widths.
+    `bits` is the charged width, a mean where an adder tree mixes widths.
     """
 
     layer: str
@@ -43,7 +41,7 @@ class Item:
 
 
 class UnpricedError(InputError):
-    """A rule set says nothing about an operation."""
+    """A rule set has no price for an operation."""
 
 
 class RuleSet:
@@ -60,7 +58,7 @@ class RuleSet:
         raise NotImplementedError
 
     def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
-        """Return the operations as this rule set sees them."""
+        """Return the operations as this rule set counts them."""
         return operations
 
 
@@ -69,11 +67,11 @@ class WinnersRules(RuleSet):
     """The winners' counter in its three states; weights and multiplications at 16 bits.
 
     Attributes:
-        biases: charge one bias a filter, whether it comes from batch norm or from the layer.
-        mask: charge one bit a position of every weight tensor, dense ones too.
+        biases: charge one bias for each filter, from batch norm or from the layer.
+        mask: charge one bit for each position of every weight tensor, dense ones too.
 
-    Never charged: gate products and residual additions. The classifier's bias is stored but not
-    added, and an entry of it that is zero is not stored.
+    Gate products and residual additions are never charged. The classifier's bias is stored but not
+    added, and its zero entries are not stored.
     """
 
     name: str
@@ -117,10 +115,10 @@ class WinnersRules(RuleSet):
 
 @dataclass(frozen=True)
 class Precision:
-    """Bit widths of a quantised network. Multiplications are charged the wider input's width.
+    """Bit widths of a quantised network. A multiplication is charged the width of its wider input.
 
     Attributes:
-        scale_bits: one scale a filter, stored and multiplied in after accumulation.
+        scale_bits: one scale for each filter, stored and multiplied in after accumulation.
         other_bits: multiplications in activations, gates and pooling.
         image_bits: the input of the first convolution.
     """
@@ -138,19 +136,19 @@ _FREEBIE = Precision(FREEBIE_BITS, FREEBIE_BITS, image_bits=FREEBIE_BITS)
 
 @dataclass(frozen=True)
 class OfficialRules(RuleSet):
-    """The challenge's counting tool: freebie 16 bits for an unquantised network.
+    """The challenge's counting tool: 16 bits for free ("freebie") for an unquantised network.
 
-    Batch norm is merged where it can be; what stays of it is one bias a filter. Additions count 32
+    Batch norm is merged where possible, which leaves one bias for each filter. Additions count 32
     bits unless an integer accumulator is really used.
 
-    An operation that has widths of its own is charged those, and a layer under 16 bits a scale a
-    filter. The rest of such a network counts 16 bits too, but no more for nothing: it has to run in
-    half precision.
+    An operation with its own widths is charged those; a layer below 16 bits also pays a scale for
+    each filter. The rest of such a network counts 16 bits too, but this is no freebie: it has to
+    run in half precision.
 
     Attributes:
-        precision: widths of a quantised network, which has no freebie; `None`: not quantised.
+        precision: widths of a quantised network, which has no freebie; None: not quantised.
         accumulator: width of the additions inside a quantised dot product: `fp32`; `integer`, wide
-            enough for the exact sum; `adder_tree`, growing by a bit a level.
+            enough for the exact sum; `adder_tree`, one more bit at each level.
     """
 
     name: str = "official"
@@ -207,7 +205,7 @@ class OfficialRules(RuleSet):
 
 
 def _mean_tree_bits(product_bits: int, terms: float) -> float:
-    """Mean input width of the additions in a balanced tree whose sums grow a bit a level."""
+    """Return the mean input width of a balanced adder tree whose sums grow a bit at each level."""
     total, left, width = 0.0, terms, product_bits
     while left > 1:
         pairs = min(left / 2, left - 1)
@@ -245,12 +243,12 @@ _PER_OUTPUT: dict[str, tuple[int, int]] = {
 class QuirkRules(OfficialRules):
     """The official rules with a quirk of the organisers' EfficientNet example.
 
-    It charges a residual addition on the block's expanded channels: those of the latest depthwise
+    It charges a residual addition on the block's expanded channels, those of the latest depthwise
     convolution.
     """
 
     def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
-        """Return the operations, residual additions widened."""
+        """Return the operations with widened residual additions."""
         expanded_chs = 0
         for op in operations:
             if op.kind == "conv" and op.weight_shape[1] == 1 and not op.is_first:
@@ -259,42 +257,33 @@ class QuirkRules(OfficialRules):
             yield replace(op, out_shape=wide) if op.kind == "residual" else op
 
 
-RULE_SETS: dict[str, RuleSet] = {
-    rules.name: rules
-    for rules in (
-        WinnersRules("first", biases=False, mask=False),
-        WinnersRules("revised", biases=True, mask=False),
-        WinnersRules("published", biases=True, mask=True),
-        OfficialRules(),
-        QuirkRules("official_quirk"),
-    )
-}
-"""Every rule set that has a name; `OfficialRules` takes bit widths and an accumulator besides."""
-
-
-def get_rules(name: str) -> RuleSet:
-    """The rule set of that name.
-
-    Raises:
-        InputError: for a name that is not in `RULE_SETS`.
-    """
-    if name not in RULE_SETS:
-        raise unknown("rule set", name, RULE_SETS)
-    return RULE_SETS[name]
+RULE_SETS: Registry[RuleSet] = Registry(
+    "rule set",
+    {
+        rules.name: rules
+        for rules in (
+            WinnersRules("first", biases=False, mask=False),
+            WinnersRules("revised", biases=True, mask=False),
+            WinnersRules("published", biases=True, mask=True),
+            OfficialRules(),
+            QuirkRules("official_quirk"),
+        )
+    },
+)
+"""Every named rule set. `OfficialRules` also takes bit widths and an accumulator."""
 
 
 def rules_of(
     name: str, weight_bits: int = 0, activation_bits: int = 0, accumulator: str = "fp32"
 ) -> RuleSet:
-    """The rule set of that name, at the given widths if there are any.
+    """Return the rule set of that name, at the given bit widths if there are any.
 
     Raises:
-        InputError: unknown name or accumulator, widths out of 1 to 32, one width without the other,
-            or widths for a rule set that knows none.
+        InputError: unknown name or accumulator, widths outside [1, 32], one width without the
+            other, or widths for a rule set that has none.
     """
-    rules = get_rules(name)
-    if accumulator not in get_args(Accumulator):
-        raise unknown("accumulator", accumulator, get_args(Accumulator))
+    rules = RULE_SETS[name]
+    check_choice("accumulator", accumulator, get_args(Accumulator))
     if not weight_bits and not activation_bits:
         if accumulator != "fp32":
             raise InputError(f"accumulator {accumulator!r} needs weight and activation bits")

@@ -1,7 +1,7 @@
-"""SRIP in closed form: a step's value and gradient from a few batches of padded matrices.
+"""SRIP in closed form: value and gradient of a step from a few batches of padded matrices.
 
-`srip` defines the penalty; its autograd works matrix by matrix, dozens of small products each way.
-Here the matrices of a network go through one power step together, and the gradient is written out.
+`srip.penalty` defines SRIP; its autograd needs dozens of small products in each direction. Here all
+matrices go through one power step together, and the gradient is written out.
 """
 
 import math
@@ -18,25 +18,25 @@ from micronet_lib.srip.penalty import SripConfig, as_matrix, draw_start, srip_we
 class Srip(Hook):
     """`srip_network_penalty` for a training loop: same value and gradient, without autograd.
 
-    Matrices of similar size are padded with zeros to one batch. That changes nothing, because a
-    start vector that is 0 in the padding stays 0 there. With `a = A u, b = A a, c = A b` and
-    `r = c - sigma^2 a`, the gradient of `sigma^2 = |b|^2 / |a|^2` by M has rank 4,
+    Matrices of similar size are padded with zeros into one batch. A start vector that is 0 in the
+    padding stays 0 there, so the result is the same. With `a = A u, b = A a, c = A b` and `r = c -
+    sigma^2 a`, the gradient of `sigma^2 = |b|^2 / |a|^2` by M has rank 4,
 
         2 / |a|^2 * [(M a) b' + (M b) a' + (M u) r' + (M r) u'],
 
-    and that of sigma has `1 / (|a| |b|)` in front instead. Shapes are fixed and nothing waits for
-    the device, so a CUDA graph can capture a call, provided that the graph knows the generator
-    (`CUDAGraph.register_generator_state`) and every `.grad` exists and stays where it is.
+    and that of sigma has the factor `1 / (|a| |b|)` instead. Shapes are fixed and nothing waits for
+    the device. A CUDA graph can capture a call if it knows the generator
+    (`CUDAGraph.register_generator_state`) and every `.grad` exists and stays at its address.
 
     Args:
-        model: already on its device.
-        config: what is penalised and how.
-        generator: draws the first vectors of `start="warm"`; else not used.
-        few_launches: two batches and copies by index, for a device to which a launch costs more
-            than padding does; by default on CUDA only.
+        model: on its device.
+        config: placement, definition, start and coefficient.
+        generator: draws the first vectors of `start="warm"`; otherwise not used.
+        few_launches: use two batches and copy by index, for devices where a launch costs more than
+            padding; by default on CUDA only.
 
     Raises:
-        InputError: no layer at the placement, or a generator of another device.
+        InputError: no layer at the placement, or a generator on another device.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Srip(Hook):
             self._draw_starts(generator)
 
     def _like_weights(self, padded: "_Padded") -> list[Tensor]:
-        """Views of the padded matrices that have the weights' shapes."""
+        """Return views of the padded matrices in the shapes of the weights."""
         transposed = self.config.definition == "paper"
         return [
             (slot.mT if transposed else slot).view(weight.shape)
@@ -78,10 +78,10 @@ class Srip(Hook):
 
     @torch.no_grad()
     def value_and_grad(self, generator: torch.Generator | None = None) -> Tensor:
-        """The term of the loss, 0-d; adds its gradient to every weight's `.grad` in place.
+        """Return the loss term, 0-d. Add its gradient to every weight's `.grad` in place.
 
         Args:
-            generator: of `start="fresh"`; the start vectors are its next N(0, 1) numbers.
+            generator: for `start="fresh"`: its next N(0, 1) numbers are the start vectors.
 
         Raises:
             InputError: the generator is on another device.
@@ -98,13 +98,13 @@ class Srip(Hook):
         return total * (self.config.coef / len(self.weights))
 
     def after_backward(self, generator: torch.Generator | None) -> Tensor:
-        """Add the gradient of a training step; see `value_and_grad`."""
+        """Add the gradient; see `value_and_grad`."""
         return self.value_and_grad(generator)
 
     def _step(self, m: Tensor, u: Tensor, gradient: Tensor) -> Tensor:
-        """A batch's summed penalty; m and gradient `[n, rows, columns]`, u `[n, 1, columns]`.
+        """Write the gradient, shaped as m `[n, rows, columns]`; return the sum of the penalties.
 
-        Vectors lie in rows: as columns the same products take a CPU several times longer.
+        u is `[n, 1, columns]`: vectors are rows, as columns are several times slower on a CPU.
         """
         released = self.config.definition == "released"
         m_u = u @ m.mT
@@ -152,16 +152,16 @@ class Srip(Hook):
         self._starts.storage.index_copy_(0, self._u_index, draw_start(self._u, generator))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on: the start vectors of `warm`, else nothing."""
+        """Return the start vectors of `warm`; nothing for `fresh`."""
         if self.config.start == "fresh":
             return {}
         return {"u": self._starts.storage[self._u_index]}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with another run's start vectors.
+        """Load the start vectors of another run.
 
         Raises:
-            InputError: they are not of these weights, definition and start.
+            InputError: they belong to other weights, another definition or another start.
         """
         own, given = ({k: len(v) for k, v in d.items()} for d in (self.state_dict(), state))
         if own != given:
@@ -171,7 +171,7 @@ class Srip(Hook):
 
 
 class _Padded:
-    """Matrices of many sizes as a few batches padded with zeros; `slots[i]` is the i-th matrix."""
+    """Matrices of many sizes as a few batches, padded with zeros. `slots[i]` is the i-th matrix."""
 
     def __init__(
         self, shapes: Sequence[tuple[int, int]], groups: Collection[list[int]], like: Tensor
@@ -191,7 +191,7 @@ class _Padded:
         self.slots = [slots[i] for i in range(len(shapes))]
 
     def places(self, slots: Sequence[Tensor]) -> Tensor:
-        """Where in the storage the elements of views of it lie, one view after the other."""
+        """Return the positions in the storage of all elements of the given views, in order."""
         every = torch.arange(len(self.storage), device=self.storage.device)
         views = [every.as_strided(s.shape, s.stride(), s.storage_offset()) for s in slots]
         return torch.cat([view.flatten() for view in views])

@@ -1,8 +1,8 @@
-"""SRIP: keep a network's matrices near orthogonal, with one power step a matrix.
+"""SRIP: keep the matrices of a network near orthogonal, with one power step for each matrix.
 
-The spectral restricted isometry property penalty of [bansal2018], which [kim2020, section 3.1 and
-appendix C] put on the pointwise convolutions alone (chapter `02_srip`). A weight is the matrix `W`
-of `[out_chs, fan_in]`; its distance from orthogonal is the spectral norm of a symmetric `A`,
+The penalty of [bansal2018] (spectral restricted isometry property). [kim2020, section 3.1 and
+appendix C] applies it to pointwise convolutions only (chapter `02_srip`). A weight is the matrix
+`W`, `[out_chs, fan_in]`. Its distance from orthogonal is the spectral norm of a symmetric `A`,
 estimated from a random start `u` as `sigma = |A A u| / |A u|`. Paper and released code differ:
 
 | definition | A | of a matrix | of a network |
@@ -11,10 +11,10 @@ estimated from a random start `u` as `sigma = |A A u| / |A u|`. Paper and releas
 | `released` | `W' W - I`, `[fan_in, fan_in]` | sigma squared | coef * mean, coef 0.7 |
 
 A is never formed. With `M = W'` (paper) or `M = W` (released), `A x = M'(M x) - x`. Where M is
-wide, A has the eigenvalue -1 whatever the weights are: the norm cannot fall under 1 there.
+wide, A has the eigenvalue -1, so its norm is at least 1.
 
-This module is the definition, for autograd. For the training loop, `batches.Srip` has the same
-value and gradient in closed form, on batches of matrices.
+This module is the definition, for autograd. `batches.Srip` computes the same value and gradient in
+closed form for the training loop.
 """
 
 import math
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Definition = Literal["paper", "released"]
 Start = Literal["fresh", "warm"]
@@ -38,23 +38,23 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {
     "all": tuple(kind for kind in KINDS if kind != "other"),
     **{kind: (kind,) for kind in ("expand", "project", "shortcut", "se")},
 }
-"""The kinds of layer (`layer_kind`) in each placement: [kim2020, Table 6]'s four, then finer."""
+"""The kinds of layer (`layer_kind`) in each placement: [kim2020, Table 6]'s four, and single kinds.
+"""
 
 
 @dataclass(frozen=True)
 class SripConfig:
-    """How a network is regularised; anything but these values raises `InputError`.
+    """Settings of SRIP. Other values than these raise `InputError`.
 
     Attributes:
-        coef: factor of the mean over the matrices; 0 switches the penalty off. The paper's 1.0 goes
-            with its definition, 0.7 with the released one.
+        coef: factor of the mean over the matrices; 0 switches SRIP off. The paper uses 1.0 with its
+            definition, the released code 0.7 with its own.
         placement: a name of `PLACEMENTS`.
         definition: `paper` or `released`, see the module.
-        start: `fresh` draws `u` anew for every matrix and step. `warm` keeps the last iterate,
-            which is another regulariser: on v1 with orthogonal weights and noise of 0.02 it comes
-            to the gradient of the exact norm in 200 steps. A fresh draw's is mostly noise
-            (cosine 0.3 to 0.4 with its own mean), and even that mean has a cosine of only 0.6 with
-            the exact one.
+        start: `fresh` draws `u` anew for every matrix and step. `warm` continues from the last
+            iterate, a different regulariser: on v1 with orthogonal weights and noise of 0.02 it
+            reaches the exact norm's gradient in 200 steps. A fresh draw's gradient has a cosine of
+            0.3 to 0.4 with its mean, and the mean 0.6 with the exact gradient.
     """
 
     coef: float = 1.0
@@ -71,16 +71,15 @@ class SripConfig:
 
 
 def _check(what: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise unknown(what, name, known)
+    check_choice(what, name, known)
 
 
 def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
-    """The weights that a placement means, in the network's order.
+    """Return the weights of a placement by name, in network order.
 
-    `pointwise` is the released code's choice: every convolution whose kernel is one wide, shortcuts
-    and squeeze-and-excitation too, the linear layer not; 68 tensors in `micronet_v1_released`. A
-    depthwise weight `[C, 1, 3, 3]` counts as a `C x 9` matrix. `all` adds the stem, `32 x 27`.
+    `pointwise` is the released code's choice: every 1x1 convolution, shortcuts and
+    squeeze-and-excitation included, without the linear layer; 68 tensors in `micronet_v1_released`.
+    A depthwise weight `[C, 1, 3, 3]` is a `C x 9` matrix. `all` adds the stem, `32 x 27`.
 
     Raises:
         InputError: unknown placement, or the network has no such layer.
@@ -104,20 +103,20 @@ def srip_penalty(
     definition: Definition = "paper",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One matrix's penalty: sigma (`paper`) or sigma squared (`released`), 0-d, differentiable.
+    """Return sigma (`paper`) or sigma squared (`released`) of one matrix, 0-d, differentiable.
 
-    The gradient flows through both applications of A. Where A u is exactly 0, so are penalty and
-    gradient; elsewhere the gradient of sigma, as of any norm, does not shrink with it.
+    The gradient flows through both applications of A. Where A u is exactly 0, both are 0. Elsewhere
+    the gradient of sigma does not shrink with sigma.
 
     Args:
-        weight: `[out_chs, fan_in]`, or a convolution's, flattened to that; half precision is
-            computed in float32.
-        u: start vector, `[out_chs]` (`paper`) or `[fan_in]` (`released`); else drawn from N(0, 1).
+        weight: `[out_chs, fan_in]`, or a convolution's; half precision is raised to float32.
+        u: start vector, `[out_chs]` (`paper`) or `[fan_in]` (`released`); drawn from N(0, 1) if
+            None.
         definition: `paper` or `released`, see the module.
-        generator: to draw from, on the weight's device.
+        generator: random numbers, on the weight's device.
 
     Raises:
-        InputError: unknown definition; a weight of fewer than two dimensions; a start vector or a
+        InputError: unknown definition; a weight of fewer than two dimensions; a start vector or
             generator that does not fit.
     """
     with torch.autocast(weight.device.type, enabled=False):
@@ -142,13 +141,13 @@ def srip_network_penalty(
     us: Mapping[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The term of the loss: `coef` times the mean of `srip_penalty` over the matrices, 0-d.
+    """Return the loss term: `coef` times the mean of `srip_penalty` over the matrices, 0-d.
 
     Args:
         weights: as from `srip_weights(model, config.placement)`.
-        config: its `coef` and `definition` count here.
-        us: a start vector each; else all are drawn at once, those of `batches.Srip`.
-        generator: to draw from, on the weights' device.
+        config: `coef` and `definition` are used.
+        us: start vectors by name; if None, all are drawn at once, the same as in `batches.Srip`.
+        generator: random numbers, on the weights' device.
     """
     if us is None:
         matrices = [as_matrix(weight, config.definition) for weight in weights.values()]
@@ -160,14 +159,14 @@ def srip_network_penalty(
 
 
 def spectrum(weight: Tensor) -> Tensor:
-    """Singular values of a weight as a matrix, `[min(out_chs, fan_in)]`, largest first."""
+    """Return a weight's singular values as a matrix, `[min(out_chs, fan_in)]`, largest first."""
     return torch.linalg.svdvals(as_matrix(weight, "released"))
 
 
 def exact_deviation(weight: Tensor, definition: Definition) -> Tensor:
-    """The spectral norm of A, which the power step estimates from below; 0-d.
+    """Return the exact spectral norm of A, 0-d. The power step estimates it from below.
 
-    At least 1 where the shape makes A's matrix product singular: for `released` in a wide weight
+    It is at least 1 where A's matrix product is singular: for `released` in a wide weight
     (`out_chs` less than `fan_in`), for `paper` in a tall one.
     """
     rows, columns = as_matrix(weight, definition).shape
@@ -176,15 +175,15 @@ def exact_deviation(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
-    """A weight as M of the module's docstring, the matrix whose power step is taken.
+    """Return a weight as the matrix M of the module's docstring.
 
     Args:
-        weight: `[out_chs, fan_in]`, or a convolution's, flattened to that.
+        weight: `[out_chs, fan_in]`, or the weight of a convolution, flattened to that.
         definition: `paper` or `released`.
 
     Returns:
-        `[fan_in, out_chs]` (`paper`) or `[out_chs, fan_in]` (`released`), in float32 at least;
-        start vectors have as many elements as M has columns.
+        `[fan_in, out_chs]` (`paper`) or `[out_chs, fan_in]` (`released`), in float32 at least. A
+        start vector has one element for each column.
 
     Raises:
         InputError: unknown definition, or a weight of fewer than two dimensions.
@@ -197,11 +196,11 @@ def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def draw_start(target: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Fill start vectors, of any shape, with N(0, 1) numbers in place; returns them.
+    """Fill start vectors with N(0, 1) numbers in place, and return them.
 
     Args:
         target: one vector, or those of many matrices one after the other.
-        generator: to draw from, on the target's device; None for PyTorch's own.
+        generator: random numbers, on the target's device; None for PyTorch's own.
 
     Raises:
         InputError: the generator is on another device.

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 
-from micronet_lib.architecture import build, get_architecture
+from micronet_lib.architecture import ARCHITECTURES, build
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix
 from micronet_lib.augmentation.policies import uniform_policies
 from micronet_lib.lab.data.images import ImageSet, load_split
@@ -90,7 +90,7 @@ def ceilings(device: str, batch: int) -> None:
 def depthwise_convolutions(device: str, batch: int) -> None:
     """The likely hot spot: microseconds forward, for the images' gradient, for the weights'."""
     configs = {
-        (c.hidden_chs, size, c.stride): None for c, size in _sizes(get_architecture(MODEL).blocks)
+        (c.hidden_chs, size, c.stride): None for c, size in _sizes(ARCHITECTURES[MODEL].blocks)
     }
     print("  channels  size  stride  type      layout         forward  d images  d weights   [us]")
     for chs, size, stride in configs:

@@ -1,8 +1,8 @@
-"""Files that the book does not ship: CIFAR-100, the published checkpoints and policies.
+"""Downloads: CIFAR-100, the published checkpoints and policies.
 
-`fetch` downloads and `check` only looks. Nothing else in the library touches the network. Every
-file is pinned by a digest and gets its name only once the digest is right. Licences, sizes and
-how to get each file by hand: data/README.md.
+`fetch` downloads, `check` only reads. Nothing else in the library uses the network. Every file is
+pinned by a digest and gets its name only if the digest is right. data/README.md has licences, sizes
+and how to get each file by hand.
 """
 
 import ast
@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 GROUPS = ("cifar100", "kaist", "policies")
 RETRIES = 1  # of each address, after a second
 TIMEOUT_S = (10.0, 30.0)  # for a connection, and of silence on it
 CHUNK_BYTES = 1 << 16
-UNFINISHED = "fetch.part"  # folder below the data root; the next fetch clears what a kill left
+UNFINISHED = "fetch.part"  # folder below the data root; the next fetch clears it after a kill
 
 # One repository under its two names: the one the paper prints, and the other.
 KAIST_REPOSITORIES = (
@@ -53,16 +53,16 @@ POLICIES_FILE = "policies/fast_autoaugment_cifar100.json"
 
 @dataclass(frozen=True)
 class Asset:
-    """One download and the files that come of it; paths are relative to the data root.
+    """One download and its files; paths are relative to the data root.
 
     Attributes:
         group: one of `GROUPS`.
-        path: of the download. One that was placed there by hand is used before any address.
-        urls: addresses of the download, tried in order until one gives the right files.
-        files: path -> digest, as `md5:...` or `sha256:...`, of what must be there in the end.
-            Holds `path` itself if the download is what is wanted.
-        make: called as `make(download, folder)` if it is not. Writes `files` below `folder`;
-            raises `InputError` for a download that does not hold them.
+        path: of the download. A file placed there by hand is used before any address.
+        urls: addresses, tried in order until one gives the right files.
+        files: path -> digest, `md5:...` or `sha256:...`, of the files to obtain. Contains `path` if
+            the download itself is wanted.
+        make: otherwise called as `make(download, folder)`. Writes `files` below `folder`; raises
+            `InputError` if the download does not hold them.
     """
 
     group: str
@@ -74,11 +74,11 @@ class Asset:
 
 @dataclass(frozen=True)
 class Outcome:
-    """State of one file.
+    """The state of one file.
 
     Attributes:
         path: relative to the data root.
-        status: `present` or `fetched` from `fetch`, that of `file_status` from `check`.
+        status: `present` or `fetched` from `fetch`; that of `file_status` from `check`.
     """
 
     path: str
@@ -114,7 +114,7 @@ def extract(archive: Path, folder: Path, paths: Iterable[str]) -> None:
 
 
 def read_policies(source: str | bytes) -> dict[str, list[list[list[Any]]]]:
-    """Return the augmentation policies of a Python source, which is never run [lim2019].
+    """Return the augmentation policies of a Python source [lim2019] without running it.
 
     Args:
         source: functions of two statements each, `p = [...]` and `return p`, where `[...]` is a
@@ -125,7 +125,7 @@ def read_policies(source: str | bytes) -> dict[str, list[list[list[Any]]]]:
         probability and level in [0, 1].
 
     Raises:
-        InputError: when the source holds anything else, such as a call.
+        InputError: the source holds anything else, such as a call.
     """
     policies = {}
     line = 0
@@ -206,26 +206,25 @@ ASSETS = (
 def fetch(
     groups: Sequence[str] | None, root: Path, assets: Sequence[Asset] = ASSETS
 ) -> list[Outcome]:
-    """Download what is missing or damaged below `root`; leave the right files alone.
+    """Download missing or damaged files below `root`. Intact files do not change.
 
-    A download that fails does not stop the others, and changes no file.
+    A failed download does not stop the others, and changes no file.
 
     Args:
-        groups: some of `GROUPS`; none or empty means all.
-        root: the data root, made if it does not exist.
-        assets: what there is to fetch.
+        groups: some of `GROUPS`; None or empty means all.
+        root: the data root, created if missing.
+        assets: all possible downloads.
 
     Returns:
-        One outcome a file, in the order of `assets`.
+        One outcome per file, in the order of `assets`.
 
     Raises:
         NotFetchedError: at the end, if a download has failed.
-        InputError: for an unknown group, a folder that cannot be written, another fetch into the
-            same folder, or a download without pooch.
+        InputError: an unknown group, a folder that cannot be written, another fetch into the same
+            folder, or pooch not installed.
     """
     for group in groups or ():
-        if group not in GROUPS:
-            raise unknown("data group", group, GROUPS)
+        check_choice("data group", group, GROUPS)
     outcomes = []
     failed = {}
     silent: set[str] = set()
@@ -257,7 +256,7 @@ def fetch(
 
 
 def check(root: Path, assets: Sequence[Asset] = ASSETS) -> list[Outcome]:
-    """Compare every file that `fetch` leaves below `root` with its digest; change nothing."""
+    """Compare every file of `assets` below `root` with its digest. Change nothing."""
     return [
         Outcome(path, file_status(root / path, digest))
         for asset in assets
@@ -266,7 +265,7 @@ def check(root: Path, assets: Sequence[Asset] = ASSETS) -> list[Outcome]:
 
 
 def file_status(path: Path, digest: str) -> str:
-    """Return `ok`, `missing`, `wrong digest` or `unreadable`; change nothing.
+    """Return `ok`, `missing`, `wrong digest` or `unreadable`. Change nothing.
 
     Args:
         path: of the file.
@@ -285,7 +284,7 @@ def file_status(path: Path, digest: str) -> str:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process from writing to the same unfinished files; a kill releases it."""
+    """Lock the folder of unfinished files against a second process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -310,7 +309,7 @@ def _fetch_asset(asset: Asset, root: Path, silent: set[str]) -> list[Outcome]:
             for path in stale:
                 target = root / path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                # That folder may be a link to another disk, where a move copies.
+                # That folder may be a link to another disk, where a move is a copy.
                 beside = target.with_name(f"{target.name}.part")
                 shutil.move(unfinished / path, beside)
                 beside.replace(target)
@@ -323,13 +322,13 @@ def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
     """Fill `folder` from the first source that gives the right files.
 
     Args:
-        asset: what is wanted.
+        asset: to obtain.
         root: the data root.
         folder: for the download and the files made of it; emptied first.
-        silent: hosts that did not answer, which are not asked again; takes in new ones.
+        silent: hosts that did not answer, which are not asked again; extended in place.
 
     Raises:
-        NotFetchedError: no source gives them.
+        NotFetchedError: no source gives the right files.
     """
     placed = root / asset.path
     sources: list[Path | str] = [*asset.urls]
@@ -358,7 +357,7 @@ def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
 
 
 def _download(url: str, asset: Asset, folder: Path, silent: set[str]) -> Path:
-    """Bring one download below `folder`; see `_obtain`.
+    """Download one file below `folder`; see `_obtain`.
 
     Raises:
         InputError: why the address does not give it, in a few words.
@@ -371,7 +370,7 @@ def _download(url: str, asset: Asset, folder: Path, silent: set[str]) -> Path:
     host = urlsplit(url).netloc
     if host in silent:
         raise InputError("no connection")
-    pooch.get_logger().setLevel("ERROR")  # the bar and our own line say enough
+    pooch.get_logger().setLevel("ERROR")  # the bar and our own line are enough
     source = pooch.Pooch(
         path=folder,
         base_url="",

@@ -1,16 +1,16 @@
 """The embedded data set: 100 drawn classes in 20 superclasses, the same bytes on every machine.
 
-A superclass is a shape, a texture and a palette; its five classes differ in one attribute of
-it. So the hierarchy behind the labels is known, which CIFAR-100 cannot offer. Every image has
-its own place, size, tilt, colours, clouded background and noise, and is mirrored half of the
-time, which keeps a horizontal flip a harmless augmentation.
+A superclass is a shape, a texture and a palette; its five classes differ in one attribute. So the
+true hierarchy of the labels is known, unlike in CIFAR-100. Every image has its own place, size,
+tilt, colours, clouded background and noise. Half of them are mirrored, so a horizontal flip does no
+harm.
 """
 
 from typing import Literal
 
 import numpy as np
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.data.superclasses import SUPERCLASSES, Array, Colour, Varied, direction
 
 # Equal bytes everywhere rest on two rules. Randomness is PCG64's raw 64-bit stream, which NumPy
@@ -30,7 +30,7 @@ SUPERCLASS_OF: tuple[int, ...] = tuple(
 
 
 def _clouds(knots: Array) -> Array:
-    """[N,25] random knots -> [N,32,32]: a 5 x 5 grid of them joined by straight lines."""
+    """Interpolate [N,25] random knots, a 5 x 5 grid, linearly to [N,32,32]."""
     knots = knots.reshape(-1, 5, 5)
     place = (np.arange(PIXELS, dtype=np.float32) + 0.5) / 8
     left = place.astype(np.int64)
@@ -40,17 +40,17 @@ def _clouds(knots: Array) -> Array:
 
 
 def _rgb(hue: Array, saturation: Array, value: Array) -> Array:
-    """[N] hue in turns, saturation and value -> [N,3] red, green, blue in [0, 1]."""
+    """Return [N,3] red, green, blue in [0, 1] for [N] hue (in turns), saturation and value."""
     angle = hue[:, None] + np.array([0, 2, 1], np.float32) / 3
     ramp = np.clip(np.abs(6 * (angle - np.floor(angle)) - 3) - 1, 0, 1)
     return value[:, None] * (1 - saturation[:, None] * (1 - ramp))
 
 
 def _draw(index: int, split: str, num_per_class: int) -> tuple[Array, Array]:
-    """The images of one superclass, uint8 [5k,3,32,32], and a shuffling key each, uint64 [5k].
+    """Return one superclass: uint8 images [5k,3,32,32], and a shuffling key each, uint64 [5k].
 
-    Image n is the (n // 5)-th of class n % 5 and owns one row of the random stream: fewer
-    images per class are the first of more.
+    Image n is the (n // 5)-th of class n % 5 and uses its own row of the random stream. So fewer
+    images per class are a subset of more.
     """
     look = SUPERCLASSES[index]
     count = 5 * num_per_class
@@ -99,17 +99,16 @@ def make_images(
 
     Args:
         split: `train` or `test`; no image is in both.
-        num_per_class: images per class; by default 50 (train) or 10 (test). The first k images
-            of a class are the same whatever is asked for, and so is the order among them.
+        num_per_class: images per class; by default 50 (train) or 10 (test). The first k images of a
+            class, and their order, do not depend on it.
 
     Returns:
         Images, uint8 [N,3,32,32], and targets, int64 [N], in a fixed shuffled order.
 
     Raises:
-        InputError: if there is no such split or the number is not positive.
+        InputError: unknown split, or a number below 1.
     """
-    if split not in NUM_PER_CLASS:
-        raise unknown("split", split, NUM_PER_CLASS)
+    check_choice("split", split, NUM_PER_CLASS)
     if num_per_class is None:
         num_per_class = NUM_PER_CLASS[split]
     if num_per_class < 1:

@@ -1,6 +1,6 @@
 """The two data sets as tensors: the embedded one and CIFAR-100, with one fixed validation split.
 
-A split is read when it is asked for: rating a network on CIFAR-100 opens its test file only.
+A split is read on demand: rating a network on CIFAR-100 opens only its test file.
 """
 
 import pickle
@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.datasets.utils import check_integrity
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice, unknown
 from micronet_lib.lab.data import embedded
 from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
 
@@ -49,20 +49,20 @@ class ImageSet:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same images on a device."""
+        """Return the same images on a device."""
         return ImageSet(
             self.images.to(device), self.targets.to(device), self.coarse_targets.to(device)
         )
 
     def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at `indices`, int64 [M], in that order."""
+        """Return the images at `indices`, int64 [M], in that order."""
         return ImageSet(self.images[indices], self.targets[indices], self.coarse_targets[indices])
 
     def first(self, num: int) -> "ImageSet":
-        """`num` of the images, the first of each class in turn; all of them for 0.
+        """Return `num` images, the first of each class in turn; all of them for 0.
 
         Raises:
-            InputError: for more images than there are.
+            InputError: more images than there are.
         """
         if num > len(self):
             raise InputError(f"{num} images asked for, but there are {len(self)}")
@@ -77,7 +77,7 @@ class ImageSet:
 
 
 class Labels(NamedTuple):
-    """What the numbers in the targets mean.
+    """The meaning of the target numbers.
 
     Attributes:
         class_names: of the 100 classes.
@@ -90,14 +90,14 @@ class Labels(NamedTuple):
     superclass_of: Tensor
 
     def table(self) -> pd.DataFrame:
-        """One row a class, in the order of the labels: class, superclass."""
+        """Return one row per class, in the order of the labels: class, superclass."""
         superclasses = [self.superclass_names[index] for index in self.superclass_of.tolist()]
         return pd.DataFrame({"class": self.class_names, "superclass": superclasses})
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set with its three splits; validation is held out of the published training set.
+    """A data set with three splits. Validation is taken from the published training set.
 
     Attributes:
         name: one of `DATA_SETS`.
@@ -119,7 +119,7 @@ class Dataset:
 
     @property
     def everything(self) -> ImageSet:
-        """Training and validation images together: the published training set, in another order."""
+        """Training and validation images: the published training set, in another order."""
         parts = (self.train, self.validation)
         return ImageSet(
             torch.cat([part.images for part in parts]),
@@ -128,7 +128,7 @@ class Dataset:
         )
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """The same data set on a device."""
+        """Return the same data set on a device."""
         return replace(
             self,
             train=self.train.to(device),
@@ -139,15 +139,15 @@ class Dataset:
 
 
 def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
-    """All splits of a data set.
+    """Return all splits of a data set.
 
     Args:
-        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training,
-            validation and test; `cifar100` has 45 000 + 5 000 + 10 000.
-        device: where the tensors shall be.
+        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training, validation
+            and test; `cifar100` has 45 000 + 5 000 + 10 000.
+        device: of the tensors.
 
     Raises:
-        InputError: for another name, or when CIFAR-100 is missing or damaged.
+        InputError: unknown name, or CIFAR-100 is missing or damaged.
     """
     published, labels = _read(name, "train")
     test, _ = _read(name, "test")
@@ -156,13 +156,13 @@ def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
 
 
 def load_labels(name: str) -> Labels:
-    """What the labels of a data set mean. Needs no images: CIFAR-100's names come with the book.
+    """Return the labels of a data set. It needs no images: CIFAR-100's names are in the repository.
 
     Args:
         name: one of `DATA_SETS`.
 
     Raises:
-        InputError: for another name.
+        InputError: unknown name.
     """
     match name:
         case "embedded":
@@ -177,17 +177,16 @@ def load_labels(name: str) -> Labels:
 
 
 def load_split(name: str, split: str) -> ImageSet:
-    """One split of a data set, on the CPU; the file of the other splits is not opened.
+    """Return one split of a data set on the CPU, without opening files of other splits.
 
     Args:
         name: one of `DATA_SETS`.
         split: one of `SPLITS`.
 
     Raises:
-        InputError: for another name or split, or when CIFAR-100 is missing or damaged.
+        InputError: unknown name or split, or CIFAR-100 is missing or damaged.
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_choice("split", split, SPLITS)
     if split == "test":
         return _read(name, "test")[0]
     published, _ = _read(name, "train")
@@ -196,7 +195,7 @@ def load_split(name: str, split: str) -> ImageSet:
 
 
 def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Hold out a tenth of every class for validation, the same on every machine.
+    """Return the validation split: a tenth of every class, the same on every machine.
 
     Args:
         targets: int64 [N] of the whole training set.
@@ -215,7 +214,7 @@ def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Bring images to about zero mean and unit variance per channel with `MEAN` and `STD`.
+    """Scale images to about zero mean and unit variance per channel, by `MEAN` and `STD`.
 
     Args:
         images: uint8 [N,3,H,W].
@@ -231,7 +230,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
-    """A split as it is published, validation images still inside."""
+    """Return a published split, validation images included."""
     match name:
         case "embedded":
             return _read_embedded(split)
@@ -240,7 +239,7 @@ def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]
     raise unknown("data set", name, DATA_SETS)
 
 
-@cache  # drawn once a process: nobody writes into an image set
+@cache  # drawn once per process: nobody writes into an image set
 def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
     labels = load_labels("embedded")
     images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))
@@ -262,7 +261,7 @@ def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
     expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     try:
         files = kind(root, train=split == "train")
-        # torchvision drops the coarse labels; it has found both digests right by now.
+        # torchvision drops the coarse labels. It has verified both digests by now.
         content, meta = (_unpickle(root / kind.base_folder / name) for name, _ in expected)
     except RuntimeError as error:
         raise _fault(root / kind.base_folder, expected) from error
@@ -286,7 +285,7 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 
 def _fault(folder: Path, expected: list[list[str]]) -> InputError:
-    """What is wrong with the folder, which of its files and how to get the right one."""
+    """Return the error for a damaged folder: its first wrong file, and how to get the right one."""
     remedy = (
         "run `python -m micronet_lib data fetch cifar100`, or unpack "
         f"{CIFAR100.filename} by hand so that {folder} holds train, test and meta"

@@ -1,7 +1,7 @@
-"""What the embedded set shows: shapes, textures and the table of its 20 superclasses.
+"""Contents of the embedded set: shapes, textures and the table of its 20 superclasses.
 
-A shape is a signed distance, a texture a share of the accent colour; both are functions of pixel
-positions, so that a whole class is drawn at once. `lab.embedded` draws the images.
+A shape is a signed distance, a texture a share of the accent colour. Both are functions of pixel
+positions, so a whole class is drawn at once. `lab.data.embedded` draws the images.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,21 +17,21 @@ Varied: TypeAlias = Literal["size", "turn", "amount", "hue"]
 
 @dataclass(frozen=True)
 class Superclass:
-    """Five classes of one look.
+    """Five classes of similar look.
 
     Attributes:
         name: the plural, such as `rings`.
-        member: the singular that class names begin with, such as `ring`.
-        shape: (u, v, amount) -> signed distance to the outline, negative inside; u (right) and
-            v (down) [N,32,32] are pixel positions in units of `size`, amount is [N,1,1].
+        member: the singular with which class names begin, such as `ring`.
+        shape: (u, v, amount) -> signed distance to the outline, negative inside; u (right) and v
+            (down) [N,32,32] are pixel positions in units of `size`, amount is [N,1,1].
         texture: (u, v, distance, grain) -> share of the accent colour in the ink, in [0, 1].
         paper: background colour as (hue in turns, saturation, value), like the next two.
         ink: colour of the shape.
         accent: second colour of the shape.
         size: pixels per unit of the shape's coordinates.
-        attribute: what differs between the classes, in words.
-        varies: which number that is: the size, the turn of the shape in turns, the amount its
-            function takes, or the hue added to ink and accent.
+        attribute: difference between the classes, in words.
+        varies: the number that differs: the size, the turn of the shape in turns, the amount that
+            its function takes, or the hue added to ink and accent.
         classes: label -> that number, for each of the five classes.
     """
 
@@ -48,14 +48,14 @@ class Superclass:
     classes: Mapping[str, float]
 
     def values(self, varied: Varied) -> Array:
-        """[5] float32: what each class has for size, turn, amount or hue."""
+        """Return each class's size, turn, amount or hue, [5] float32."""
         if varied == self.varies:
             return np.array(list(self.classes.values()), np.float32)
         return np.full(5, self.size if varied == "size" else 0, np.float32)
 
 
 def direction(turns: Array | float) -> tuple[Array, Array]:
-    """Cosine and sine of an angle given in turns, from the tangent of half the angle."""
+    """Return cosine and sine of an angle given in turns, from the tangent of half the angle."""
     quarters = np.asarray(turns, np.float32) * 4
     quadrant = np.floor(quarters + 0.5)
     x = (quarters - quadrant) * 0.7853982
@@ -71,7 +71,7 @@ def _radius(u: Array, v: Array) -> Array:
 
 
 def _fold(x: Array) -> Array:
-    """Distance to the nearest whole number: repeats a motif with period 1."""
+    """Return the distance to the nearest integer, which repeats a motif with period 1."""
     return np.abs(x - np.floor(x + 0.5))
 
 

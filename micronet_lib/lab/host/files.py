@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens, and work that only one process does."""
+"""Atomic files, and locks between processes."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from micronet_lib.errors import InputError
 
 
 class Busy(InputError):
-    """Another process is at it."""
+    """Another process holds the lock."""
 
 
 def write_atomically(
@@ -22,18 +22,18 @@ def write_atomically(
     previous: Path | None = None,
     unfinished: Path | None = None,
 ) -> None:
-    """Write a file under a name of its own first, so that `path` never holds half of it.
+    """Write a file under a temporary name first, so that `path` never holds half of it.
 
     Args:
-        path: where; its folder is made if it is missing.
-        content: everything.
-        what: for the message, such as `the record quick/stages/3.0-orn-s0.json`.
-        previous: where the file goes that `path` was until now, once the new one is whole.
-        unfinished: the folder for the unfinished file, on the same disk; by default beside `path`.
-            A process that is killed leaves it there, and `only_one` clears a folder of such files.
+        path: of the file. Its folder is created if missing.
+        content: all bytes.
+        what: name for the message, such as `the record quick/stages/3.0-orn-s0.json`.
+        previous: path to which an existing file at `path` is moved, once the new one is complete.
+        unfinished: folder for the temporary file, on the same disk; by default the folder of
+            `path`. A killed process leaves it there; `only_one` deletes such files.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     temporary = ""
     try:
@@ -60,12 +60,10 @@ def write_atomically(
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used, and return its new path.
-
-    It becomes `<name>.damaged`, with a number behind it where that name is taken.
+    """Rename an unusable file to `<name>.damaged`, numbered if the name is taken; return its path.
 
     Raises:
-        InputError: when it cannot be renamed.
+        InputError: it cannot be renamed.
     """
     names = (f"{path.name}.damaged{number or ''}" for number in count())
     aside = next(place for name in names if not (place := path.with_name(name)).exists())
@@ -81,17 +79,17 @@ def set_aside(path: Path) -> Path:
 
 @contextmanager
 def only_one(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock while the body runs; the system lets it go when the process ends, however.
+    """Hold a lock while the body runs. The system releases it when the process ends.
 
-    Whoever gets the lock removes what a killed holder left half-written in the lock's folder.
+    The new holder deletes temporary files that a killed one left in the lock's folder.
 
     Args:
-        path: of the lock file, which is made and stays.
-        what: for the message, such as `stages/3.0-orn`.
+        path: of the lock file, which is created and stays.
+        what: name for the message, such as `stages/3.0-orn`.
 
     Raises:
-        Busy: another process holds it.
-        InputError: when the folder cannot be written.
+        Busy: another process holds the lock.
+        InputError: the folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +103,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Busy(f"{what} is being measured by another process; left to it") from error
+            raise Busy(f"{what} is being measured by another process: skipped") from error
         for left in path.parent.rglob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield

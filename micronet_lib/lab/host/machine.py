@@ -1,4 +1,4 @@
-"""What a record or a chapter says of the machine it ran on and of the code that ran."""
+"""The machine and the code: device, settings of PyTorch, and their description for records."""
 
 import ctypes
 import os
@@ -15,15 +15,15 @@ from micronet_lib.lab.host.places import ROOT
 
 
 def default_device() -> torch.device:
-    """A GPU if there is one."""
+    """Return the first GPU, or the CPU if there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def set_up(device: torch.device) -> None:
-    """Make PyTorch fast and exact on a device that is about to train, for the whole process.
+    """Make PyTorch fast and exact for training on a device, for the whole process.
 
-    On a GPU, float32 convolutions are float32 and not TF32, and cuDNN tries its algorithms, since
-    shapes stay the same.
+    On a GPU, float32 convolutions do not use TF32, and cuDNN benchmarks its algorithms, because
+    shapes do not change.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -33,11 +33,11 @@ def set_up(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors free, instead of asking the system for it every step.
+    """Let the allocator reuse freed memory instead of asking the system for it at every step.
 
     On Linux, large tensors may be mapped anew each time. At batches of 128 images, filling the
-    pages took from nothing to a third of a training step on a CPU, depending on what happened to
-    lie on the heap; with this call it takes nothing. Elsewhere the call does nothing.
+    pages took up to a third of a training step on a CPU, depending on the state of the heap. Other
+    systems ignore the call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -47,7 +47,7 @@ def keep_freed_memory() -> None:
 
 
 def stamp(profile: str, seed: int) -> str:
-    """The line under a chapter's imports: what executes it, where."""
+    """Return the line under a chapter's imports: profile, seed, versions, device and commit."""
     env = environment(default_device())
     return (
         f"this run: profile {profile} · seed {seed} · torch {env['torch']} · "
@@ -58,12 +58,12 @@ def stamp(profile: str, seed: int) -> str:
 def environment(
     device: torch.device | str = "cpu", wall_s: float = 0.0, commits: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what a record says of the machine and of the code that ran.
+    """Return the description of machine and code for a record.
 
     Args:
         device: that computed.
-        wall_s: seconds that it took.
-        commits: of a run that several processes trained, each with its code; by default this one's.
+        wall_s: duration in seconds.
+        commits: of a run trained by several processes; by default that of this process.
     """
     commits = commits or (COMMIT,)
     if torch.device(device).type == "cuda":
@@ -72,7 +72,7 @@ def environment(
         hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
     return {
         "device": hardware,
-        "torch": str(torch.__version__),  # a class of its own, which no file of ours may hold
+        "torch": str(torch.__version__),  # its own class is not plain text
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
         "commit": commits[0],
@@ -92,10 +92,9 @@ def _processor() -> str:
 
 
 def _code_commit() -> str:
-    """The short hash of the code that runs; `+` behind it for uncommitted changes to the code.
+    """Return the short hash of the running code, with `+` for uncommitted changes.
 
-    Where the code lies outside of its repository, as on the machines of a cluster that it was
-    copied to, MICRONET_COMMIT tells it.
+    Where the code has no repository, as on the machines of a cluster, use MICRONET_COMMIT.
     """
 
     def git(*args: str) -> str:
@@ -103,7 +102,7 @@ def _code_commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        ours = git("ls-files", "micronet_lib")  # a copy may lie inside of another repository
+        ours = git("ls-files", "micronet_lib")  # a copy may lie inside another repository
         commit = git("rev-parse", "--short=7", "HEAD") if ours else ""
         changed = git("status", "--porcelain", "micronet_lib") if commit else ""
     except FileNotFoundError:
@@ -111,5 +110,5 @@ def _code_commit() -> str:
     return (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT") or "unknown"
 
 
-# Read when the code is loaded: what a commit made meanwhile says is not what runs.
+# Read when the code is loaded. A commit made later is not the code that runs.
 COMMIT = _code_commit()

@@ -1,4 +1,4 @@
-"""Where files lie: every folder that the library reads or writes."""
+"""Paths: every folder that the library reads or writes."""
 
 import os
 from pathlib import Path
@@ -17,23 +17,23 @@ POLICY_FILES = {
 
 
 def data_root() -> Path:
-    """Where downloads lie: the environment variable MICRONET_DATA, or the repository's data/."""
+    """Return the folder of downloads: `$MICRONET_DATA`, or the repository's `data/`."""
     given = os.environ.get("MICRONET_DATA")
     return Path(given).expanduser() if given else ROOT / "data"
 
 
 def runs_root() -> Path:
-    """Where this machine's records and networks go: `$MICRONET_RUNS` or `runs/`."""
+    """Return the folder of this machine's records and networks: `$MICRONET_RUNS`, or `runs/`."""
     return Path(os.environ.get("MICRONET_RUNS") or ROOT / "runs")
 
 
 def checkpoint_path(name: str) -> Path:
-    """Where a published file lies: `kaist/<name>.t7` under the data folder."""
+    """Return the path of a published file: `kaist/<name>.t7` under the data folder."""
     return data_root() / "kaist" / f"{name}.t7"
 
 
 def policy_path(kind: str) -> Path:
-    """Where a policy file lies: the published one is downloaded, our own is in the repository."""
+    """Return the path of a policy file. Our own is in the repository, the other a download."""
     if kind == "searched":
         return SEARCHED_POLICIES
     return data_root() / "policies" / POLICY_FILES[kind]

@@ -1,4 +1,4 @@
-"""A progress bar that people see and committed outputs do not: on stderr, gone when done."""
+"""Progress bars and messages on stderr, so that committed outputs do not contain them."""
 
 import sys
 import time
@@ -16,10 +16,10 @@ def bar(items: Iterable[Item], what: str, unit: str, shown: bool = True) -> "tqd
     """Iterate with a bar: live in a terminal, a line every ten seconds in a log file.
 
     Args:
-        items: what to go through; its length gives the time left.
-        what: the label.
+        items: to iterate; their number gives the remaining time.
+        what: label.
         unit: of one item.
-        shown: `False` for silence, as TQDM_DISABLE=1 has it everywhere.
+        shown: False hides the bar, like TQDM_DISABLE=1.
     """
     return tqdm(items, desc=what, unit=unit, **_options(shown))
 
@@ -36,23 +36,23 @@ def _options(shown: bool) -> dict:
 
 
 def say(line: str) -> None:
-    """One line on stderr, above whatever bar is shown."""
+    """Print one line on stderr, above any bar."""
     tqdm.write(f"micronet: {line}", file=sys.stderr)
 
 
 class TrainingBar:
-    """Loss, validation accuracy, images a second and time left of a training run.
+    """A bar with loss, validation accuracy, images per second and remaining time of a training.
 
-    Reading the loss makes the host wait for the device. So on a CPU it is read when a line is due,
-    and on a GPU, where waiting would leave the device idle, after an epoch.
+    Reading the loss makes the host wait for the device. On a CPU it is read when a line is due. On
+    a GPU, which would idle, it is read after each epoch.
 
     Args:
         name: of the run.
         epochs: in all.
-        images: an epoch.
-        steps: an epoch.
-        done: epochs that an earlier process has trained.
-        shown: `False` for silence.
+        images: per epoch.
+        steps: per epoch.
+        done: epochs that an earlier process trained.
+        shown: False hides the bar.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrainingBar:
         )
 
     def stepped(self, epoch: int, steps: int, loss: Tensor) -> None:
-        """A step is done: the `steps`-th of the epoch, whose losses add up to `loss`."""
+        """Show a finished step, the `steps`-th of the epoch. `loss` is the sum of its losses."""
         if not self._bar.disable and time.monotonic() >= self._next:
             self._next = time.monotonic() + self._bar.mininterval
             if not loss.is_cuda:
@@ -83,7 +83,7 @@ class TrainingBar:
         self._bar.update(self._batch)
 
     def rated(self, loss: float, accuracy: float) -> None:
-        """An epoch is over: its mean loss, and how many of the validation images are right."""
+        """Show a finished epoch: its mean loss, and the accuracy on the validation images."""
         self._loss, self._accuracy = f"{loss:.3f}", f"{accuracy:.1%}"
 
     def __enter__(self) -> "TrainingBar":

@@ -1,6 +1,6 @@
-"""The two dense recipes of the entry, what the paper says and what its code does, and the stages.
+"""The dense recipes of the paper and of the released code, and the paper's stages.
 
-Every grid starts from one of them.
+Every training grid starts from one of them.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ STAGES = {
     "fast_autoaugment": replace(ALS, augment=PAPER_POLICY),
     "cutmix": replace(ALS, augment=replace(PAPER_POLICY, mix="cutmix")),
 }
-"""The rows of [kim2020, Tables 2 to 4], each on top of the one before."""
+"""The rows of [kim2020, Tables 2 to 4]. Each adds to the one before."""
 
 PAPER = STAGES["cutmix"]
 """The dense network as [kim2020] describes it."""
@@ -44,8 +44,8 @@ RELEASED = Recipe(
     smoothing=HARD_LABELS,
     augment=AugmentConfig(policy="fast_autoaugment", policy_set="all", mix="cutmix"),
 )
-"""The dense network as the released code trains it by the README's command for version 1.
+"""The dense network as the released code trains it, by the README's command for version 1.
 
-150 epochs of four copies of the training set, four times over; `--batch_wd=False`, which the code
-reads as true; plain cross-entropy. Unlike the code it holds the validation images out.
+Four times 150 epochs of four copies of the training set, with plain cross-entropy. The code reads
+`--batch_wd=False` as true. Unlike the code, the recipe holds the validation images out.
 """

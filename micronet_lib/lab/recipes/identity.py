@@ -1,13 +1,13 @@
-"""The identity of a recipe: a short digest of every field that differs from its default.
+"""The identity of a recipe: a short digest of the fields that differ from their defaults.
 
-A field that a later version adds with a default leaves every older identity as it was.
+A field that a later version adds with a default does not change older identities.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from typing import Any, cast
 
 from micronet_lib.lab.recipes.recipe import Recipe
 
@@ -19,8 +19,19 @@ def recipe_id(recipe: Recipe) -> str:
 
 
 def run_id(recipe: Recipe, seed: int) -> str:
-    """Return the name of one training run: of its folder, and inside its files."""
+    """Return the name of one training: of its folder, and the key inside its files."""
     return f"{recipe_id(recipe)}-s{seed}"
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return all settings of a recipe, for records and files; a change under its class name."""
+    settings = asdict(recipe)
+    settings["changes"] = [
+        {type(change).__name__: asdict(cast(Any, change))} for change in recipe.changes
+    ]
+    for name, other in (("start", recipe.start), ("teacher", recipe.teacher)):
+        settings[name] = None if other is None else plain_recipe(other)
+    return settings
 
 
 def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:
@@ -28,7 +39,7 @@ def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:
 
     Args:
         config: a dataclass.
-        default: one of the same class; by default that class's own defaults.
+        default: an instance of the same class; by default the defaults of that class.
     """
     found = {}
     for each in fields(config):
@@ -48,9 +59,9 @@ def _default(each: Any) -> Any:
 
 
 def _plain(value: Any, as_float: bool = False) -> Any:
-    """A value as JSON; equal values give the same text, whether whole numbers are 1 or 1.0.
+    """Return a value as JSON. Equal values give the same text, whether whole numbers are 1 or 1.0.
 
-    They are floats where the default or another number of a tuple is one, else integers.
+    A whole number becomes a float if its default is one or its tuple holds a fraction.
     """
     if is_dataclass(value):
         return {type(value).__name__: changed_fields(value)}

@@ -1,4 +1,4 @@
-"""How long a network is trained, by which optimiser, and at which learning rate when."""
+"""Settings of a training: length, optimiser, learning rates, images and rating."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from micronet_lib.architecture.initialization import INITIALIZATIONS
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["fp32", "bf16"]
@@ -15,44 +15,44 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a network is optimised, on which images, and what is rated; defaults of [kim2020, 2.2].
+    """Settings of a training. The defaults are those of [kim2020, 2.2].
 
     Attributes:
-        epochs: passes over the training images in all; 0 leaves the network as it was made.
-        cycles: runs of the schedule one after the other, each from fresh momentum. The released
-            code makes 4 of its dense training, which the paper describes as one.
-        batch_size: images a step. The last, smaller batch of an epoch is dropped; the order is
-            drawn anew in every epoch, so no image is left out for good.
+        epochs: passes over the training images in all; 0 trains nothing.
+        cycles: repetitions of the schedule, each with fresh momentum. The released code repeats its
+            dense training 4 times; the paper describes one.
+        batch_size: images per step. The last, smaller batch of an epoch is dropped. The order is
+            drawn anew in every epoch, so no image is always left out.
         lr: highest learning rate.
-        min_lr: lowest.
+        min_lr: lowest learning rate.
         schedule: `cosine`, or `steps`: a tenth after half and again after three quarters of a
             cycle.
-        lr_levels: steps of the cosine's staircase in a cycle; 0 is one at every optimiser step.
-            The released code has 150 and begins on the second, so that `lr` itself is never used.
-        optimizer: `sgd` with Nesterov's momentum, `adam` or `adamw`.
-        momentum: of Nesterov's method, or Adam's first beta.
-        weight_decay: of weights of two or more dimensions.
+        lr_levels: number of constant levels of the cosine in a cycle; 0 changes it at every step.
+            The released code has 150 and starts on the second, so `lr` itself is never used.
+        optimizer: `sgd` with Nesterov momentum, `adam` or `adamw`.
+        momentum: Nesterov momentum, or Adam's first beta.
+        weight_decay: of weights with two or more dimensions.
         decay_all: decay biases and batch norm as well.
-        lr_factors: multiples of the learning rate for some parameters: pattern of a parameter's
-            name -> factor. The first pattern that fits counts.
-        freeze: patterns of module names, such as `blocks.*`. Their parameters are not trained and
+        lr_factors: factors of the learning rate: pattern of a parameter's name -> factor. The first
+            pattern that fits counts.
+        freeze: patterns of module names, such as `blocks.*`. Their parameters are not trained, and
             their batch norm keeps its averages.
         dropout: probability of every dropout layer.
         bn_momentum: weight of a batch in the running averages of batch norm.
         initialization: a name of `initialization.INITIALIZATIONS`, or `default` for PyTorch's.
-        initialize_from: the published file whose weights `trained_distribution` draws from.
-        ema_decay: of an exponential moving average of weights and running averages, which is then
-            the network that is rated; 0 for none.
-        precision: `bf16` computes convolutions in bfloat16; weights, batch norm's averages, loss,
+        initialize_from: published file from whose weights `trained_distribution` draws.
+        ema_decay: decay of an exponential moving average of weights and running averages, which is
+            then the network that is rated; 0 for none.
+        precision: `bf16` computes convolutions in bfloat16. Weights, batch norm's averages, loss,
             SRIP and optimiser stay in float32.
-        hold_out: keep the validation images out of training.
-        num_images: images trained on, the first of each class; 0 for all.
+        hold_out: exclude the validation images from training.
+        num_images: training images, the first of each class; 0 for all.
         num_validation: validation images rated after an epoch; 0 for all.
-        watch_test: rate the test images after every epoch as the authors did, for
+        watch_test: rate the test images after every epoch like the authors, for
             `best_on_test_top1`. Nothing is chosen by it.
 
     Raises:
-        InputError: for a number out of its range, or an unknown name.
+        InputError: a number outside its range, or an unknown name.
     """
 
     epochs: int = 0
@@ -86,8 +86,7 @@ class TrainConfig:
             ("optimizer", get_args(Optimizer)),
             ("initialization", ("default", *INITIALIZATIONS)),
         ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+            check_choice(name, getattr(self, name), known)
         for name, low, high in (
             ("epochs", 0, math.inf),
             ("cycles", 1, math.inf),
@@ -118,7 +117,7 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 
     Args:
         config: of the run.
-        progress: fraction of the whole run that lies behind, in [0, 1).
+        progress: fraction of the whole run before this step, in [0, 1).
     """
     in_cycle = progress * config.cycles % 1
     if config.schedule == "steps":

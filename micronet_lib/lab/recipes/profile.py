@@ -1,11 +1,11 @@
-"""A profile is a budget: how much of a recipe is trained, on which images."""
+"""Profiles: the compute budget of a recipe, and the images it is trained on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from micronet_lib.architecture import takes
-from micronet_lib.errors import unknown
+from micronet_lib.errors import Registry
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.pruning.schedules import PruneConfig
@@ -17,17 +17,17 @@ class Profile:
 
     Attributes:
         name: on the command line.
-        dataset: a name of `lab.data.load_dataset`.
+        dataset: a name of `lab.data.images.DATA_SETS`.
         purpose: in a few words.
-        epoch_share: the fraction of a recipe's epochs that are trained.
+        epoch_share: fraction of a recipe's epochs that is trained.
         num_images: training images, the first of each class; 0 for all.
         num_validation: validation images rated after an epoch; 0 for all.
-        width_mult: of every fresh network that is trained and has such an option.
-        batch_size: images a step. A short run needs a smaller one, or it has too few steps. 0 keeps
-            the recipe's.
-        bn_momentum: of batch norm. A short run needs a larger one, because its running averages
-            would not converge otherwise. 0 keeps the recipe's.
-        precision: of the convolutions; empty keeps the recipe's.
+        width_mult: of every fresh network that is trained and has this option.
+        batch_size: images per step. A short run needs a smaller batch to have enough steps. 0 keeps
+            the recipe's value.
+        bn_momentum: batch-norm momentum. A short run needs a larger one, because running averages
+            would not converge otherwise. 0 keeps the recipe's value.
+        precision: of the convolutions; empty keeps the recipe's value.
     """
 
     name: str
@@ -42,9 +42,9 @@ class Profile:
     precision: Precision | Literal[""] = ""
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """Return the recipe on this budget, with those it starts from and learns from.
+        """Return the recipe on this budget, its start and teacher included.
 
-        A recipe that trains nothing stays as it is.
+        The settings of a recipe that trains nothing do not change.
         """
         train = recipe.train
         recipe = replace(
@@ -74,59 +74,51 @@ class Profile:
         )
 
 
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            "smoke",
-            "embedded",
-            "two CPU cores, a minute a chapter; the committed pages",
-            epoch_share=1 / 300,
-            num_images=320,
-            num_validation=100,
-            batch_size=32,
-            width_mult=0.25,
-            bn_momentum=0.2,
-        ),
-        Profile(
-            "quick",
-            "cifar100",
-            "a CPU and up to an hour a sweep; the direction of an effect",
-            epoch_share=1 / 150,
-            num_images=2000,
-            num_validation=500,
-            batch_size=32,
-            bn_momentum=0.1,
-        ),
-        Profile(
-            "full",
-            "cifar100",
-            "the paper's schedule on one GPU; the reproduction",
-            precision="bf16",
-        ),
-    )
-}
-
-
-def get_profile(name: str) -> Profile:
-    """Return the profile of that name.
-
-    Raises:
-        InputError: for a name that is not in `PROFILES`.
-    """
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
+PROFILES = Registry(
+    "profile",
+    {
+        profile.name: profile
+        for profile in (
+            Profile(
+                "smoke",
+                "embedded",
+                "two CPU cores, a minute a chapter; the committed pages",
+                epoch_share=1 / 300,
+                num_images=320,
+                num_validation=100,
+                batch_size=32,
+                width_mult=0.25,
+                bn_momentum=0.2,
+            ),
+            Profile(
+                "quick",
+                "cifar100",
+                "a CPU and up to an hour a sweep; shows that a recipe runs",
+                epoch_share=1 / 150,
+                num_images=2000,
+                num_validation=500,
+                batch_size=32,
+                bn_momentum=0.1,
+            ),
+            Profile(
+                "full",
+                "cifar100",
+                "the paper's schedule on one GPU; the reproduction",
+                precision="bf16",
+            ),
+        )
+    },
+)
 
 
 def resolved(
     recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Return what is run of a recipe on a profile.
+    """Return the recipe as it runs on a profile.
 
-    Overrides change the recipe itself; `start.` and `teacher.` before a key change those two.
-    Overrides of `prune` say how rounds are pruned. A dense network has no round and ignores them,
-    so that every kind of rounds starts from the same one.
+    Overrides change the recipe itself; the prefix `start.` or `teacher.` changes those two.
+    Overrides of `prune` describe the rounds. A recipe without rounds ignores them, so that all
+    kinds of rounds start from the same dense network.
 
     Raises:
         InputError: unknown key, or a value of another type.

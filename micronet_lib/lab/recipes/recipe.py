@@ -1,4 +1,4 @@
-"""What is done: a `Recipe` is a step from one network to the next."""
+"""Recipes: a `Recipe` is a step from one network to the next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.label_smoothing import SmoothingConfig
@@ -17,7 +17,7 @@ from micronet_lib.srip.penalty import SripConfig
 
 @dataclass(frozen=True)
 class Price:
-    """Bit widths that the official rules charge for. They are a price, not a quantised network.
+    """Bit widths for the official rules. They change the price, not the network.
 
     Attributes:
         weight_bits: of weights; 0 for the network as it is.
@@ -32,29 +32,29 @@ class Price:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One step: the network it starts from, what changes, and how the result is trained.
+    """A step: the network it starts from, the changes to it, and the training of the result.
 
     A network starts fresh (`model`), from a published file (`checkpoint`) or from the network of
-    another recipe (`start`). Then `changes` are made, and it is trained as `train` says. So a chain
-    of stages is a chain of recipes, each with settings of its own.
+    another recipe (`start`). Then `changes` are applied, and `train` trains it. So a chain of
+    stages is a chain of recipes, each with its own settings.
 
     Attributes:
         model: a name of `architecture.NETWORKS`, for a fresh network.
-        options: of that network, see `NetworkSpec`.
+        options: of a fresh network, see `NetworkSpec`.
         width_mult: of every channel count of a fresh network.
         checkpoint: a published file, `kaist/<checkpoint>.t7` under the data folder.
-        start: the recipe of the network to start from.
-        changes: what is done to it before training, in this order.
-        teacher: the recipe of a network whose logits are learned from too.
-        distillation: how much of the teacher is in the loss.
+        start: recipe of the network to start from.
+        changes: applied before training, in this order.
+        teacher: recipe of the network whose logits are learned from.
+        distillation: weight and temperature of the teacher's loss term.
         savings: names of `dead_channels.SAVINGS`, applied in this order.
         price: bit widths that the official rules charge for.
-        train: how it is trained; with 0 epochs it is not.
+        train: settings of the training; 0 epochs train nothing.
         srip: orthogonality regularisation; `coef` 0 for none.
         smoothing: of the labels.
         augment: of the training images.
-        prune: rounds of pruning after the dense training, each trained as `train` says. A short
-            way to say a chain of recipes that differ in nothing but their sparsity.
+        prune: rounds of pruning after the dense training, each trained as `train` says. Short for a
+            chain of recipes that differ in sparsity.
     """
 
     model: str = "micronet_v1"
@@ -84,7 +84,7 @@ class Recipe:
 
     @property
     def parent(self) -> "Recipe | None":
-        """The recipe of the network that this one starts from; None for a file or a fresh one."""
+        """The recipe of the network it starts from; None for a file or a fresh network."""
         if not self.prune.sparsities:
             return self.start
         before = self.prune.sparsities[:-1]
@@ -93,12 +93,12 @@ class Recipe:
 
     @property
     def needs(self) -> tuple["Recipe", ...]:
-        """The recipes whose networks have to be there before this one's training begins."""
+        """The recipes whose networks must exist before this one is trained."""
         return tuple(recipe for recipe in (self.parent, self.teacher) if recipe is not None)
 
     @property
     def learns(self) -> bool:
-        """Whether the network holds anything learned: it, or one it starts from, was trained."""
+        """Whether the network, or one that it starts from, was trained."""
         started = self.start is not None and self.start.learns
         return bool(self.train.epochs or self.checkpoint) or started
 
@@ -108,18 +108,18 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
 
     Args:
         config: for example a `Recipe`.
-        overrides: for example `{"train.epochs": 2}`. A value has the type of its field: an integer
-            will do for a float, a list for a tuple, a mapping of keys for a configuration. A key
-            below a field that is None, such as `teacher.checkpoint`, fills in the defaults first.
+        overrides: for example `{"train.epochs": 2}`. A value has the type of its field. An integer
+            is accepted for a float, a list for a tuple, a mapping of keys for a configuration. A
+            key below a field that is None, such as `teacher.checkpoint`, first fills in the
+            defaults.
 
     Raises:
-        InputError: unknown key, with the known ones listed, or a value of another type.
+        InputError: unknown key (the message lists the known ones), or a value of another type.
     """
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         known = {field.name: getattr(config, field.name) for field in fields(config)}
-        if head not in known:
-            raise unknown(f"key of {type(config).__name__}", head, known)
+        check_choice(f"key of {type(config).__name__}", head, known)
         hints = _hints(type(config), head)
         nested: Any = next((hint for hint in hints if is_dataclass(hint)), None)
         below = {rest: value} if rest else value
@@ -137,13 +137,13 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def _hints(config: type, name: str) -> tuple[Any, ...]:
-    """The types that a field may have: the members of a union, else the one."""
+    """Return the types that a field may have: the members of a union, else its one type."""
     hint = get_type_hints(config)[name]
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _kind(hint: Any) -> Any:
-    """What a value is an instance of: the origin of a generic, the type of a literal."""
+    """Return the class of valid values: the origin of a generic, the type of a literal."""
     origin = get_origin(hint)
     if origin is Literal:
         return type(get_args(hint)[0])
@@ -151,7 +151,7 @@ def _kind(hint: Any) -> Any:
 
 
 def _fitted(value: Any, hints: tuple[Any, ...], key: str) -> Any:
-    """The value as one of these types, or `InputError`."""
+    """Return the value as one of these types, or raise `InputError`."""
     if isinstance(value, list):
         value = tuple(value)
     kinds = {_kind(hint): hint for hint in hints}

@@ -1,4 +1,4 @@
-"""What a sweep is: a grid of recipes, under names that are file names."""
+"""Sweeps: a grid of recipes. Names of points are file names."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 
 TRAINED = ("top1", "top5", "loss", "validation_top1", "srip_penalty")
-"""What the tables of a sweep that trains show."""
+"""Metrics in the tables of a sweep that trains."""
 ACCURACY = ("correct", "top1", "top5", "loss")
-"""What the tables of a sweep that rates show."""
+"""Metrics in the tables of a sweep that rates."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Sweep:
     """A grid of recipes.
 
     Attributes:
-        name: on the command line and as a folder of records.
-        title: what it asks, for headings.
+        name: on the command line, and the folder of its records.
+        title: the question it answers, for headings.
         chapter: the notebook that shows it, for example `06_scoring`.
-        axes: the values of each axis; a point's name joins its values with `-`.
-        make: turns one value an axis into a recipe.
-        metrics: what its tables show, in order.
-        measures: names of `running.measures.MEASURES`: what records hold besides the score.
-        profiles: the budgets on which the question makes sense.
+        axes: the values of each axis. A point's name joins its values with `-`.
+        make: function from one value of each axis to a recipe.
+        metrics: metrics in its tables, in order.
+        measures: names of `running.measures.MEASURES`, measured besides the score.
+        profiles: the budgets for which the question makes sense.
     """
 
     name: str
@@ -60,21 +60,20 @@ class Sweep:
         )
 
     def point(self, name: str) -> Point:
-        """The point of that name.
+        """Return the point of that name.
 
         Raises:
-            InputError: for a name that is not in the sweep.
+            InputError: the sweep has no such point.
         """
         points = {point.name: point for point in self.points()}
-        if name not in points:
-            raise unknown(f"point of {self.name}", name, points)
+        check_choice(f"point of {self.name}", name, points)
         return points[name]
 
     def matching(self, pattern: str | None) -> tuple[Point, ...]:
-        """The points whose names match a pattern such as `3.0-*`; all of them for None.
+        """Return the points whose names match a pattern such as `3.0-*`; None matches all.
 
         Raises:
-            InputError: when none does.
+            InputError: no point matches.
         """
         points = self.points()
         chosen = tuple(p for p in points if pattern is None or fnmatchcase(p.name, pattern))

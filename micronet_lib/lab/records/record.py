@@ -1,8 +1,7 @@
-"""Records: where every number of the book comes from, and the tables made of them.
+"""Records: one measured run each, as a small JSON file.
 
-A record is one measured run as a small JSON file. Three sources stand side by side in a table and
-are never mixed: `paper` (transcribed, `data/paper/*.csv`), `measured` (committed records,
-`data/measured/`) and `this run` (records of this machine, in the runs folder).
+Tables show three sources and never mix them: `paper` (transcribed, `data/paper/*.csv`), `measured`
+(committed records, `data/measured/`) and `this run` (records in this machine's runs folder).
 """
 
 import json
@@ -22,8 +21,8 @@ from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
 
-# These go on one line of a file: a list of numbers, so that a matrix has a line a row, and a row of
-# `layers`, which is the one object in a list of the top level and so is indented by two spaces.
+# Written on one line: a list of numbers, so that a matrix has one line per row, and a row of
+# `layers`, the only object in a top-level list, so it is indented by two spaces.
 _ONE_LINE = (
     re.compile(r"(?<=\[)\n([-+.,\deE\s]+)(?=\])"),
     re.compile(r"(?<=^  \{)\n((?:   [^{}\[\]]*\n)+)  (?=\})", re.MULTILINE),
@@ -37,11 +36,11 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, torch, cuda, commit, date (UTC), wall_s.
-        layers: rows of the per-layer table; committed in the sweep `published` only.
-        curve: one number an epoch under each name, of a run that trains.
-        arrays: what the sweep's measures found, by name.
-        notes: what else a reader of the numbers has to know.
+        env: device, torch, cuda, python, commit, date (UTC), wall_s; commits if there are several.
+        layers: rows of the per-layer table; only in the sweep `published`.
+        curve: one number per epoch under each name, of a run that trains.
+        arrays: results of the sweep's measures, by name.
+        notes: remarks for readers of the numbers.
     """
 
     sweep: str
@@ -61,20 +60,20 @@ class Record:
 
     @property
     def path(self) -> Path:
-        """Return where the record lies under its root."""
+        """Return the path of the record relative to its root."""
         return record_path(self.sweep, self.point, self.profile, self.seed)
 
 
 def record_path(sweep: str, point: str, profile: str, seed: int) -> Path:
-    """Return the place of a record under its root."""
+    """Return the path of a record relative to its root."""
     return Path(profile) / sweep / f"{point}-s{seed}.json"
 
 
 def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
-    """Write a record atomically and return its path: the file is whole or absent.
+    """Write a record atomically and return its path.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     path = root / record.path
     text = json.dumps(asdict(record), indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -88,10 +87,10 @@ def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read and return one record.
+    """Read one record.
 
     Raises:
-        InputError: when the file is missing, damaged or of another schema.
+        InputError: the file is missing, damaged or of another schema.
     """
     try:
         content = json.loads(path.read_text())
@@ -109,14 +108,14 @@ def read(path: Path) -> Record:
 
 
 def set_aside_damaged(path: Path) -> None:
-    """Rename a record that is there and cannot be read, and say so; it is measured again."""
-    if path.is_file() and kept(path) is None:
+    """Rename a record that cannot be read, and print a line. It will be measured again."""
+    if path.is_file() and readable(path) is None:
         aside = set_aside(path)
-        say(f"{path} is damaged or of another schema: kept as {aside.name}, measured again")
+        say(f"{path} is damaged or of another schema: renamed to {aside.name}, measured again")
 
 
-def kept(path: Path) -> Record | None:
-    """Return a record of this machine, or None where it is missing or damaged."""
+def readable(path: Path) -> Record | None:
+    """Return a record, or None if it is missing or damaged."""
     try:
         return read(path)
     except InputError:
@@ -126,16 +125,15 @@ def kept(path: Path) -> Record | None:
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     """Read the sweep's records of one profile, by point in the sweep's order, then by seed.
 
-    Where a point has no file of its own for a seed, the record of the same training under another
-    name is taken, so that a recipe of several sweeps is trained once.
+    If a point has no file for a seed, the record of the same training under another name is used.
 
     Raises:
-        InputError: when a file of this sweep is damaged.
+        InputError: a file of this sweep is damaged.
     """
     folder = root / profile / sweep.name
     own = [read(path) for path in sorted(folder.glob("*.json"))]
     trained: dict[str, dict[int, Record]] = {}
-    for record in map(kept, sorted((root / profile).glob("*/*.json"))):
+    for record in map(readable, sorted((root / profile).glob("*/*.json"))):
         if record is not None and record.curve:
             trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
@@ -150,8 +148,8 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
     """Copy a record of this machine to the committed ones and return its new path.
 
     Raises:
-        InputError: when it is not a record, belongs to no sweep or point of today, or was measured
-            from another recipe than the one the point has now or from uncommitted code.
+        InputError: not a record; its sweep or point does not exist any more; it was measured from
+            another recipe, from uncommitted code, or on drawn images.
     """
     record = read(path)
     sweep = SWEEPS.get(record.sweep)

@@ -1,4 +1,4 @@
-"""Differences between points: means of runs, with intervals and with what n could have shown."""
+"""Differences between points: means of runs, with intervals and the smallest detectable effect."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from micronet_lib.errors import unknown
+from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import read_sweep
@@ -16,7 +16,7 @@ POWER = 0.8
 
 
 def runs(sweep: Sweep, profile: str = "full", root: Path = MEASURED) -> pd.DataFrame:
-    """Return the single runs of a sweep: columns point, seed, then each metric that a record has.
+    """Return the single runs of a sweep: columns point, seed, then each recorded metric.
 
     A point without a record has one row, without a seed and with `NaN`.
     """
@@ -36,29 +36,28 @@ def gain(
     paired: bool = False,
     scale: float = 1.0,
 ) -> pd.DataFrame:
-    """Return how far the mean of each point lies from that of its reference, with an interval.
+    """Return the difference of each point's mean from its reference's, with an interval.
 
-    Welch's t test by default. The interval and the smallest detectable difference come from the
-    spread of the two points at hand. A single run has no spread: these columns are `NaN` then, and
-    also where all runs agree exactly.
+    Welch's t test by default. The interval and the smallest detectable difference use the spread of
+    the two points. They are `NaN` for a single run, and if all runs agree exactly.
 
     Args:
-        runs: one row a run: point, seed and the metric, as of `records.runs`.
-        reference: the point that all others are compared with; or, for each point to compare, the
-            one it is compared with.
+        runs: one row per run: point, seed and the metric, from `records.runs`.
+        reference: the point to compare all others with; or a mapping from each point to its
+            reference.
         metric: a column of `runs`.
         paired: take differences between runs of the same seed. Only for points whose runs of one
             seed share a parent network; elsewhere equal seeds have nothing in common.
-        scale: multiplies all differences; 100 gives points of a fraction.
+        scale: multiplies all differences; 100 turns fractions into points.
 
     Returns:
         Columns point, against, n, n_against (both count pairs if paired), gain (point minus
-        reference), low and high (of the 95 % interval), p, p_holm (adjusted for the comparisons
-        in the table by Holm's rule), comparisons (how many there are, with a p), detectable (the
-        smallest true difference that runs such as these show, p below 0.05, in 80 % of cases).
+        reference), low and high (of the 95 % interval), p, p_holm (adjusted for the comparisons of
+        the table by Holm's rule), comparisons (number of them with a p), detectable (the smallest
+        true difference that such runs show, p below 0.05, in 80 % of cases).
 
     Raises:
-        InputError: when a point or the metric is not in `runs`.
+        InputError: a point or the metric is not in `runs`.
     """
     if metric not in runs:
         raise unknown("metric", metric, runs.columns)
@@ -69,8 +68,7 @@ def gain(
     if isinstance(reference, str):
         reference = {name: reference for name in values if name != reference}
     for name in (*reference, *reference.values()):
-        if name not in values:
-            raise unknown("point", name, values)
+        check_choice("point", name, values)
     rows = [
         {"point": point, "against": other} | _compare(values[point], values[other], paired)
         for point, other in reference.items()
@@ -82,7 +80,7 @@ def gain(
 
 
 def _compare(ours: pd.Series, theirs: pd.Series, paired: bool) -> dict[str, float]:
-    """Return one row's numbers; those that the runs do not give are missing."""
+    """Return the numbers of one row, without those that the runs do not give."""
     if paired:
         shared = ours.index.intersection(theirs.index)
         ours, theirs = ours[shared], theirs[shared]
@@ -93,8 +91,8 @@ def _compare(ours: pd.Series, theirs: pd.Series, paired: bool) -> dict[str, floa
     squares = [sample.var() / len(sample) for sample in samples]
     error = sum(squares) ** 0.5
     if error <= 1e-9 * max(ours.abs().max(), theirs.abs().max()):
-        return found  # what is left is rounding
-    # Welch and Satterthwaite; for pairs this is their number less one.
+        return found  # the rest is rounding
+    # Welch and Satterthwaite; for pairs it is their number minus one.
     parts = [s**2 / (len(sample) - 1) for s, sample in zip(squares, samples, strict=True)]
     freedom = sum(squares) ** 2 / sum(parts)
     from scipy import stats

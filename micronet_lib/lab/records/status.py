@@ -1,6 +1,6 @@
-"""What the committed records cover: which sweeps, how much of each, on which machines.
+"""The coverage of the committed records: sweeps, points and machines.
 
-`records` counts files, `measurements` counts runs: one run may stand under several names.
+`records` counts files, `measurements` counts runs. One run may appear under several names.
 """
 
 import pandas as pd
@@ -13,7 +13,7 @@ from micronet_lib.lab.records.tables import NOT_RUN, table
 
 
 def machines() -> pd.DataFrame:
-    """Return the committed records by machine and code: how many, how long, the newest."""
+    """Return the committed records by machine and code: number, time, newest date."""
     records = [read(path) for path in sorted(MEASURED.rglob("*.json"))]
     runs = pd.DataFrame([{**run.env, "run": _identity(run)} for run in records])
     key = ["device", "torch", "python", "commit"]
@@ -26,12 +26,12 @@ def machines() -> pd.DataFrame:
 
 
 def coverage() -> pd.DataFrame:
-    """Return one row a sweep and profile: what was measured, on which machine, what was not."""
+    """Return one row for each sweep and profile: points measured, machines, points missing."""
     rows = []
     for sweep in SWEEPS.values():
         for profile in sweep.profiles:
             if PROFILES[profile].dataset == "embedded":
-                continue  # it says nothing about accuracy on real images
+                continue  # no evidence about real images
             records = read_sweep(sweep, profile, MEASURED)
             result = table(sweep, records, profile=profile)
             done = result[result["n"] > 0]
@@ -54,5 +54,5 @@ def coverage() -> pd.DataFrame:
 
 
 def _identity(record: Record) -> tuple[str, str, int]:
-    """Return what two records of one run have in common."""
+    """Return the key that all records of one run share."""
     return record.profile, record.recipe_id, record.seed

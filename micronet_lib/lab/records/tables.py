@@ -1,4 +1,4 @@
-"""Tables made of records and of transcribed numbers."""
+"""Tables of records and of transcribed numbers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def paper(stem: str) -> pd.DataFrame:
 
 
 def paper_wide(stem: str, source: str) -> pd.DataFrame:
-    """Return the transcribed numbers of one source: a row a point, a column a metric.
+    """Return the transcribed numbers of one source: a row for each point, a column for each metric.
 
     Args:
         stem: of the chapter.
@@ -38,9 +38,8 @@ def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]
 
     Args:
         rows: a `table` of measured records.
-        stem: of the chapter whose transcribed numbers are taken.
-        pairs: for each metric of the paper the measured metric and the factor that brings it to
-            the paper's unit.
+        stem: of the chapter with the transcribed numbers.
+        pairs: metric of the paper -> measured metric, and the factor to the paper's unit.
 
     Returns:
         Columns point, metric, paper, measured, difference, n, source, locator.
@@ -69,13 +68,13 @@ def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]
 def table(
     sweep: Sweep, records: Iterable[Record], source: str = "measured", profile: str = "full"
 ) -> pd.DataFrame:
-    """Return one row a point and profile: mean, spread and number of runs of each metric.
+    """Return one row for each point and profile: mean, spread and number of runs of each metric.
 
     A measurement that is given twice counts once.
 
-    Columns: sweep, point, profile, source, n, device, torch, commit, then each metric that a record
-    has, those of the sweep first, and `<metric>_std` (`NaN` for a single run). A point without a
-    record has `n` 0 and `NaN`. `profile` labels the rows of a sweep without any record.
+    Columns: sweep, point, profile, source, n, device, torch, commit, then the metrics (those of the
+    sweep first) and `<metric>_std` (`NaN` for a single run). A point without a record has `n` 0 and
+    `NaN`. `profile` labels the rows of a sweep without records.
     """
     once = {(r.point, r.profile, r.recipe_id, r.seed): r for r in records}
     records = list(once.values())
@@ -111,7 +110,7 @@ def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
     count, bits and costs.
 
     Raises:
-        InputError: when the point has no record, or its record has no such table.
+        InputError: the point has no record, or its record has no such table.
     """
     for record in read_sweep(sweep, profile, MEASURED):
         if record.point == point and record.layers:
@@ -121,10 +120,10 @@ def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
 
 
 def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
-    """Return the arrays of a point's committed record, as its sweep's measures found them.
+    """Return the arrays of a point's committed record.
 
     Raises:
-        InputError: when the point has no record.
+        InputError: the point has no record.
     """
     for record in read_sweep(sweep, profile, MEASURED):
         if record.point == point:
@@ -139,7 +138,7 @@ def _as_arrays(value: Any) -> Any:
 
 
 def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
-    """Return one row a run and epoch: point, seed, epoch, then the recorded curves."""
+    """Return one row for each run and epoch: point, seed, epoch, then the recorded curves."""
     rows = [
         pd.DataFrame(record.curve).assign(
             point=record.point, seed=record.seed, epoch=range(1, len(record.curve["lr"]) + 1)
@@ -155,7 +154,7 @@ def provenance(rows: pd.DataFrame) -> str:
     run = rows[rows["n"] > 0]
     if run.empty:
         return NOT_RUN
-    each = {  # a cell lists what its runs differ in
+    each = {  # a cell lists the different values of its runs
         name: " + ".join(dict.fromkeys(part for cell in run[name] for part in cell.split(", ")))
         for name in ("source", "profile", "device", "torch", "commit")
     }

@@ -1,20 +1,21 @@
-"""Where jobs run: in this process one after the other, or as tasks of a Ray cluster.
+"""Engines: run jobs in this process one after the other, or as tasks of a Ray cluster.
 
-`ray` makes a task of each job, on one CPU thread. A task gets the networks that it needs as results
-of other tasks, so Ray itself keeps the order, and its record is the one that `local` makes on one
-thread. All records and networks come back into the runs folder of the process that started the
-tasks; a sweep that was begun with one engine goes on with the other.
+`ray` makes a task of each job, on one CPU thread. A task gets the networks that it needs from other
+tasks, so Ray keeps the order. Its record equals that of `local` on one thread. All records and
+networks return to the runs folder of the process that started the tasks, so a sweep can continue
+with either engine.
 
-The code travels with the tasks. Data sets do not: MICRONET_DATA names a folder that every machine
-has under that path. A task whose machine fails is started again elsewhere. Where all machines see
-the runs folder (MICRONET_RUNS on a shared file system), it goes on from the training state that is
-there; otherwise it trains anew, unless it comes to the same machine again.
+The code is sent with the tasks. Data sets are not: every machine needs them in the folder that
+MICRONET_DATA names. If a machine fails, its task starts again on another one. It resumes from the
+training state if all machines share the runs folder (MICRONET_RUNS on a shared file system), or if
+it returns to the same machine. Otherwise it starts from the beginning.
 """
 
 import logging
 import math
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from micronet_lib.errors import InputError, NotFiniteError, unknown
+from micronet_lib.errors import InputError, NotFiniteError, check_choice
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
 from micronet_lib.lab.host.progress import bar, say
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
@@ -40,7 +41,7 @@ from micronet_lib.lab.storage.states import load_own
 ENGINES = ("local", "ray")
 
 MAX_RETRIES = 3
-# Results are a few MB each; Ray would take a third of the memory.
+# Results are a few MB each. By default Ray reserves a third of the memory.
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -55,27 +56,26 @@ def run(
     progress: bool = True,
     retrain: bool = False,
 ) -> pd.DataFrame:
-    """Measure what is missing of a sweep with an engine, and return this run's table.
+    """Measure the missing points of a sweep with an engine, and return this run's table.
 
     Args:
-        sweep: what to run.
+        sweep: to measure.
         profile: a name of `PROFILES`.
         seed: of the runs.
         overrides: dotted keys that change every recipe, and so its identity.
-        point: only those whose names match, such as `3.0-*`.
+        point: pattern of the points to measure, such as `3.0-*`.
         engine: a name of `ENGINES`. For `ray`, the environment variable RAY_ADDRESS names the
-            cluster; without it, the tasks run on this machine, one a CPU.
-        gpus_per_point: of `ray`; a fraction lets several points share a GPU. By default a whole
-            one if the cluster has any.
-        progress: bars on stderr.
-        retrain: train a network again that has a record but is not on this machine.
+            cluster. Without it the tasks run on this machine, one per CPU.
+        gpus_per_point: for `ray`; with a fraction several points share a GPU. By default one if the
+            cluster has any.
+        progress: show bars on stderr.
+        retrain: train again networks that have a record but are not on this machine.
 
     Raises:
-        InputError: as `ensure`; also an unknown engine, an impossible share of a GPU, and a cluster
-            that does not answer.
+        InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
+            does not answer.
     """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
+    check_choice("engine", engine, ENGINES)
     if engine == "local":
         if gpus_per_point is not None:
             raise InputError("GPUs per point are for the engine ray; a local run takes the first")
@@ -85,7 +85,7 @@ def run(
             f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
             "whole number"
         )
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     planned = jobs(asked, retrain=retrain)
     for job in planned:
         if job.lost:
@@ -101,15 +101,14 @@ def run(
 
 @dataclass(frozen=True)
 class Result:
-    """What a job leaves.
+    """The result of a job.
 
     Attributes:
-        job: that was done.
-        record: if one was asked for.
-        networks: the bytes of trained networks: identity -> `network.pt`. Those that it needed are
-            passed on with its own.
-        reason: why nothing was done; empty if something was.
-        fault: whether a user has to mend something, which ends the whole sweep.
+        job: the finished job.
+        record: if the job has one.
+        networks: bytes of `network.pt` by identity: the trained network and those that it needed.
+        reason: why nothing was done; otherwise empty.
+        fault: bad user input, which stops the whole sweep.
     """
 
     job: Job
@@ -120,12 +119,12 @@ class Result:
 
 
 def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Result:
-    """Do a job on the machine that this runs on, and return what it leaves.
+    """Do a job on this machine, and return its result.
 
     Args:
-        job: to be done.
-        networks: that it needs and that were there before: identity -> bytes.
-        needed: what the jobs left whose networks it needs.
+        job: to do.
+        networks: bytes of needed networks that existed before, by identity.
+        needed: results of the jobs whose networks it needs.
     """
     label = f"{job.case.name} seed {job.case.seed}"
     for result in needed:
@@ -150,10 +149,10 @@ def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Re
 
 
 def store(result: Result) -> None:
-    """Write what a job left into this machine's runs folder, or say why there is nothing.
+    """Write a result into this machine's runs folder, or print why there is none.
 
     Raises:
-        InputError: a fault that a user has to mend, here or where the job ran.
+        InputError: bad user input, here or where the job ran.
     """
     if result.fault:
         raise InputError(result.reason)
@@ -166,20 +165,20 @@ def store(result: Result) -> None:
 
 
 def _place(job: Job, name: str, content: bytes) -> None:
-    """Write a network to its address, unless it is there."""
+    """Write a network to its address, unless it is there already."""
     path = job.case.folder.parent / name / "network.pt"
     if not path.is_file() or path.read_bytes() != content:
-        load_own(path)  # a damaged one is set aside, not written over
+        load_own(path)  # renames a damaged file, so that it is not overwritten
         write_atomically(path, content, f"the network {name}")
 
 
 def on_ray(ray: Any, task: Any, ahead: Sequence[Job]) -> Iterator[Result]:
-    """Start all jobs as tasks and yield what they leave, as they end.
+    """Start all jobs as tasks, and yield their results as they end.
 
     Args:
         ray: the module, connected to a cluster.
         task: `perform_with` as a remote function.
-        ahead: jobs, needed ones first.
+        ahead: jobs; needed ones come first.
     """
     handles: dict[str, Any] = {}  # identity of a network -> the task that trains it
     running: dict[Any, Job] = {}
@@ -201,26 +200,26 @@ def on_ray(ray: Any, task: Any, ahead: Sequence[Job]) -> Iterator[Result]:
         try:
             yield ray.get(handle)
         except ray.exceptions.RayTaskError:
-            raise  # a fault of ours, with its traceback
+            raise  # a bug, with its traceback
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             yield Result(job, reason=f"{job.case.name} seed {job.case.seed}: {reason}")
 
 
 def _remote(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Result:
-    torch.set_num_threads(1)  # of the one CPU that the task was given
+    torch.set_num_threads(1)  # the task has one CPU
     return perform_with(job, networks, *needed)
 
 
 @contextmanager
 def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
-    """Ray, at RAY_ADDRESS or on this machine for as long as it takes, and the remote function.
+    """Connect to RAY_ADDRESS or start Ray on this machine; yield Ray and the remote function.
 
     Raises:
         InputError: Ray is not installed, the cluster does not answer, or this machine has too few
             GPUs.
     """
-    # A job that was submitted to a cluster has an environment of its own, which ours adds to.
+    # A job submitted to a cluster has its own environment; ours is added to it.
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -231,6 +230,7 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
             "the engine ray needs Ray, which is not installed: `pip install -e '.[cluster]'`"
         ) from error
     address = os.environ.get("RAY_ADDRESS") or "local"
+    _knock(address)
     mine: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     with tempfile.TemporaryDirectory() as code:
         try:
@@ -241,21 +241,36 @@ def _ray(gpus_per_point: float | None) -> Iterator[tuple[Any, Any]]:
                 logging_level=logging.ERROR,
                 **(mine if address == "local" else {}),
             )
-        except Exception as error:  # what Ray raises when it cannot start has no class of its own
+        except Exception as error:  # Ray has no exception class for a failed start
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"no Ray at {address} (RAY_ADDRESS): {reason}") from error
         try:
             gpus = _gpus(ray, gpus_per_point, address)
             options: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus, "max_retries": MAX_RETRIES}
-            if gpus == 0:  # PyTorch would find those that Ray did not give
+            if gpus == 0:  # else PyTorch would use GPUs that Ray did not assign
                 options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
             yield ray, ray.remote(**options)(_remote)
         finally:
             ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Find out within seconds that nobody answers at `host:port`; Ray takes over five minutes.
+
+    Raises:
+        InputError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"no Ray at {address} (RAY_ADDRESS): {error.strerror or error}") from error
+
+
 def _gpus(ray: Any, gpus_per_point: float | None, address: str) -> float:
-    """The share of a GPU that a point gets.
+    """Return the share of a GPU for each point.
 
     Raises:
         InputError: this machine has too few.
@@ -276,7 +291,7 @@ def _possible(gpus: float) -> bool:
 
 
 def variables() -> dict[str, str]:
-    """Return what the tasks have to know of this process."""
+    """Return the environment variables of the tasks."""
     return {
         "MICRONET_DATA": str(data_root().absolute()),
         "MICRONET_RUNS": str(runs_root().absolute()),
@@ -286,7 +301,7 @@ def variables() -> dict[str, str]:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy what a task needs of this repository: the library and our own augmentation policies."""
+    """Copy the library and our own augmentation policies into a folder, for the tasks."""
     unneeded = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "micronet_lib", folder / "micronet_lib", ignore=unneeded)
     if SEARCHED_POLICIES.is_file():

@@ -1,7 +1,7 @@
-"""What has to be done: the points that are asked for, and the networks that they need.
+"""The work to do: requested points, and the networks that they need.
 
-`state_of` is the one answer to "what has to be done for this point?". `jobs` puts everything in
-order; measuring does them, a plan shows them, and an engine sends them to other machines.
+`state_of` is the only answer to "what must be done for this point?". `jobs` puts all work in order.
+Measuring does the jobs, a plan shows them, and an engine sends them to other machines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from micronet_lib.lab.recipes.identity import recipe_id, run_id
 from micronet_lib.lab.recipes.profile import Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, kept, record_path
+from micronet_lib.lab.records.record import Record, readable, record_path
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import network_path
 from micronet_lib.lab.storage.states import is_whole
@@ -23,7 +23,7 @@ from micronet_lib.lab.storage.states import is_whole
 
 @dataclass(frozen=True)
 class Case:
-    """One point of a sweep on one profile with one seed: what is run, and where its files lie.
+    """One point of a sweep on one profile with one seed, and the paths of its files.
 
     Attributes:
         recipe: resolved for the profile, overrides included.
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For people: `stages/3.0-orn`."""
+        """The name for people: `stages/3.0-orn`."""
         return f"{self.sweep.name}/{self.point}"
 
     @property
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def network_path(self) -> Path:
-        """Where the trained network lies; its lock and its training states lie beside it."""
+        """Path of the trained network. Its lock and its training states are in the same folder."""
         return network_path(self.recipe, self.profile, self.seed)
 
     @property
@@ -59,23 +59,23 @@ class Case:
 
     @property
     def record_path(self) -> Path:
-        """Where the record lies."""
+        """Path of the record."""
         place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
         return runs_root() / place
 
     def record(self) -> Record | None:
-        """Return its record on this machine, if it is of this recipe."""
-        found = kept(self.record_path)
+        """Return its record on this machine, or None if there is none of this recipe."""
+        found = readable(self.record_path)
         return found if found and found.recipe_id == recipe_id(self.recipe) else None
 
     @property
     def needs(self) -> tuple["Case", ...]:
-        """The trainings whose networks have to be there first: of the start and of the teacher."""
+        """The trainings whose networks must exist first: of the start and of the teacher."""
         found = {case.id: case for case in map(self._of, _trainings(self.recipe.needs))}
         return tuple(found.values())
 
     def _of(self, recipe: Recipe) -> "Case":
-        """A needed recipe's case, under the name that a sweep has for it, if one does."""
+        """Return the case of a needed recipe, named as in a sweep that has it if one does."""
         for sweep, overrides in ((self.sweep, self.overrides), *((s, {}) for s in SWEEPS.values())):
             for point in sweep.points():
                 if resolved(point.recipe, self.profile, overrides) == recipe:
@@ -84,7 +84,7 @@ class Case:
 
 
 def _trainings(recipes: Sequence[Recipe]) -> Iterator[Recipe]:
-    """Those of the recipes that train; in place of one that does not, those that it needs."""
+    """Yield the recipes that train. Replace a recipe that does not train by those it needs."""
     for recipe in recipes:
         if recipe.train.epochs:
             yield recipe
@@ -103,10 +103,10 @@ def cases(
 
     Args:
         sweep: of the points.
-        profile: that they are resolved for.
+        profile: to resolve them for.
         seed: of the runs.
         overrides: dotted keys that change every recipe, and so its identity.
-        point: only those whose names match, such as `3.0-*`.
+        point: pattern of their names, such as `3.0-*`.
 
     Raises:
         InputError: unknown point or key, or a value of another type.
@@ -129,11 +129,11 @@ Action = Literal["nothing", "count", "rate", "train", "impossible"]
 
 @dataclass(frozen=True)
 class State:
-    """What has to be done for a case.
+    """The work to do for a case.
 
     Attributes:
-        does: `nothing`, its record is there; `count`, it trains nothing; `rate`, its network is
-            there; `train`; `impossible`.
+        does: `nothing`, the record exists; `count`, the recipe trains nothing; `rate`, the network
+            exists; `train`; or `impossible`.
         reason: why it is impossible here.
     """
 
@@ -142,12 +142,12 @@ class State:
 
 
 def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
-    """Return what has to be done for a case; needed trainings are cases of their own.
+    """Return the work to do for a case, without the trainings that it needs.
 
     Args:
         case: any.
-        recorded: whether a record will do; otherwise its network has to be on this machine.
-        retrain: whether a network may be trained again whose record is there.
+        recorded: whether a record is enough; otherwise its network must be on this machine.
+        retrain: whether a network that has a record may be trained again.
     """
     measured = case.record() is not None
     if measured and recorded and not retrain:
@@ -176,12 +176,12 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
 
 @dataclass(frozen=True)
 class Job:
-    """Something to be done: a training, a record, or both.
+    """A unit of work: a training, a record, or both.
 
     Attributes:
-        case: that it is done for.
-        does: as of `State`.
-        recorded: whether a record is asked for.
+        case: to measure or train.
+        does: as in `State`.
+        recorded: whether a record is requested.
         reason: why it is impossible.
         needs: identities of the networks that it needs.
     """
@@ -194,20 +194,20 @@ class Job:
 
     @property
     def lost(self) -> bool:
-        """Whether it is of a network that is needed and gone, though its record is here."""
+        """Whether a needed network is missing although its record is here."""
         return self.does == "impossible" and self.case.record() is not None
 
 
 def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) -> list[Job]:
-    """Return everything that has to be done for some cases, needed trainings first.
+    """Return all work for some cases, needed trainings first.
 
-    Each network is trained once, however many cases show it or need it. Doing the jobs in this
-    order, one after the other, is what measuring means; a plan is a table of them.
+    Each network is trained once, however many cases show or need it. Measuring does the jobs in
+    this order, one after the other; a plan is a table of them.
 
     Args:
         asked: the cases.
-        recorded: whether records are asked for, or networks.
-        retrain: as of `state_of`.
+        recorded: whether records or only networks are requested.
+        retrain: see `state_of`.
     """
     found: list[Job] = []
     trainings: dict[str, Job] = {}
@@ -246,7 +246,7 @@ def missing_file(case: Case, trains: bool) -> str | None:
 
     Args:
         case: any.
-        trains: whether it is going to be trained, or only rated.
+        trains: whether it will be trained, or only rated.
     """
     needed = [] if case.recipe.train.epochs and not trains else list(_files(case.recipe))
     if case.profile.dataset == "cifar100":
@@ -262,7 +262,7 @@ def missing_file(case: Case, trains: bool) -> str | None:
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:
-    """The published files that a recipe reads; those of needed trainings are theirs."""
+    """Yield the published files that a recipe reads, without those of needed trainings."""
     for name in (recipe.checkpoint, recipe.train.initialize_from):
         if name:
             yield Path("kaist") / f"{name}.t7"

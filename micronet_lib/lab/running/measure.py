@@ -1,9 +1,8 @@
-"""Measuring: a recipe goes in, a record comes out, and nothing is measured twice."""
+"""Measuring: turn a recipe into a record, once."""
 
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -14,8 +13,8 @@ from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.host.progress import say
-from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, set_aside_damaged, write
 from micronet_lib.lab.records.tables import table
@@ -43,35 +42,35 @@ def ensure(
     progress: bool = True,
     retrain: bool = False,
 ) -> pd.DataFrame:
-    """Measure what is missing of a sweep on this machine, and return this run's table.
+    """Measure the missing points of a sweep on this machine, and return this run's table.
 
-    A record in the runs folder of the same recipe, profile and seed is not made again, and a
-    network that is there is not trained again. A point stays `not run` where the sweep makes no
-    sense on the profile, a file is missing, it needs a network that is lost, another process works
-    on it, or its loss becomes NaN or infinite. For the last three a line on stderr says so.
+    Existing records of the same recipe, profile and seed are not made again, and existing networks
+    are not trained again. A point stays `not run` if the sweep is not defined on the profile, a
+    file is missing, a needed network is lost, another process works on it, or its loss becomes NaN
+    or infinite. The last three print a line on stderr.
 
     Args:
-        sweep: what to run.
+        sweep: to measure.
         profile: a name of `PROFILES`.
         seed: of the runs.
         overrides: dotted keys that change every recipe, and so its identity.
-        point: only those whose names match, such as `3.0-*`.
-        progress: bars on stderr.
-        retrain: train a network again that has a record but is not on this machine.
+        point: pattern of the points to measure, such as `3.0-*`.
+        progress: show bars on stderr.
+        retrain: train again networks that have a record but are not on this machine.
 
     Raises:
-        InputError: unknown profile, point or key; or a fault of a file that is there.
+        InputError: unknown profile, point or key, or a file that cannot be used.
     """
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     perform_all(jobs(asked, retrain=retrain), progress)
     return this_run(asked)
 
 
 def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
-    """Do jobs one after the other; for one that cannot be done, a line on stderr says why.
+    """Do jobs one after the other. Print a line on stderr for each that cannot be done.
 
     Raises:
-        InputError: a fault that a user has to mend.
+        InputError: bad user input.
     """
     failed: set[str] = set()
     for job in ahead:
@@ -98,7 +97,7 @@ def perform(job: Job, progress: bool = True) -> None:
     Raises:
         Busy: another process works on it.
         NotFiniteError: a loss, a weight or a logit is NaN or infinite.
-        InputError: a fault that a user has to mend.
+        InputError: bad user input.
     """
     case, recipe = job.case, job.case.recipe
     if job.does in ("nothing", "impossible"):
@@ -110,16 +109,17 @@ def perform(job: Job, progress: bool = True) -> None:
         if job.does == "train" and state_of(case, recorded=False, retrain=True).does == "train":
             train_network(recipe, case.profile, case.seed, case.name, progress)
         else:
-            forget_states(case.folder)  # of a process that was killed as it wrote the network
-        if job.recorded and state_of(case).does != "nothing":  # of who had the lock until now
+            forget_states(case.folder)  # of a process killed after writing the network
+        # Another process may have measured it before this one got the lock.
+        if job.recorded and state_of(case).does != "nothing":
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 
 def measure(case: Case, progress: bool = True) -> Record:
-    """Return the record of a case; its network, if it trains one, is there already.
+    """Return the record of a case. If its recipe trains, its network must exist.
 
     Raises:
-        InputError: whatever keeps it from being measured, in one line.
+        InputError: why it cannot be measured, in one line.
     """
     set_aside_damaged(case.record_path)
     start, recipe = time.perf_counter(), case.recipe
@@ -138,7 +138,7 @@ def measure(case: Case, progress: bool = True) -> Record:
         sweep=case.sweep.name,
         point=case.point,
         recipe_id=recipe_id(recipe),
-        recipe=asdict(recipe),
+        recipe=plain_recipe(recipe),
         profile=case.profile.name,
         seed=case.seed,
         dataset=case.profile.dataset if "top1" in metrics else "none",
@@ -167,7 +167,7 @@ def scores(case: Case, network: Network) -> dict[str, float]:
 
 
 def this_run(asked: Collection[Case]) -> pd.DataFrame:
-    """Return the table of some cases, of which those without a record are `not run`."""
+    """Return the table of some cases; those without a record are `not run`."""
     first = next(iter(asked))
     found = [record for case in asked if (record := case.record()) is not None]
     rows = table(first.sweep, found, source="this run", profile=first.profile.name)
@@ -182,14 +182,12 @@ def trained(
     overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Network:
-    """Return the network that a point ends in, in evaluation mode on the CPU.
-
-    It is trained now if it has to be.
+    """Return the trained network of a point, in evaluation mode on the CPU. Train it if needed.
 
     Raises:
-        InputError: as `ensure`; also when the point trains nothing or cannot be run here.
+        InputError: as `ensure`; also if the point trains nothing or cannot be run here.
     """
-    (case,) = cases(sweep, get_profile(profile), seed, overrides, sweep.point(point).name)
+    (case,) = cases(sweep, PROFILES[profile], seed, overrides, sweep.point(point).name)
     if not case.recipe.train.epochs:
         raise InputError(f"{case.name} trains nothing at {profile}")
     ahead = jobs([case], recorded=False)

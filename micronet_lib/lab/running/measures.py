@@ -1,4 +1,4 @@
-"""What a record may hold of a network besides its score: a `Sweep` names what it wants measured."""
+"""Measures: the contents of a record besides the score. A `Sweep` names those that it wants."""
 
 import copy
 from collections.abc import Callable
@@ -34,7 +34,7 @@ RATINGS = ("correct", "num_examples", "top1", "top5", "loss")
 
 @dataclass
 class Found:
-    """What was measured: numbers, arrays that a figure needs, rows of a per-layer table."""
+    """The result of a measure: numbers, arrays for figures, rows of a per-layer table."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
@@ -43,10 +43,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something to be measured of a case's network.
+    """A measurement of a case's network.
 
     Attributes:
-        of: the case, its network on the CPU in evaluation mode, whether to show progress.
+        of: function of the case, its network (on the CPU, in evaluation mode) and a switch for
+            progress bars.
         on_test: whether it reads test images.
     """
 
@@ -55,11 +56,11 @@ class Measure:
 
 
 def accuracy(case: "Case", network: Network, progress: bool) -> Found:
-    """Rate the network on the test images; a fresh one, which has learned nothing, is not rated.
+    """Rate a network on the test images. An untrained network is not rated.
 
-    Of a trained network, `top1`, `top5`, `loss` and `correct` are after the last epoch;
-    `selected_top1` is after the epoch that was best on the validation images; `best_on_test_top1`,
-    which the authors report, is the best test accuracy after any epoch.
+    For a network trained here, `top1`, `top5`, `loss` and `correct` are after the last epoch,
+    `selected_top1` after the best epoch on the validation images. `best_on_test_top1`, which the
+    authors report, is the best test accuracy of all epochs.
     """
     if not case.recipe.learns:
         return Found()
@@ -90,11 +91,11 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
 
 
 def same_logits(case: "Case", network: Network, progress: bool) -> Found:
-    """Rate a trimmed network, and hold every logit against the published file's.
+    """Rate a trimmed network, and compare every logit with the published file's.
 
-    `max_logit_difference` is of savings made and run in float64, where rounding cannot hide a
-    fault; `max_logit_difference_stored` of savings made in float32, whose weights are rounded, and
-    run in float64; `bit_identical` is 1 when the float32 logits are the same to the last bit.
+    `max_logit_difference` compares in float64, savings included, so that rounding hides no error.
+    `max_logit_difference_stored` makes the savings in float32, which rounds weights, and runs in
+    float64. `bit_identical` is 1 if the float32 logits are equal to the last bit.
     """
     recipe, test = case.recipe, load_split(case.profile.dataset, "test")
     if not recipe.savings:
@@ -121,14 +122,14 @@ def same_logits(case: "Case", network: Network, progress: bool) -> Found:
 
 @lru_cache(maxsize=1)
 def _published_logits(path: Path, dataset: str, progress: bool) -> tuple[Tensor, Tensor]:
-    """Logits of a published file in float32 and float64; every step of its savings needs them."""
+    """Return the logits of a published file in float32 and float64, cached for all its savings."""
     network, images = load_published(path), load_split(dataset, "test").images
     single = logits_of(network, images, progress=progress)
     return single, logits_of(network.double(), images, progress=progress)
 
 
 def similarity(case: "Case", network: Network, progress: bool) -> Found:
-    """Cosine similarities of the classifier's rows, `[C, C]`, and what they come to."""
+    """Return the cosine similarities of the classifier's rows, `[C, C]`, and their statistics."""
     matrix = class_similarity(network.classifier.weight.detach())
     others = matrix[~torch.eye(len(matrix), dtype=torch.bool)]
     metrics = {
@@ -141,10 +142,10 @@ def similarity(case: "Case", network: Network, progress: bool) -> Found:
 
 
 def spectra(case: "Case", network: nn.Module, progress: bool) -> Found:
-    """Singular values of every matrix by layer, and the exact penalty over pointwise ones.
+    """Return the singular values of every matrix, and the exact penalty of pointwise layers.
 
     `srip_penalty_paper` and `srip_penalty_released` are the means of the spectral norm and of its
-    square, which the power step of the training loss estimates from below.
+    square, which the training loss estimates from below.
     """
     values = {
         name: [round(value, DIGITS) for value in spectrum(layer.get_parameter("weight")).tolist()]
@@ -162,12 +163,12 @@ def spectra(case: "Case", network: nn.Module, progress: bool) -> Found:
 
 
 def sparsity(case: "Case", network: nn.Module, progress: bool) -> Found:
-    """The fraction of all prunable weights that is zero."""
+    """Return the fraction of all prunable weights that is zero."""
     return Found({"sparsity": density_table(network)["sparsity"].iloc[-1].item()})
 
 
 def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
-    """The per-layer table of the winners' final counter."""
+    """Return the per-layer table of the winners' final counter."""
     table = score_network(network, "published").table().drop(columns=["score"])
     return Found(layers=table.to_dict("records"))
 
@@ -180,4 +181,4 @@ MEASURES = {
     "sparsity": Measure(sparsity),
     "bill": Measure(bill),
 }
-"""By name, for `Sweep.measures`."""
+"""Measures by name, for `Sweep.measures`."""

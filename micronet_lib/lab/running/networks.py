@@ -1,7 +1,7 @@
 """From a recipe to its network: fresh, from a file, from another recipe, or trained.
 
-A trained network has one address, the identity of its recipe and its seed, whatever sweeps show
-it: `runs/<profile>/networks/<recipe id>-s<seed>/network.pt`.
+The identity of recipe and seed is the address of a trained network, whatever sweeps show it:
+`runs/<profile>/networks/<recipe id>-s<seed>/network.pt`.
 """
 
 from dataclasses import replace
@@ -42,7 +42,7 @@ def fresh_network(recipe: Recipe, seed: int) -> Network:
     """Return the network of a recipe before any training, on the CPU.
 
     Raises:
-        InputError: unknown model, or a file for its initialisation that is missing or damaged.
+        InputError: unknown model, or a missing or damaged file for its initialisation.
     """
     options = dict(recipe.options)
     if recipe.width_mult != 1.0:
@@ -60,14 +60,14 @@ def fresh_network(recipe: Recipe, seed: int) -> Network:
 
 
 def network_path(recipe: Recipe, profile: Profile, seed: int) -> Path:
-    """Return the address of a trained network: its recipe's identity and its seed."""
+    """Return the path of a trained network."""
     return runs_root() / profile.name / "networks" / run_id(recipe, seed) / "network.pt"
 
 
 def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
-    """Return the network that a recipe ends in, in evaluation mode on the CPU.
+    """Return the network at the end of a recipe, in evaluation mode on the CPU.
 
-    A recipe that trains has to be trained already; of another the network is made now.
+    Load it if the recipe trains; it must be trained already. Otherwise make it now.
 
     Raises:
         InputError: its network, or one that it starts from, is not on this machine.
@@ -75,7 +75,7 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
     if recipe.train.epochs:
         content = content_of(recipe, profile, seed)
         return restore(content["spec"], content["model"])
-    # One fresh network in forty draws a weight of exactly zero; all are drawn with seed 0.
+    # Always seed 0: one fresh network in forty draws a weight of exactly zero.
     network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
     for change in recipe.changes:
         network = change.apply(network)
@@ -83,14 +83,14 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
 
 
 def _started(recipe: Recipe, profile: Profile, seed: int) -> Network | None:
-    """The network that a recipe starts from, if not from a fresh one."""
+    """Return the network that a recipe starts from, or None if it starts fresh."""
     if recipe.checkpoint:
         return load_published(checkpoint_path(recipe.checkpoint))
     return None if recipe.start is None else network_of(recipe.start, profile, seed)
 
 
 def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
-    """Return what `train_network` wrote: spec, model, best, masks, curve, notes, env.
+    """Return what `train_network` saved: spec, model, best, masks, curve, notes, env and speed.
 
     Raises:
         InputError: it is not on this machine.
@@ -103,9 +103,9 @@ def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
 
 
 def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
-    """Return a recipe's augmentation policies, and what a record has to say of them.
+    """Return a recipe's augmentation policies, and notes for the record.
 
-    Where the file is missing, random policies do for the drawn images; on real images they do not.
+    If the file is missing, drawn images get random policies; real images raise an error.
 
     Raises:
         InputError: the file is missing, damaged, or has no such set.
@@ -124,7 +124,7 @@ def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list
 def training_data(
     recipe: Recipe, profile: Profile, device: torch.device
 ) -> tuple[TrainingData, list[str]]:
-    """Return what a recipe learns from on a profile, and what a record has to say of it."""
+    """Return the images that a recipe trains on at a profile, and notes for the record."""
     config = recipe.train
     data = load_dataset(profile.dataset)
     learned = data.train if config.hold_out else data.everything
@@ -143,34 +143,34 @@ def training_data(
 def train_network(
     recipe: Recipe, profile: Profile, seed: int, name: str, progress: bool = True
 ) -> None:
-    """Train a network, or continue a run that was cut, and write it to its address.
+    """Train a network, or resume its training, and write it to its address.
 
     The caller holds the lock of its folder.
 
     Args:
-        recipe: resolved for the profile. Of rounds of pruning only the last one is trained.
+        recipe: resolved for the profile. Of several rounds of pruning only the last is trained.
         profile: names the data set.
-        seed: of everything random; every round of pruning draws anew.
-        name: of the bar, such as `stages/3.0-orn`.
-        progress: a bar on stderr.
+        seed: of all random numbers; every round of pruning draws anew.
+        name: label of the progress bar, such as `stages/3.0-orn`.
+        progress: show a bar on stderr.
 
     Raises:
-        InputError: a missing file or network, a folder that cannot be written.
+        InputError: a missing file or network, or a folder that cannot be written.
         DivergedError: the loss became NaN or infinite.
     """
     device, key = default_device(), run_id(recipe, seed)
     folder = network_path(recipe, profile, seed).parent
     set_up(device)
     data, notes = training_data(recipe, profile, device)
-    load_own(folder / "network.pt", key)  # a damaged one is set aside, not written over
+    load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
     resumed = load_state(folder, key) is not None
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
     teacher = None
     if recipe.teacher is not None:
         teacher = network_of(recipe.teacher, profile, seed).to(device)
         teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
-    drawn_from = seed + 1000 * len(recipe.prune.sparsities)
-    run = Run(network, recipe, data, drawn_from, hooks, teacher)
+    round_seed = seed + 1000 * len(recipe.prune.sparsities)
+    run = Run(network, recipe, data, round_seed, hooks, teacher)
     trained = train(run, folder, key, name, progress)
     content = {
         **pack(trained.network),
@@ -188,7 +188,7 @@ def train_network(
 def _begin(
     recipe: Recipe, profile: Profile, seed: int, data: TrainingData, resumed: bool
 ) -> tuple[Network, list[Hook], dict[str, Tensor]]:
-    """The network that training begins with, on its device; hooks; masks of a round."""
+    """Return the network to train, on its device, with its hooks and the masks of a round."""
     device = data.train.images.device
     if recipe.prune.sparsities:
         network, masks = _begin_round(recipe, profile, seed, data, resumed)
@@ -204,9 +204,9 @@ def _begin(
 def _begin_round(
     recipe: Recipe, profile: Profile, seed: int, data: TrainingData, resumed: bool
 ) -> tuple[Network, dict[str, Tensor]]:
-    """The network that a round of pruning begins with, and its masks.
+    """Return the network to train in a round of pruning, and its masks.
 
-    A resumed round gets its weights from its training state; only the masks count then.
+    If the round is resumed, the training state replaces its weights.
     """
     config = recipe.prune
     assert recipe.parent is not None
@@ -223,9 +223,9 @@ def _begin_round(
 
 
 def _weights_after(recipe: Recipe, seed: int, data: TrainingData, epochs: int) -> dict[str, Tensor]:
-    """The dense run's weights after some epochs, by running these again.
+    """Return the dense run's weights after some epochs, by repeating these epochs.
 
-    That is the same network to the last bit on a CPU, and one of the same seed on a GPU.
+    They are the same to the last bit on a CPU, and those of a run with the same seed on a GPU.
     """
     dense = replace(recipe, prune=PruneConfig())
     network = fresh_network(dense, seed).to(data.train.images.device)

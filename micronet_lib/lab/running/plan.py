@@ -1,4 +1,4 @@
-"""Before anything runs: what measuring a sweep would take, and whether it can be done at all."""
+"""Plans: the work and time that measuring a sweep would take, before anything runs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
-from micronet_lib.lab.recipes.profile import Profile, get_profile
+from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, kept
+from micronet_lib.lab.records.record import Record, readable
 from micronet_lib.lab.running.lineage import Job, cases, jobs
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.published import load_published
@@ -25,7 +25,7 @@ from micronet_lib.lab.training.step import Step
 
 FLOAT_BYTES = 4
 TIMED_STEPS = 3
-TIMED_BATCH = 32  # on a CPU, where an image takes as long in a large batch
+TIMED_BATCH = 32  # enough on a CPU, where the time per image does not depend on the batch
 
 WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
@@ -38,26 +38,23 @@ def plan(
     point: str | None = None,
     retrain: bool = False,
 ) -> pd.DataFrame:
-    """Return one row a job, in the order in which measuring does them.
+    """Return one row for each job, in the order of measuring, needed trainings included.
 
-    A network that a point needs, and that is not here, has a row of its own before it.
-
-    Columns: point, with its sweep where that is another one; state (`measured`, `to count`,
-    `to rate`, `to train`, or why it is not possible here); record, whether one is asked for, or
-    only the network; epochs and images trained, 0 where
-    nothing is; minutes of training, at the median speed of the same network in the records of this
-    device and profile, or else of a few steps that are taken now; disk_mb of the network and its
-    training states.
+    Columns: point (with its sweep if that is another one); state (`measured`, `to count`, `to
+    rate`, `to train`, or why it is impossible here); record (whether one is requested, or only the
+    network); epochs and images to train; minutes of training; disk_mb of the network and its
+    training states. The speed is the median of records with the same network, device and profile.
+    Without such records, a few steps are timed now.
 
     Raises:
         InputError: unknown profile, point or key.
     """
-    asked = cases(sweep, get_profile(profile), seed, overrides, point)
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     return table_of(jobs(asked, retrain=retrain), sweep)
 
 
 def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
-    """Return jobs as a plan; the sweep is the one that was asked for."""
+    """Return jobs as a plan of the requested sweep."""
     rows, speeds = [], dict[str, float]()
     for job in ahead:
         case, trains = job.case, job.does == "train"
@@ -83,7 +80,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
 
 
 def in_all(ahead: pd.DataFrame) -> str:
-    """Return one line under a plan: what is done, and what it takes."""
+    """Return one line with the totals of a plan."""
     left = ahead[ahead["state"].str.startswith("to ")]
     trained = left[left["state"] == "to train"]
     return (
@@ -93,10 +90,10 @@ def in_all(ahead: pd.DataFrame) -> str:
 
 
 def require(ahead: Sequence[Job]) -> None:
-    """Refuse what `ensure` would leave as `not run`: for the command line, where one asks for it.
+    """Raise an error if no job is possible here, instead of leaving every point `not run`.
 
     Raises:
-        InputError: none of the jobs is possible here, and why the first one is not.
+        InputError: the reason of the first job, and what to do.
     """
     if not all(job.does == "impossible" for job in ahead):
         return
@@ -117,7 +114,7 @@ def require(ahead: Sequence[Job]) -> None:
 
 
 def num_images(recipe: Recipe, profile: Profile) -> int:
-    """Return the images of all epochs of a run; the last, smaller batch of each is dropped."""
+    """Return the images of all epochs of a run, without the dropped last batch of each epoch."""
     train = recipe.train
     if not train.epochs:
         return 0
@@ -134,7 +131,7 @@ def _train_images(dataset: str, hold_out: bool) -> int:
 
 
 def speed_of(recipe: Recipe, profile: Profile) -> float:
-    """Return the images/s at which this device trains a recipe's network at a profile."""
+    """Return the speed, in images/s, at which this device trains a recipe at a profile."""
     device = environment(default_device())["device"]
     speeds = [
         record.metrics["train_images_per_s"]
@@ -145,7 +142,7 @@ def speed_of(recipe: Recipe, profile: Profile) -> float:
 
 
 def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a recorded recipe decides how long an image takes."""
+    """Return the fields of a recorded recipe that decide the training time of an image."""
     start, teacher = recipe.get("start"), recipe.get("teacher")
     network = (recipe["model"], recipe["width_mult"], recipe["checkpoint"], recipe.get("options"))
     return (
@@ -157,14 +154,15 @@ def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _trained_records(profile: str) -> list[Record]:
     paths = [p for root in (runs_root(), MEASURED) for p in (root / profile).glob("*/*.json")]
-    records = [record for path in paths if (record := kept(path)) is not None]
+    records = [record for path in paths if (record := readable(path)) is not None]
     return [record for record in records if "train_images_per_s" in record.metrics]
 
 
 def timed_images_per_s(recipe: Recipe) -> float:
-    """Return the training speed of this device, from a few steps on random images.
+    """Return this device's training speed from a few steps on random images.
 
-    Augmentation and rating are left out. On a GPU the steps are eager, a captured run is faster.
+    Augmentation and rating are not included. On a GPU the steps are eager; a captured run is
+    faster.
     """
     device, train = default_device(), recipe.train
     set_up(device)
@@ -179,12 +177,12 @@ def timed_images_per_s(recipe: Recipe) -> float:
     for number in range(TIMED_STEPS + 1):
         step(images, targets, None, train.min_lr)
         step.loss.item()  # waits for the device
-        start = start if number else time.perf_counter()  # the first one sets things up
+        start = start if number else time.perf_counter()  # the first step is warm-up
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
 def _untrained(recipe: Recipe) -> Network:
-    """A network of the shape that a recipe trains, whatever its weights are."""
+    """Return a network of the shape that a recipe trains, with any weights."""
     if recipe.start is not None:
         return _untrained(recipe.start)
     if recipe.checkpoint:
@@ -193,7 +191,7 @@ def _untrained(recipe: Recipe) -> Network:
 
 
 def _disk_mb(recipe: Recipe) -> float:
-    """The largest that a run's folder gets: a network, and two states of weights and momentum."""
+    """Return the largest size of a run's folder: a network and two training states."""
     num = sum(p.numel() for p in _untrained(recipe).parameters())
     copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
     return copies * num * FLOAT_BYTES / 1e6

@@ -1,21 +1,21 @@
 """Fast AutoAugment's own search for sub-policies [lim2019]: density matching on K folds.
 
-The training images are dealt into K folds. A network learns from all folds but one, without any
-policy. Then it looks at the images of the fold it has not seen, changed by a set of sub-policies
-that Optuna's TPE sampler proposes: the less it is surprised, the better the changed images match
-the density of the images it knows. No network is trained for a proposal, which makes the search
-fast. Chapter `04_augmentation`.
+The training images are split into K folds. For each fold, a network is trained on the other folds
+without any policy. Optuna's TPE sampler then proposes sets of sub-policies. A set is rated by the
+network's loss on the fold's images after the set has changed them: a low loss means that the
+changed images match the density of the training images. No network is trained for a proposal, which
+makes the search fast. Chapter `04_augmentation`.
 
-Where this departs from the published search, on purpose:
+Deliberate differences from the published search:
 
-- The measure is the mean over all draws of all images. The published code takes each image's best
-  draw out of five, so that nearly any sub-policy looks good.
-- Repeats are sub-policies that agree in every number, not in the names of their operations.
-- No cluster software. Trials are kept in a database, networks in files; a search that was killed
-  goes on with those it has and finds what it would have found.
+- The rating is the mean over all draws of all images. The published code takes each image's best
+  draw of five, so nearly any sub-policy looks good.
+- Repeated sub-policies are those that agree in every number, not in the names of their operations.
+- No cluster software. Trials are stored in a database, networks in files. A killed search resumes
+  with them and finds the same result.
 
-Five sub-policies are proposed together, as in the published search. All it gains under a mean is
-variety: one at a time, the sampler soon proposes one harmless operation twice and nothing else.
+Five sub-policies are proposed together, as in the published search. With a mean this only adds
+variety: one at a time, the sampler soon repeats one harmless operation.
 """
 
 import json
@@ -37,7 +37,7 @@ from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import get_profile
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.search.policy_trials import (
@@ -58,24 +58,24 @@ TrainFold = Callable[[ImageSet, ImageSet, int, Path], Network]
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How much is tried.
+    """The budget of a search.
 
     Attributes:
-        folds: K; each gets a network of its own.
+        folds: K; each gets its own network.
         trials: sets of sub-policies tried on a fold.
-        startup: of these, how many are drawn at random before the sampler learns from them.
-        keep: the best sets of a fold that enter the result.
+        startup: number of first trials that are random.
+        keep: number of best sets of a fold that enter the result.
         set_size: sub-policies proposed together; each image draws one of them.
-        num_training: training images that are dealt into folds; 0 for all.
-        epochs: a fold's network is trained; 0 for as many as the profile gives its recipe.
-        width_mult: of a fold's network; the published searches too had one smaller than the
-            network that the policies were for.
-        num_images: of a fold, how many a proposal is tried on; 0 for all of them.
-        num_draws: how often each of those images is changed for one proposal.
-        num_control: images of the validation split for the comparison at the end; 0 for all.
+        num_training: training images split into folds; 0 for all.
+        epochs: of a fold's network; 0 for the epochs of its recipe at the profile.
+        width_mult: of a fold's network. The published searches also used a smaller network than the
+            one that the policies were for.
+        num_images: images of a fold on which a proposal is tried; 0 for all.
+        num_draws: changes of each of these images for one proposal.
+        num_control: images of the validation split for the final comparison; 0 for all.
 
     Raises:
-        InputError: for numbers that make no search.
+        InputError: numbers that make no search.
     """
 
     folds: int = 5
@@ -100,7 +100,7 @@ class SearchConfig:
             raise InputError(f"keep is {self.keep}: {self.trials} trials have no more than that")
 
 
-# A budget a profile, never another method.
+# A profile changes the budget, never the method.
 BUDGETS = {
     "smoke": SearchConfig(
         folds=2,
@@ -130,7 +130,7 @@ BUDGETS = {
 
 
 def deal_folds(targets: Tensor, folds: int, seed: int) -> list[Tensor]:
-    """Deal images into folds of equal size, every class evenly.
+    """Split images into folds of equal size, each class evenly.
 
     Args:
         targets: int64 [N].
@@ -157,18 +157,18 @@ def search(
     about: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Search, or go on with a search, and compare what it found with random policies.
+    """Search, or resume a search, and compare the result with random policies.
 
     Args:
-        train_fold: trains a network on the first images, without any policy, may watch it on the
-            second; gets a seed, and a folder to keep it in.
-        training: dealt into folds.
-        validation: for the comparison only; neither networks nor search see these images.
+        train_fold: trains a network without any policy. Arguments: images to train on, images to
+            watch, a seed, and a folder for its files.
+        training: split into folds.
+        validation: only for the comparison; networks and search do not see these images.
         config: the budget.
-        folder: where networks and trials are kept.
-        seed: of everything.
-        about: what else makes a search another one, for the provenance: profile, data set, recipe.
-        progress: bars on stderr.
+        folder: for networks and trials.
+        seed: of all random numbers.
+        about: further settings that distinguish the search: profile, data set, recipe.
+        progress: show bars on stderr.
 
     Returns:
         The content of a policy file: `searched`, the list of sub-policies, and `provenance`.
@@ -217,7 +217,7 @@ def search(
             networks, _first(validation, config.num_control), searched, seed, config.num_draws
         )
     env = environment(training.images.device)
-    del env["wall_s"]  # this process may have found most of the work done
+    del env["wall_s"]  # a resumed search: this process did only a part of the work
     return {
         PROVENANCE: {
             "what": "sets of least mean cross-entropy on the fold that a network has not seen",
@@ -232,10 +232,10 @@ def search(
 
 
 def write_policies(content: dict[str, Any], path: Path) -> None:
-    """Write a policy file: a line a sub-policy, so that a difference can be read.
+    """Write a policy file with one line per sub-policy, so that differences are readable.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     lines = ",\n".join(f"  {json.dumps(sub_policy)}" for sub_policy in content[SET_NAME])
     provenance = json.dumps(content[PROVENANCE], indent=1, allow_nan=False)
@@ -244,12 +244,12 @@ def write_policies(content: dict[str, Any], path: Path) -> None:
 
 
 def _first(data: ImageSet, num: int) -> ImageSet:
-    """`num` of the images, as many of every class; all of them for 0, or where there are fewer."""
+    """Return `num` of the images, evenly by class; all of them for 0 or if there are fewer."""
     return data.first(min(num, len(data)))
 
 
 def _same_search(path: Path, setting: dict[str, Any]) -> None:
-    """Remember what is searched, or refuse to go on with something else."""
+    """Save the settings of a search, or raise an error if the folder holds other ones."""
     text = json.dumps(setting, sort_keys=True)
     if not path.is_file():
         write_atomically(path, text.encode(), "the setting of the search")
@@ -261,8 +261,8 @@ def _same_search(path: Path, setting: dict[str, Any]) -> None:
 
 
 def search_recipe(profile_name: str) -> Recipe:
-    """How a fold's network is trained: with SRIP and hard labels, crops and mirror images only."""
-    recipe = get_profile(profile_name).apply(SWEEPS["stages"].point("3.0-orn").recipe)
+    """Return the recipe of a fold's network: SRIP, hard labels, only crops and mirror images."""
+    recipe = PROFILES[profile_name].apply(SWEEPS["stages"].point("3.0-orn").recipe)
     config = BUDGETS[profile_name]
     epochs = config.epochs or recipe.train.epochs
     return replace(
@@ -275,33 +275,33 @@ def search_recipe(profile_name: str) -> Recipe:
 def search_policies(
     profile_name: str, seed: int = 0, output: Path | None = None, progress: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    """Search on a profile's training images, or go on with such a search, and write what it found.
+    """Search on a profile's training images, or resume, and write the policies found.
 
     Args:
         profile_name: a name of `PROFILES`.
-        seed: of everything.
+        seed: of all random numbers.
         output: the policy file; by default `searched.json` in the folder of the search.
-        progress: bars on stderr.
+        progress: show bars on stderr.
 
     Returns:
         The file and its content, see `search`.
 
     Raises:
-        InputError: unknown profile, missing data, a negative seed, a folder that cannot be written,
-            or no Optuna.
+        InputError: unknown profile, missing data, negative seed, a folder that cannot be written,
+            or Optuna not installed.
     """
     if seed < 0:
         raise InputError(f"seed is {seed}: give 0 or more")
-    profile, recipe = get_profile(profile_name), search_recipe(profile_name)
+    profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
 
     def train_fold(learned: ImageSet, unseen: ImageSet, fold_seed: int, place: Path) -> Network:
         key = f"search {place.name}, recipe {recipe_id(recipe)}, seed {fold_seed}"
         network = fresh_network(recipe, fold_seed).to(device)
-        kept = load_own(place / "network.pt", key)
-        if kept is not None:
-            network.load_state_dict(kept["model"])
+        saved = load_own(place / "network.pt", key)
+        if saved is not None:
+            network.load_state_dict(saved["model"])
             return network.eval()
         data = TrainingData(learned, _first(unseen, recipe.train.num_validation))
         run = Run(network, recipe, data, fold_seed)
@@ -319,7 +319,7 @@ def search_policies(
         {"profile": profile_name, "dataset": profile.dataset, "recipe_id": recipe_id(recipe)},
         progress,
     )
-    # In full for readers; not in the setting, to which a later version may add a default.
+    # For readers. Not part of the setting, because a later version may add fields with defaults.
     content[PROVENANCE]["recipe"] = asdict(recipe)
     path = output or folder / "searched.json"
     write_policies(content, path)

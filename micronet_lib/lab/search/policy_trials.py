@@ -1,6 +1,6 @@
-"""Trials of the policy search: sub-policies are proposed, and a network says what it makes of them.
+"""Trials of the policy search: propose sub-policies and rate them with a network.
 
-See `micronet_lib.lab.search.policy_search` and chapter `04_augmentation`.
+See `lab.search.policy_search` and chapter `04_augmentation`.
 """
 
 import logging
@@ -38,10 +38,10 @@ def rate_policies(
     Args:
         network: in evaluation mode; fastest with its batch norm folded.
         data: N images.
-        policies: None for the images as they are, once.
-        num_draws: how often each image is changed.
-        seed: of the draws. The same seed throws the same coins for policies of as many rows, which
-            takes much of the noise out of a comparison.
+        policies: None for the unchanged images, once.
+        num_draws: changes of each image.
+        seed: of the draws. Policies of the same length get the same draws from the same seed, which
+            removes much noise from a comparison.
     """
     images, targets = data.images, data.targets
     if policies is not None:
@@ -54,7 +54,7 @@ def rate_policies(
 
 
 def propose(trial: Any, set_size: int) -> list[SubPolicy]:
-    """Let an Optuna trial choose sub-policies; probabilities and levels come in hundredths."""
+    """Let an Optuna trial choose sub-policies, with probabilities and levels in hundredths."""
     return [
         [
             [
@@ -81,22 +81,22 @@ def run_trials(
     num_draws: int = 1,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Run what is missing of a fold's trials.
+    """Run the missing trials of a fold.
 
     Args:
         network: of the fold.
-        data: the images that it has not seen.
-        folder: keeps `trials.db`, a study a fold, as Optuna's own tools read it.
+        data: images of the fold, which the network has not seen.
+        folder: of `trials.db`, with one study per fold, readable by Optuna's own tools.
         fold: its number.
         seed: of the search.
         num_trials: in all.
-        startup: of these, how many are random before the sampler learns from them.
+        startup: number of first trials that are random.
         set_size: sub-policies proposed together.
-        num_draws: how often each image is changed for one proposal.
-        progress: a bar on stderr.
+        num_draws: changes of each image for one proposal.
+        progress: show a bar on stderr.
 
     Returns:
-        All trials in their order: number, loss, sub_policies.
+        All trials in order: number, loss, sub_policies.
 
     Raises:
         InputError: the database cannot be read or written, or Optuna is not installed.
@@ -112,7 +112,7 @@ def run_trials(
     name, database = f"fold{fold}", folder / "trials.db"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        kept = optuna.create_study(
+        stored = optuna.create_study(
             storage=f"sqlite:///{database}", study_name=name, load_if_exists=True
         )
     except sqlalchemy.exc.SQLAlchemyError as error:
@@ -120,19 +120,19 @@ def run_trials(
             f"{database} cannot be used ({str(error).splitlines()[0]}): make room, get the right "
             "to write there, or delete it if it is damaged, and search again"
         ) from error
-    # Trials are made in memory and kept when they are whole, so that none is ever half there.
+    # Trials run in memory and are stored when complete, so the database never holds half of one.
     study = optuna.create_study()
-    study.add_trials(kept.get_trials(deepcopy=False)[:num_trials])
+    study.add_trials(stored.get_trials(deepcopy=False)[:num_trials])
     for number in bar(range(len(study.trials), num_trials), f"search {name}", "trial", progress):
-        # A sampler of its own a trial: the next proposal follows from the trials before it, and
-        # not from whether one process made them all.
+        # A new sampler for each trial: a proposal depends on the trials before it only, not on
+        # whether one process made them all.
         own = np.random.SeedSequence([seed, fold, number]).generate_state(1)
         study.sampler = optuna.samplers.TPESampler(seed=int(own[0]), n_startup_trials=startup)
         trial = study.ask()
         policies = compile_policies(propose(trial, set_size))
         found = rate_policies(network, data, policies, num_draws, seed)
         trial.set_user_attr("top1", found.top1)
-        kept.add_trial(study.tell(trial, found.loss))
+        stored.add_trial(study.tell(trial, found.loss))
     return [
         {
             "number": number,
@@ -144,7 +144,7 @@ def run_trials(
 
 
 def without_repeats(sub_policies: Sequence[SubPolicy]) -> list[SubPolicy]:
-    """The sub-policies in their order, each once: all three values of both steps must differ."""
+    """Return the sub-policies in order, without those whose steps equal an earlier one's."""
     return [sub for place, sub in enumerate(sub_policies) if sub not in sub_policies[:place]]
 
 
@@ -155,21 +155,21 @@ def compare(
     seed: int,
     num_draws: int = 1,
 ) -> list[dict[str, Any]]:
-    """Hold the policies found against controls, on images that no network and no trial has seen.
+    """Compare the policies found with controls, on images that no network and no trial has seen.
 
-    `random` are as many uniform sub-policies. `shuffled` keeps the found probabilities and levels
-    and deals the found operations anew: what is better than that is a matter of which operation
-    goes with which strength. `published` is there where its file is.
+    `none` are the unchanged images. `random` are as many uniform sub-policies. `shuffled` has the
+    found probabilities and levels with the found operations shuffled, so a gain over it comes from
+    matching operation and strength. `published` is included if its file exists.
 
     Args:
-        networks: one a fold.
-        data: those images.
+        networks: one per fold.
+        data: the unseen images.
         searched: the policies found.
-        seed: of the controls, and of other draws than the search chose by.
-        num_draws: how often each image is changed.
+        seed: of the controls; its draws differ from those of the search.
+        num_draws: changes of each image.
 
     Returns:
-        A row a fold and kind: fold, policies, loss, top1.
+        One row for each fold and type of policies: fold, policies, loss, top1.
     """
     generator = torch.Generator().manual_seed(seed)
     table = compile_policies(searched)
@@ -198,7 +198,7 @@ def compare(
 
 
 def mean_controls(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """What `compare` found, as means over the folds: kind of policies -> loss and top1."""
+    """Return the means of `compare` over the folds: type of policies -> loss and top1."""
     return {
         kind: {
             name: fmean(row[name] for row in rows if row["policies"] == kind)

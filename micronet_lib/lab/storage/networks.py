@@ -1,7 +1,7 @@
-"""Trained networks of ours as files: a spec to build them from, and their tensors.
+"""Files of our own networks: a spec to build them from, and their tensors.
 
-A network that others can read is one safetensors file. The metadata hold the spec, and what else
-there is to say, each entry as JSON. Loading needs the spec and no recipe.
+A file for others is safetensors. Its metadata hold the spec and further entries, each as JSON.
+Loading needs the spec and no recipe.
 """
 
 import json
@@ -17,7 +17,7 @@ from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.machine import environment
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import is_own, load_own
@@ -26,20 +26,20 @@ SUFFIX = ".safetensors"
 
 
 def pack(network: Network) -> dict[str, Any]:
-    """Return what a file has to hold for `restore`: `spec`, plain JSON, and `model`, tensors."""
+    """Return the content of a file for `restore`: `spec`, plain JSON, and `model`, tensors."""
     return {"spec": asdict(network.spec), "model": network.state_dict()}
 
 
 def restore(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
-    """Build a network again, in evaluation mode on the CPU, in the precision of its tensors.
+    """Build a network of a file, in evaluation mode on the CPU, in the precision of its tensors.
 
     Args:
         spec: name and options, as from `pack`.
         state: its tensors by name.
 
     Raises:
-        InputError: the network is not registered, the tensors are of another network, or some
-            value is NaN or infinite.
+        InputError: the network is not registered, the tensors belong to another network, or a value
+            is NaN or infinite.
     """
     network = build(NetworkSpec(**spec))
     with torch.no_grad():
@@ -60,20 +60,20 @@ def export_network(
     """Write a network for others to read, and return the file's metadata.
 
     Args:
-        network: any that is registered, also one that was trimmed.
+        network: any registered network, trimmed ones included.
         path: ends in `.safetensors`.
-        recipe: how it was trained, resolved for its profile.
+        recipe: of its training, resolved for its profile.
         more: entries of the metadata, such as `top1=0.8` and `score={...}`.
 
     Raises:
-        InputError: another ending, a folder that cannot be written, or no safetensors installed.
+        InputError: another ending, a folder that cannot be written, or safetensors not installed.
     """
     if path.suffix != SUFFIX:
         raise InputError(f"{path} is not a name for a network: end it in {SUFFIX}")
     env = environment()
     metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
     if recipe is not None:
-        metadata |= {"recipe": asdict(recipe), "recipe_id": recipe_id(recipe)}
+        metadata |= {"recipe": plain_recipe(recipe), "recipe_id": recipe_id(recipe)}
     metadata |= more
     # Copies, because safetensors refuses tensors that share memory.
     state = {
@@ -87,10 +87,10 @@ def export_network(
 
 
 def load_exported(path: Path) -> tuple[Network, dict[str, Any]]:
-    """Read what `export_network` wrote: the network in evaluation mode, and the metadata.
+    """Read a file of `export_network`: the network in evaluation mode, and the metadata.
 
     Raises:
-        InputError: no such file, unreadable, damaged, of another make, or no safetensors installed.
+        InputError: no such file, unreadable, damaged, another format, or safetensors not installed.
     """
     safetensors = _safetensors()
     if not path.is_file():
@@ -114,7 +114,7 @@ def load_network(path: Path) -> Network:
     """Load a network from any file: exported, of a training run, or published by a team.
 
     Raises:
-        InputError: the file is absent, unreadable, damaged, or holds no network.
+        InputError: the file is missing, unreadable, damaged, or holds no network.
     """
     if path.suffix == SUFFIX:
         return load_exported(path)[0]

@@ -1,7 +1,7 @@
-"""The files that teams published, each in its own format, read into networks of this library.
+"""Published files of teams, each in its own format, read into networks of this library.
 
-Nothing in a file can run code. A file is a dictionary of tensors, bare or under a key such as
-`net4`. Nothing in it says which network it is: names and shapes do. A team's format is one
+A file cannot run code. It is a dictionary of tensors, bare or under a key such as `net4`. It does
+not name its network; names and shapes of the tensors identify it. Each team's format is one
 function in `FORMATS`, from the team's names to this library's.
 """
 
@@ -22,13 +22,13 @@ _REMEDY = "`micronet data fetch kaist` gets the published ones"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint under the authors' names, on the CPU.
+    """Return the tensors of a published checkpoint under the authors' names, on the CPU.
 
     Unpickling is restricted to tensors and plain containers, so a file cannot run code.
 
     Raises:
-        InputError: no such file; truncated; not a checkpoint; holds anything but dense tensors of
-            real numbers, or more than one network.
+        InputError: no such file; truncated; not a checkpoint; other content than dense tensors of
+            real numbers; more than one network.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; {_REMEDY}")
@@ -69,7 +69,7 @@ def _is_network(value: object) -> bool:
 
 
 def _is_plain(value: object) -> bool:
-    """A dense tensor of real numbers, with its data."""
+    """Return whether a value is a dense tensor of real numbers that holds its data."""
     return isinstance(value, Tensor) and not (
         value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex()
     )
@@ -97,14 +97,13 @@ _KEY = re.compile(r"^(?:layers\.(\d+)\.)?(.+)\.(\w+)$")
 def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     """Return weights and masks of a file of [kim2020] under this library's names.
 
-    Each prunable tensor has its mask beside it, as in `layers.3.conv2.weight` and
-    `layers.3.conv2.mask`.
+    Each prunable tensor has a mask, as in `layers.3.conv2.weight` and `layers.3.conv2.mask`.
 
     Args:
-        state: tensors under the authors' names; a `module.` prefix (data parallel) is dropped.
+        state: tensors under the authors' names. A `module.` prefix (data parallel) is removed.
 
     Raises:
-        InputError: for a name that is not of the authors' scheme.
+        InputError: a name outside the authors' scheme.
     """
     weights: Tensors = {}
     masks: Tensors = {}
@@ -122,16 +121,16 @@ def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
 
 
 FORMATS: dict[str, Format] = {"kaist": from_kaist}
-"""Every team's format. A function returns weights and masks, and refuses names not its own."""
+"""Every team's format. A function returns weights and masks, and raises for other names."""
 
 
 def identify(weights: Mapping[str, Tensor]) -> NetworkSpec:
     """Return the registered network whose tensors have exactly these names and shapes.
 
-    Networks of the same shapes are one for this: the one registered first is returned.
+    Of several networks with the same shapes, the first registered one is returned.
 
     Raises:
-        InputError: when none has; the message names the nearest one and its first difference.
+        InputError: no network fits. The message names the nearest one and its first difference.
     """
     found = {name: tuple(value.shape) for name, value in weights.items()}
     differences: dict[str, list[str]] = {}
@@ -169,8 +168,8 @@ def load_published(path: Path) -> Network:
     """Return a published network in evaluation mode, its masks multiplied into its weights.
 
     Raises:
-        InputError: see `read_state` and `identify`; also for a file of no known format, for weights
-            that are not finite in float32, and for masks that do not fit.
+        InputError: see `read_state` and `identify`; also an unknown format, weights that are not
+            finite in float32, or masks that do not fit.
     """
     state = read_state(path)
     try:
@@ -190,7 +189,7 @@ def load_published(path: Path) -> Network:
 
 
 def _understood(state: Mapping[str, Tensor]) -> tuple[NetworkSpec, Tensors, Tensors]:
-    """Return what the first format that fits makes of a file: network, weights and masks."""
+    """Return network, weights and masks of a file, by the first format that fits."""
     reasons = []
     for read in FORMATS.values():
         try:

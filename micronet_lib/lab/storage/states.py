@@ -1,8 +1,7 @@
-"""Our own files of tensors: training states, and networks with what led to them.
+"""Our own files of tensors: training states, and trained networks.
 
-Nothing in them can run code. They begin with a digest of the rest, so that half of a file is
-never taken for a whole one, and a training state has its predecessor beside it. A file is never
-deleted because it could not be read.
+They cannot run code. They begin with a digest of the rest, so a truncated file is detected. A
+training state has its predecessor beside it. An unreadable file is never deleted.
 """
 
 import hashlib
@@ -25,16 +24,16 @@ _HEADER_SIZE = 65
 def save_own(
     path: Path, key: str, content: Mapping[str, Any], previous: Path | None = None
 ) -> None:
-    """Write tensors and plain containers as one whole file.
+    """Write tensors and plain containers as one file, atomically.
 
     Args:
-        path: where.
-        key: names the recipe and seed that it belongs to.
-        content: of tensors, numbers, strings, lists and dictionaries.
-        previous: where the file goes that `path` was until now.
+        path: of the file.
+        key: recipe and seed that it belongs to.
+        content: tensors, numbers, strings, lists and dictionaries.
+        previous: path to which an existing file at `path` is moved.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: the folder cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"key": key, "content": dict(content)}, buffer)
@@ -44,7 +43,7 @@ def save_own(
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a readable file begins as those of `save_own` do."""
+    """Return whether a readable file begins like those of `save_own`."""
     try:
         with path.open("rb") as file:
             return _HEADER.fullmatch(file.read(_HEADER_SIZE)) is not None
@@ -53,19 +52,17 @@ def is_own(path: Path) -> bool:
 
 
 def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
-    """Read what `save_own` wrote, on the CPU.
-
-    A file whose digest is wrong is renamed to `<name>.damaged`, and then it is absent.
+    """Read a file of `save_own` on the CPU. Rename it to `<name>.damaged` if its digest is wrong.
 
     Args:
-        path: where.
-        key: what it has to belong to; None for anything.
+        path: of the file.
+        key: required key; None accepts any.
 
     Returns:
-        The content; None if the file is absent, damaged or of another key.
+        The content; None if the file is missing, damaged or has another key.
 
     Raises:
-        InputError: the file may be there and cannot be read, or cannot be renamed.
+        InputError: the file exists but cannot be read or renamed.
     """
     payload = _payload(path)
     if payload is None:
@@ -78,10 +75,10 @@ def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
 
 
 def is_whole(path: Path, key: str) -> bool:
-    """Return whether a file is there, is whole, and belongs to that key; change nothing.
+    """Return whether a file exists, is intact and has that key. Change nothing.
 
     Raises:
-        InputError: the file may be there and cannot be read.
+        InputError: the file exists but cannot be read.
     """
     payload = _payload(path)
     if not payload:
@@ -90,7 +87,7 @@ def is_whole(path: Path, key: str) -> bool:
 
 
 def _payload(path: Path) -> bytes | None:
-    """Return what stands behind a file's digest; nothing if it is absent, None if damaged."""
+    """Return the bytes after a file's digest; `b""` if it is missing, None if damaged."""
     try:
         digest, _, payload = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
@@ -103,12 +100,12 @@ def _payload(path: Path) -> bytes | None:
 
 
 def save_state(folder: Path, key: str, state: Mapping[str, Any]) -> None:
-    """Keep a training state and the one before it. Arguments and errors as of `save_own`."""
+    """Save a training state and keep the one before. Arguments and errors as for `save_own`."""
     save_own(folder / "state.pt", key, state, previous=folder / "state.previous.pt")
 
 
 def load_state(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return the newest training state of that key that is whole, or None.
+    """Return the newest intact training state of that key, or None.
 
     Raises:
         InputError: see `load_own`.
@@ -121,6 +118,6 @@ def load_state(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def forget_states(folder: Path) -> None:
-    """Delete the training states of a run that is done."""
+    """Delete the training states of a finished run."""
     for path in folder.glob("state*.pt"):
         path.unlink(missing_ok=True)

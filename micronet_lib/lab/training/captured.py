@@ -1,10 +1,9 @@
-"""Work that a GPU repeats without the host: captured once in a CUDA graph, then replayed.
+"""CUDA graphs: capture a training step or a rating once, then replay it.
 
 A training step of these networks is some thousand kernels of a few microseconds. Launched one by
-one they keep the host busy and the GPU idle; a graph launches them all at once. What is captured
-is `Step.update` itself, so that what a step means is in one place, `step.py`; here it only
-gets inputs that stay where they are. If the machine refuses, a line says so and the work is done
-without a graph.
+one, they leave the GPU idle; a graph launches them all at once. The captured function is
+`Step.update` itself with inputs at fixed addresses, so a step is defined only once. If capturing
+fails, a line on stderr says so and the step runs without a graph.
 """
 
 import gc
@@ -24,19 +23,19 @@ from micronet_lib.lab.training.step import Step
 
 WARM_UP = 3
 WORTH_COMPILING = 2000
-"""Steps; below that, compiling for a minute costs more than it saves."""
+"""Steps. Shorter runs do not save the minute that compiling takes."""
 
 
 def capture(body: Callable[[], None], generator: torch.Generator | None) -> Callable[[], None]:
-    """What does `body` again, on the tensors that it used, without the host.
+    """Capture `body` in a CUDA graph and return a function that replays it.
 
-    The body has been run before, on a stream of its own (`warm_up`). Capturing does not run it.
+    Run `body` before on its own stream (`warm_up`). Capturing does not execute it.
 
     Args:
         body: launches work on the GPU and never waits for it.
-        generator: what it draws from besides PyTorch's own generator; each replay draws anew.
+        generator: that it draws from besides PyTorch's own; each replay draws new numbers.
     """
-    gc.collect()  # an earlier run's graph and its memory hang in a cycle of references
+    gc.collect()  # frees an earlier run's graph, which is in a cycle of references
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
@@ -46,7 +45,7 @@ def capture(body: Callable[[], None], generator: torch.Generator | None) -> Call
 
 
 def warm_up(body: Callable[[], None]) -> None:
-    """Run a body a few times on a stream of its own, so that nothing is set up while captured."""
+    """Run a body a few times on its own stream, so that nothing is set up during the capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -56,10 +55,10 @@ def warm_up(body: Callable[[], None]) -> None:
 
 
 class CapturedStep:
-    """A `Step` on a GPU, called as the step itself: same draws, same numbers up to rounding.
+    """A `Step` on a GPU, captured in a CUDA graph: same draws, same numbers up to rounding.
 
-    The first call captures it. Networks and states must not be replaced after that, only written
-    into: a state is loaded before the first step.
+    The first call captures. After that, write into networks and states but do not replace them. So
+    load a state before the first step.
 
     Args:
         step: with its network on the GPU.
@@ -82,7 +81,7 @@ class CapturedStep:
         lr: float,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Take one step; arguments as of a `Step`, in every call of the same shapes and kind."""
+        """Take one step. Arguments as for `Step`, with the same shapes and types in every call."""
         while self._replay is None and self._ways:
             self._capture(images, targets, draw, generator)
         if self._replay is None:
@@ -100,7 +99,7 @@ class CapturedStep:
         draw: MixDraw | None,
         generator: torch.Generator | None,
     ) -> None:
-        """Capture in the first of the ways that are left; strikes it out if that fails."""
+        """Try the first remaining way to capture, and remove it from the list."""
         step = self.step
         how, prepare = self._ways.pop(0)
         images, targets = images.clone(), targets.clone()
@@ -122,7 +121,7 @@ class CapturedStep:
                 warm_up(body)
             before.restore()
             self._replay, self.how = capture(body, generator), how
-        except Exception as error:  # of the driver, the compiler, the library: each has its own
+        except Exception as error:  # driver, compiler and library raise different classes
             before.restore()
             step.loss_of = plain
             step.optimizer.zero_grad()
@@ -131,7 +130,7 @@ class CapturedStep:
 
 
 def _reason(error: BaseException) -> str:
-    """A line on what went wrong first: a capture that breaks off hides it behind its own end."""
+    """Return one line about the first error, which a failed capture hides behind its own."""
     while cause := getattr(error, "inner_exception", None) or error.__cause__ or error.__context__:
         error = cause
     return str(error).strip().partition("\n")[0] or type(error).__name__
@@ -142,14 +141,14 @@ def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor
 
 
 def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # One process may train many networks of a sweep, and each is compiled for itself.
+    # One process may train many networks of a sweep, and each needs its own compilation.
     torch._dynamo.config.recompile_limit = 256
-    # Dropout then draws what it draws without the compiler.
+    # With it, dropout draws the same numbers as without the compiler.
     return torch.compile(loss_of, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
 
 class _Snapshot:
-    """What warming up changes of a step, to be put back in place."""
+    """The state of a step that warming up changes."""
 
     def __init__(self, step: Step, generator: torch.Generator | None) -> None:
         self._step = step
@@ -163,7 +162,7 @@ class _Snapshot:
         return (*self._step.network.state_dict().values(), self._step.loss, self._step.penalty)
 
     def restore(self) -> None:
-        """Write everything back, and forget momentum that there was none of."""
+        """Write the saved state back in place. Set momentum to 0 that did not exist before."""
         with torch.no_grad():
             for tensor, saved in self._saved:
                 tensor.copy_(saved)
@@ -179,7 +178,7 @@ class _Snapshot:
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Every tensor that the optimiser remembers, such as momentum."""
+    """Return every state tensor of the optimiser, such as momentum."""
     states = optimizer.state.values()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
@@ -191,13 +190,13 @@ def _copies(state: Any) -> Any:
 
 
 class CapturedTop1:
-    """The top-1 accuracy of a network on the same images again and again, as it is trained.
+    """The top-1 accuracy of a network in training, on the same images at every call.
 
-    It reads the network's weights where they are, batch norm unfolded, in float32.
+    It reads the current weights in float32, without folding batch norm.
 
     Args:
         model: on the GPU.
-        data: on the GPU too; they must stay where they are.
+        data: on the GPU. Both must stay at their addresses.
     """
 
     def __init__(self, model: Network, data: ImageSet) -> None:
@@ -206,10 +205,10 @@ class CapturedTop1:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self) -> float:
-        """A fraction of the images; waits for it.
+        """Return the fraction of correct images.
 
         Raises:
-            NotFiniteError: when a logit is NaN or infinite.
+            NotFiniteError: a logit is NaN or infinite.
         """
         self.model.eval()
         if self._replay is None:
@@ -245,14 +244,14 @@ class CapturedTop1:
 
 
 def fastest_step(step: Step, num_steps: int) -> "Step | CapturedStep":
-    """What takes the steps of a run of that many: on a CPU the step itself."""
+    """Return the step as it runs fastest on its device: captured on a GPU, as it is on a CPU."""
     if step.device.type != "cuda":
         return step
     return CapturedStep(step, compiled=num_steps >= WORTH_COMPILING)
 
 
 def fastest_top1(model: Network, data: ImageSet) -> Callable[[], float]:
-    """What rates a network after every epoch: on a CPU `evaluate`, which folds batch norm."""
+    """Return a function that rates the network: captured on a GPU, `evaluate` on a CPU."""
     if data.images.device.type != "cuda":
         return lambda: evaluate(model, data).top1
     return CapturedTop1(model, data)

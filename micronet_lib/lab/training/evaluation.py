@@ -1,8 +1,8 @@
-"""Accuracy of a network on a set of images, fast on a CPU and exact to the last prediction.
+"""Rating: the accuracy of a network on images, fast on a CPU, with exact predictions.
 
-What makes it several times faster than a plain eager loop (`make bench`): batch norm is folded
-into the convolutions, what no logit depends on is left out, activations are `channels_last` and
-overwritten in place, and a batch is small enough that they stay in the caches (25 images beat 100).
+It is several times faster than a plain eager loop (`make bench`): batch norm is folded into
+convolutions; operations that no logit depends on are left out; activations are `channels_last` and
+overwritten in place; batches fit the caches (25 images beat 100).
 """
 
 import copy
@@ -27,7 +27,7 @@ GPU_BATCH_SIZE = 1000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found. Fractions are in [0, 1]; `loss` is the mean cross-entropy in nats."""
+    """The result of `evaluate`: fractions in [0, 1]; `loss` is mean cross-entropy in nats."""
 
     correct: int
     num_examples: int
@@ -37,32 +37,32 @@ class Evaluation:
     images_per_s: float
 
     def metrics(self) -> dict[str, float]:
-        """The fields as a dictionary, for records and `--json`."""
+        """Return the fields as a dictionary, for records and `--json`."""
         return asdict(self)
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no convolution, of whatever make."""
+    """A tracer that treats every convolution as a leaf, whatever its class."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
 OVERWRITING = (F.hardswish, F.relu, F.relu6, F.silu)
-"""Activations that can be told to overwrite their input."""
+"""Activations that have an option to overwrite their input."""
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy for inference: every batch norm merged into the convolution before it.
 
-    The copy is in evaluation mode and `channels_last`. What no logit depends on, such as a dead
-    gate, is not computed, and an activation after a convolution overwrites its input. A network
-    that says `foldable = False`, or that cannot be traced, is copied unfolded.
+    The copy is in evaluation mode and `channels_last`. Operations that no logit depends on, such as
+    a dead gate, are not computed. An activation after a convolution overwrites its input. A network
+    with `foldable = False`, or one that cannot be traced, is copied unfolded.
     """
     copied = copy.deepcopy(network).eval()
     graph = None
     if getattr(network, "foldable", True):
-        # Tracing calls the network on stand-ins for tensors, which raises anything.
+        # Tracing calls the network on stand-ins for tensors, which may raise anything.
         with suppress(Exception):
             graph = _Tracer().trace(copied)
     if graph is not None:
@@ -78,7 +78,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 def _merge_batch_norms(traced: fx.GraphModule) -> None:
     nodes = list(traced.graph.nodes)
     layers = dict(traced.named_modules())
-    # A layer that is called twice, or whose weight is read elsewhere, has to stay what it is.
+    # A layer that is called twice, or whose weight is read elsewhere, must not change.
     uses = Counter(node.target for node in nodes if node.op == "call_module")
     uses.update(node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr")
     for node in nodes:
@@ -105,7 +105,7 @@ def _overwrite_inputs(traced: fx.GraphModule) -> None:
 
 
 def _has_effects(node: fx.Node) -> bool:
-    """Return whether a call does something although nobody reads its result."""
+    """Return whether a call has an effect although nobody reads its result."""
     if node.op == "call_method":
         return str(node.target).endswith("_")
     overwrites = node.kwargs.get("inplace", False)
@@ -119,12 +119,12 @@ def _has_effects(node: fx.Node) -> bool:
 def logits_of(
     model: nn.Module, images: Tensor, batch_size: int = 0, progress: bool = False
 ) -> Tensor:
-    """Logits `[N, num_classes]` (in the model's precision) of uint8 images `[N, 3, 32, 32]`.
+    """Return logits `[N, num_classes]` of uint8 images `[N, 3, 32, 32]`, in the model's precision.
 
-    `batch_size` 0 takes what is fast on the model's device.
+    `batch_size` 0 chooses a fast size for the model's device.
 
     Raises:
-        NotFiniteError: when a logit is NaN or infinite.
+        NotFiniteError: a logit is NaN or infinite.
     """
     parameter = next(model.parameters())
     # oneDNN has no float64, and the plain kernels behind it are slower on channels_last.
@@ -145,7 +145,7 @@ def logits_of(
 
 
 def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
-    """Top-1, top-5 and mean cross-entropy of logits `[N, num_classes]` against targets `[N]`."""
+    """Return the accuracies and loss of logits `[N, num_classes]` against targets `[N]`."""
     hits = logits.topk(5).indices == targets.to(logits.device)[:, None]
     correct = int(hits[:, 0].sum())
     loss = F.cross_entropy(logits.double(), targets.to(logits.device)).item()
@@ -161,10 +161,10 @@ def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
 
 
 def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evaluation:
-    """Rate the network on the images, in evaluation mode, batch norm folded.
+    """Rate a network on images, in evaluation mode, with batch norm folded.
 
     Raises:
-        NotFiniteError: when a logit is NaN or infinite.
+        NotFiniteError: a logit is NaN or infinite.
     """
     folded = fold_batch_norm(model)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What every training run does around its steps besides its method's own hooks."""
+"""Hooks of the training loop itself: targets, frozen modules, momentum, weight average."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from micronet_lib.label_smoothing import SmoothingConfig, smoothed_targets, targ
 
 
 class TargetTable(Hook):
-    """The target of every class, from the classifier's weight when an epoch starts.
+    """The table of targets, computed from the classifier's weight at the start of every epoch.
 
-    As in the released code, the table stands still within an epoch. It is a tensor that is written
-    in place, so a captured step goes on with the new values.
+    As in the released code, it does not change within an epoch. It is written in place, so a
+    captured step reads the new values.
 
     Args:
         weight: of the classifier, `[C, D]`, on its device.
@@ -36,39 +36,39 @@ class TargetTable(Hook):
         return smoothed_targets(self.table, targets, partners, lam)
 
     def start_epoch(self, epoch: int) -> None:
-        """Make the table anew."""
+        """Compute the table anew."""
         self.table.copy_(target_table(self._weight, self._config))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the table, for a run resumed within an epoch."""
+        """Return the table."""
         return {"table": self.table}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a table."""
+        """Load the table."""
         self.table.copy_(state["table"])
 
 
 class FrozenModules(Hook):
-    """Modules in evaluation mode: their batch norm keeps its averages."""
+    """Hold modules in evaluation mode, so that their batch norm keeps its averages."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = modules
 
     def start_epoch(self, epoch: int) -> None:
-        """Put the modules into evaluation mode, which the loop has just left."""
+        """Set the modules to evaluation mode again; the loop sets the network to training mode."""
         for module in self._modules:
             module.eval()
 
 
 def freeze(network: nn.Module, patterns: Sequence[str]) -> FrozenModules:
-    """Take the parameters of some modules out of training; return the hook that does the rest.
+    """Exclude modules from training; return the hook that holds them in evaluation mode.
 
     Args:
-        network: its parameters are marked in place.
+        network: `requires_grad` of its parameters is set in place.
         patterns: of module names, such as `blocks.*`.
 
     Raises:
-        InputError: a pattern that fits no module, or nothing is left to train.
+        InputError: a pattern that fits no module, or no parameter left to train.
     """
     found: dict[str, nn.Module] = {}
     for pattern in patterns:
@@ -84,18 +84,18 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> FrozenModules:
 
 
 class MomentumRestart(Hook):
-    """Momentum that begins anew with every cycle of the schedule.
+    """Reset momentum at the start of every cycle of the schedule.
 
     Args:
-        optimizer: whose momentum.
-        epochs: of a cycle.
+        optimizer: whose state is reset.
+        epochs: length of a cycle.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, epochs: int) -> None:
         self._optimizer, self._epochs = optimizer, max(1, epochs)
 
     def start_epoch(self, epoch: int) -> None:
-        """Set momentum to 0 where a cycle begins."""
+        """Set the optimiser's state to 0 at the start of a cycle."""
         if epoch % self._epochs == 0:
             for state in self._optimizer.state.values():
                 for value in state.values():
@@ -104,12 +104,12 @@ class MomentumRestart(Hook):
 
 
 class WeightAverage(Hook):
-    """An exponential moving average of weights and of batch norm's averages, `network` below.
+    """An exponential moving average of weights and batch-norm averages, in the attribute `network`.
 
-    The first step copies; later ones move by `1 - decay` towards the trained network.
+    The first step copies the network. Later steps move by `1 - decay` towards it.
 
     Args:
-        network: that is trained, on its device.
+        network: the trained network, on its device.
         decay: of the average.
     """
 
@@ -122,7 +122,7 @@ class WeightAverage(Hook):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Move the average towards the weights of now."""
+        """Move the average towards the current weights."""
         share = 1 - self._decay * self._begun
         for average, value in self._pairs:
             if average.is_floating_point():
@@ -136,6 +136,6 @@ class WeightAverage(Hook):
         return {"network": self.network.state_dict(), "begun": self._begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Load a `state_dict`."""
         self.network.load_state_dict(state["network"])
         self._begun.copy_(state["begun"])

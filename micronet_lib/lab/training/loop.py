@@ -1,10 +1,9 @@
 """The one training loop: every recipe, on a CPU or a GPU, resumable to the last bit.
 
-What is random in an epoch (order, augmentation, mixing, SRIP's start vectors, dropout) is drawn
-from generators whose seeds are functions of the run's seed and the epoch's number. So the state of
-every generator and the order of the images at the start of an epoch are in that number, and a run
-that is killed and resumed from the last epoch saved ends in the same weights, bit by bit, as one
-that was left alone (same machine, float32 on a CPU).
+All random numbers of an epoch (order, augmentation, mixing, SRIP's start vectors, dropout) come
+from generators that are seeded by the run's seed and the epoch's number. So a run that is killed
+and resumed from its last saved epoch ends with the same weights, bit by bit, as an undisturbed one
+(on the same machine, in float32 on a CPU).
 """
 
 import math
@@ -38,18 +37,18 @@ SAVE_EVERY_S = 30.0
 
 
 class DivergedError(NotFiniteError):
-    """Training ended because a loss, a weight or a logit became NaN or infinite."""
+    """Training stopped because a loss, a weight or a logit became NaN or infinite."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """What a run learns from and looks at, all on its device.
+    """The images of a training run, all on its device.
 
     Attributes:
-        train: to learn from.
+        train: images to learn from.
         validation: rated after every epoch.
-        test: rated after every epoch where the recipe watches it, else None.
-        policies: the augmentation policy, or None.
+        test: rated after every epoch if the recipe has `watch_test`, else None.
+        policies: the augmentation policies, or None.
     """
 
     train: ImageSet
@@ -60,15 +59,15 @@ class TrainingData:
 
 @dataclass(eq=False)
 class Trained:
-    """What a run ends in.
+    """The result of a training run.
 
     Attributes:
-        network: after the last epoch, in evaluation mode; the moving average where there is one.
-        best_state: the state dict after the epoch that was best on the validation images.
-        curve: one number an epoch under each name of `CURVES` that the run has.
-        seconds: of training in all processes, without validation.
-        images_per_s: trained, without validation.
-        commits: of the code that trained it; several if the run was resumed by other code.
+        network: after the last epoch, in evaluation mode; the moving average if there is one.
+        best_state: state dict after the epoch that was best on the validation images.
+        curve: one number per epoch under each name of `CURVES` that the run has.
+        seconds: training time of all processes, without rating.
+        images_per_s: training speed, without rating.
+        commits: of the code that trained it; several if other code resumed the run.
     """
 
     network: Network
@@ -80,15 +79,15 @@ class Trained:
 
 
 class Run:
-    """A training run that can be saved after any epoch and go on from there.
+    """A training run that can be saved after any epoch and resumed.
 
     Args:
-        network: on the data's device; it is trained in place.
+        network: on the data's device; trained in place.
         recipe: resolved for its profile.
         data: see `TrainingData`.
-        seed: of everything random.
-        hooks: what the recipe's changes ask for, see `hooks.Hook`.
-        teacher: a network whose logits are learned from.
+        seed: of all random numbers.
+        hooks: of the recipe's changes, see `hooks.Hook`.
+        teacher: network whose logits are learned from.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -140,11 +139,11 @@ class Run:
         self.best_state: dict[str, Tensor] = {}
 
     def run_epoch(self, bar: TrainingBar | None = None) -> None:
-        """Train one epoch and rate the network on the validation images.
+        """Train one epoch and rate the network.
 
         Raises:
-            DivergedError: the loss or a weight became NaN or infinite; the run is then of no
-                further use.
+            DivergedError: the loss, a weight or a logit became NaN or infinite. Do not use the run
+                again.
         """
         start = time.perf_counter()
         with _seeded(self.seed, self.epoch, self.on_device) as generator:
@@ -210,7 +209,7 @@ class Run:
                 bar.stepped(self.epoch, number + 1, self.step.loss)
 
     def _mixes(self, generator: torch.Generator) -> list[MixDraw | None]:
-        """How every batch of an epoch is mixed; brought to the device at once, so none waits."""
+        """Return how each batch of an epoch is mixed, copied to the device at once."""
         train, config = self.recipe.train, self.recipe.augment
         if config.mix == "none":
             return [None] * self.steps
@@ -235,7 +234,7 @@ class Run:
         return learning_rate(config, (epoch * self.steps + step) / (config.epochs * self.steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next epoch depends on, and what a record will tell of the past ones."""
+        """Return everything that the next epoch and the record depend on."""
         return {
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -248,7 +247,7 @@ class Run:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of the same recipe, data and seed."""
+        """Load a state of the same recipe, data and seed."""
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.curve = state["curve"]
         self.commits = list(dict.fromkeys([*state["commits"], COMMIT]))
@@ -263,17 +262,17 @@ class Run:
 def train(
     run: Run, folder: Path | None, key: str, name: str = "training", progress: bool = True
 ) -> Trained:
-    """Take a run to its end, from the newest state in the folder that is whole.
+    """Train a run to its end, from the newest intact state in the folder.
 
     Args:
-        run: fresh; the state in the folder is loaded into it.
-        folder: where the state is kept; None keeps none.
-        key: names recipe and seed; a state under another key is not used.
-        name: of the bar, such as `stages/3.0-orn`.
-        progress: a bar on stderr.
+        run: fresh; the state is loaded into it.
+        folder: of the training states; None saves none.
+        key: recipe and seed; states with another key are ignored.
+        name: label of the progress bar, such as `stages/3.0-orn`.
+        progress: show a bar on stderr.
 
     Raises:
-        DivergedError: the loss became NaN or infinite; the last good state stays in the folder.
+        DivergedError: the loss became NaN or infinite. The last good state stays in the folder.
         InputError: the folder cannot be written.
     """
     state = load_state(folder, key) if folder else None
@@ -297,8 +296,8 @@ def train(
 def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
     """Yield this epoch's CPU generator and reseed the device generator.
 
-    So a resumed epoch draws the same numbers. Dropout draws from PyTorch's own generators, which
-    are as before when the epoch is over.
+    So a resumed epoch draws the same numbers. PyTorch's own generators, from which dropout draws,
+    are restored afterwards.
     """
     source = torch.Generator().manual_seed(seed)
     seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()

@@ -1,7 +1,7 @@
 """One optimiser step: objective, backward, hooks, optimiser; the same for every recipe.
 
-`plain_step` says what a training step is. `Step` computes the same, faster: SRIP in closed form,
-labels from a table on the device, fixed shapes, and nothing that waits for the device.
+`plain_step` is the specification. `Step` computes the same, faster: SRIP in closed form, labels
+from a table on the device, fixed shapes, and no waiting for the device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,17 +36,17 @@ def plain_step(
     generator: torch.Generator | None = None,
     masks: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Take one training step, written for reading; `Step` is held against it in the tests.
+    """Take one training step, written for readers. The tests compare `Step` with it.
 
     Args:
         network: in training mode.
         optimizer: of its parameters, at the step's learning rate.
         images: uint8 `[N, 3, 32, 32]`, augmented.
         targets: `[N]`.
-        table: target of every class, `[C, C]` of `label_smoothing.target_table`.
-        draw: how images are mixed by CutMix.
+        table: target of every class, `[C, C]`, from `label_smoothing.target_table`.
+        draw: random decisions of CutMix; None does not mix.
         srip: orthogonality regularisation.
-        generator: of SRIP's start vectors.
+        generator: draws SRIP's start vectors.
         masks: of a pruned network.
 
     Returns:
@@ -70,12 +70,12 @@ def plain_step(
 
 
 class Objective:
-    """The loss of a batch: soft labels, and a teacher's logits where there is a teacher.
+    """The loss of a batch: soft labels, and a teacher's logits if there is a teacher.
 
     Args:
-        table: gives the targets of classes.
+        table: the targets of the classes.
         teacher: in evaluation mode, on the network's device.
-        distillation: how much of the teacher counts.
+        distillation: weight and temperature of the teacher's term.
         half: compute the networks in bfloat16.
     """
 
@@ -98,7 +98,7 @@ class Objective:
             network: in training mode.
             images: uint8 `[N, 3, 32, 32]`, augmented.
             targets: `[N]`.
-            draw: how they are mixed in pairs; None for not at all.
+            draw: random decisions of CutMix or mixup; None does not mix.
         """
         partners = lam = None
         blended = draw is not None and draw.box is None
@@ -123,17 +123,17 @@ class Objective:
 
 
 class Step:
-    """What a training loop repeats. Inputs have fixed shapes and nothing waits for the device.
+    """The step that a training loop repeats. Shapes are fixed and nothing waits for the device.
 
-    `loss_of(images, targets, draw)`, a batch's loss, is an attribute so that `captured` can put a
-    compiled one in its place.
+    `loss_of(images, targets, draw)`, the loss of a batch, is an attribute, so that `captured` can
+    replace it by a compiled one.
 
     Args:
         network: in training mode, on its device, `channels_last`.
-        recipe: its SRIP, smoothing, distillation and optimiser settings count here.
+        recipe: SRIP, smoothing, distillation and optimiser settings are used.
         generator: draws the first start vectors of warm SRIP, on the network's device.
-        hooks: what else is done around a step, such as holding masks.
-        teacher: a network whose logits are learned from.
+        hooks: further hooks, such as held masks.
+        teacher: network whose logits are learned from.
     """
 
     def __init__(
@@ -170,20 +170,20 @@ class Step:
         lr: float,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Take one step and add its loss and penalty to `loss` and `penalty`.
+        """Take one step, and add its loss and penalty to the attributes `loss` and `penalty`.
 
         Args:
             images: uint8 `[N, 3, 32, 32]`, augmented.
             targets: `[N]`.
-            draw: how they are mixed in pairs; None for not at all.
+            draw: random decisions of CutMix or mixup; None does not mix.
             lr: learning rate.
-            generator: of SRIP's start vectors, on the device.
+            generator: draws SRIP's start vectors, on the device.
         """
         self.set_lr(lr)
         self.update(images, targets, draw, generator)
 
     def set_lr(self, lr: float | Tensor) -> None:
-        """Set the learning rate; a group's own factor multiplies it."""
+        """Set the learning rate, multiplied by the factor of each parameter group."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"] if group["factor"] != 1 else lr
 
@@ -194,7 +194,7 @@ class Step:
         draw: MixDraw | None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Take one step at the learning rate that the optimiser has; arguments as of a call."""
+        """Take one step at the current learning rate. Arguments as for a call."""
         self.optimizer.zero_grad()
         loss = self.loss_of(images, targets, draw)
         loss.backward()
@@ -214,10 +214,10 @@ class Step:
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of a recipe, its parameters in groups of one decay and one factor.
+    """Return the optimiser of a recipe, with a parameter group for each weight decay and factor.
 
-    Weights come first. Biases and batch norm, which have fewer than two dimensions, are what "no
-    bias decay" spares.
+    Weights come first. Biases and batch norm have fewer than two dimensions and are not decayed
+    unless `decay_all` is set.
 
     Raises:
         InputError: a pattern of `train.lr_factors` that fits no parameter.
@@ -255,7 +255,7 @@ def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimi
 
 
 class _Float32Conv2d(nn.Conv2d):
-    """A convolution that is computed in float32 whatever its surroundings do."""
+    """A convolution that is computed in float32 inside autocast too."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -263,7 +263,7 @@ class _Float32Conv2d(nn.Conv2d):
 
 
 def _keep_strided_depthwise_in_float32(network: nn.Module) -> None:
-    """On a CPU these layers' bfloat16 backward takes many times as long as float32's."""
+    """Exclude layers from bfloat16 whose backward pass on a CPU is many times slower in it."""
     for module in network.modules():
         if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
             continue

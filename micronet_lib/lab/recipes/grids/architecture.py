@@ -1,4 +1,4 @@
-"""Chapter 01: what the networks cost, by expansion ratio."""
+"""Chapter 01: the cost of the networks, by expansion ratio."""
 
 from micronet_lib.architecture.micronet import EXPAND_RATIOS
 from micronet_lib.lab.recipes.recipe import Recipe

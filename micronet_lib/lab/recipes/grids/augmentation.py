@@ -1,4 +1,4 @@
-"""Chapter 04: ways of augmenting, the paper's stages, and the dense recipes."""
+"""Chapter 04: kinds of augmentation, the paper's stages, and the dense recipes."""
 
 from dataclasses import replace
 

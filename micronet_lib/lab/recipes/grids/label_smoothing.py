@@ -1,4 +1,4 @@
-"""Chapter 03: forms of label smoothing, and which classes look alike."""
+"""Chapter 03: forms of label smoothing, and the similarity of classes."""
 
 from dataclasses import replace
 

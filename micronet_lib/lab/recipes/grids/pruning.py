@@ -9,7 +9,7 @@ from micronet_lib.pruning.schedules import PAPER_PRUNING, SCHEDULES, PruneConfig
 
 
 def _round(base: Recipe, config: PruneConfig, number: int) -> Recipe:
-    """A base after that many rounds of pruning; after none it is the base itself."""
+    """Return the base after that many rounds of pruning; the base itself for 0."""
     if number == 0:
         return base
     return replace(base, prune=replace(config, sparsities=config.sparsities[:number]))

@@ -1,4 +1,4 @@
-"""Chapter 02: where SRIP acts, and what it does to the spectra."""
+"""Chapter 02: the placement of SRIP, and its effect on the spectra."""
 
 from dataclasses import replace
 
