@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_networks import seeded, single_thread
+from small_networks import seeded
 from test_training_step import QUIET, batch, narrow
 
 from micronet_lib.augmentation.mixing import draw_mix, mix
@@ -15,12 +15,6 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.training.step import Step
 from micronet_lib.label_smoothing import smoothed_targets, soft_cross_entropy, target_table
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def test_by_hand():
