@@ -243,7 +243,6 @@ def test_penalty_refuses():
 
 def test_transcribed_numbers():
     rows = paper("srip")
-    assert not rows.duplicated(["point", "metric"]).any()
     assert set(rows["source"]) == {"kim2020", "micronet_code"}
     gains = rows[rows["metric"] == "gain_percent"].set_index("point")["value"]
     assert list(gains.index) == ["fc", "depthwise", "pointwise", "all"]
