@@ -14,6 +14,7 @@ from micronet_lib.augmentation.policies import augment, compile_policies, draw, 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.search.policy_trials import (
+    SearchConfig,
     SubPolicy,
     compare,
     rate_policies,
@@ -109,17 +110,8 @@ def test_the_same_seed_throws_the_same_coins():
 
 
 def trials_of(folder: Path, num_trials: int, seed: int = 0, set_size: int = 1) -> list[dict]:
-    return run_trials(
-        BrightnessReader(),
-        grey_images(),
-        folder,
-        0,
-        seed,
-        num_trials=num_trials,
-        startup=20,
-        set_size=set_size,
-        progress=False,
-    )
+    config = SearchConfig(trials=num_trials, startup=20, keep=1, set_size=set_size, num_draws=1)
+    return run_trials(BrightnessReader(), grey_images(), folder, 0, config, seed)
 
 
 def test_the_sampler_finds_what_leaves_the_class_alone(tmp_path):
