@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import single_thread
 from test_search_policy_trials import image_set, outspoken_network
 
 from micronet_lib.architecture.micronet import MicroNet
@@ -39,12 +38,6 @@ pytest.importorskip("optuna")
 CONFIG = SearchConfig(
     folds=2, trials=5, startup=3, keep=2, set_size=2, num_images=10, num_draws=2, num_control=10
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def train_fold(learned: ImageSet, unseen: ImageSet, seed: int, folder: Path) -> MicroNet:
@@ -188,6 +181,7 @@ def number_of_trials(folder: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_SEARCH, tmp_path / "cut", Path(__file__).parent],

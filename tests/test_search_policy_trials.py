@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import Architecture, MicroNet, Stage
@@ -25,12 +24,6 @@ from micronet_lib.lab.search.policy_trials import (
 pytest.importorskip("optuna")
 
 TINY = Architecture("tiny", (Stage(4, 1), Stage(6, 1, 2)), stem_chs=4, expand_ratio=1.0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def image_set(num: int, seed: int = 0, classes: int = 10) -> ImageSet:
