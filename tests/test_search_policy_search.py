@@ -46,9 +46,7 @@ def train_fold(learned: ImageSet, unseen: ImageSet, seed: int, folder: Path) -> 
 
 def found_in(folder: Path, config: SearchConfig = CONFIG, seed: int = 0) -> dict:
     """What a search finds, less when and where."""
-    content = search(
-        train_fold, image_set(40), image_set(20, 1), config, folder, seed, progress=False
-    )
+    content = search(train_fold, image_set(40), image_set(20, 1), config, folder, seed)
     return {**content, PROVENANCE: {**content[PROVENANCE], "env": None}}
 
 
@@ -78,7 +76,7 @@ def test_a_network_learns_from_the_other_folds(tmp_path):
         return outspoken_network(seed)
 
     data = image_set(40)
-    search(train_and_tell, data, image_set(10, 1), CONFIG, tmp_path, seed=7, progress=False)
+    search(train_and_tell, data, image_set(10, 1), CONFIG, tmp_path, seed=7)
     parts = deal_folds(data.targets, 2, 7)
     assert [(seed, name) for _, _, seed, name in seen] == [(7, "fold0"), (8, "fold1")]
     for number, (learned, unseen, _, _) in enumerate(seen):

@@ -3,11 +3,10 @@
 A split is read on demand: rating a network on CIFAR-100 opens only its test file.
 """
 
-import pickle
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,11 @@ from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
 
 DATA_SETS = ("embedded", "cifar100")
 SPLITS = ("train", "validation", "test")
+NUM_IMAGES = {
+    "embedded": {"train": 4_500, "validation": 500, "test": 1_000},
+    "cifar100": {"train": 45_000, "validation": 5_000, "test": 10_000},
+}
+"""Images of each split, known without reading a file."""
 
 # Of CIFAR-100's training images, per channel, in units of the full range. The embedded set is
 # normalised by the same numbers: a network that moves between the two sees one scale.
@@ -38,25 +42,21 @@ class ImageSet:
     Attributes:
         images: uint8 [N,3,32,32].
         targets: int64 [N], the class of each image.
-        coarse_targets: int64 [N], the superclass of each image.
     """
 
     images: Tensor
     targets: Tensor
-    coarse_targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the same images on a device."""
-        return ImageSet(
-            self.images.to(device), self.targets.to(device), self.coarse_targets.to(device)
-        )
+        return ImageSet(self.images.to(device), self.targets.to(device))
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """Return the images at `indices`, int64 [M], in that order."""
-        return ImageSet(self.images[indices], self.targets[indices], self.coarse_targets[indices])
+        return ImageSet(self.images[indices], self.targets[indices])
 
     def first(self, num: int) -> "ImageSet":
         """Return `num` images, the first of each class in turn; all of them for 0.
@@ -66,14 +66,12 @@ class ImageSet:
         """
         if num > len(self):
             raise InputError(f"{num} images asked for, but there are {len(self)}")
-        order = self.targets.argsort(stable=True)
-        counts = torch.bincount(self.targets)
-        rank = (
-            torch.arange(len(self), device=order.device)
-            - (counts.cumsum(0) - counts)[self.targets[order]]
-        )
-        chosen = order[rank.argsort(stable=True)][: num or len(self)]
-        return self.subset(chosen.sort().values) if num else self
+        if not num:
+            return self
+        targets = pd.Series(self.targets.cpu())
+        turns = targets.groupby(targets).cumcount()
+        chosen = pd.DataFrame({"turn": turns, "target": targets}).sort_values(["turn", "target"])
+        return self.subset(torch.tensor(sorted(chosen.index[:num]), device=self.targets.device))
 
 
 class Labels(NamedTuple):
@@ -104,9 +102,7 @@ class Dataset:
         train: for learning.
         validation: for choosing between recipes.
         test: for the one number at the end.
-        class_names: of the 100 classes.
-        superclass_names: of the 20 superclasses.
-        superclass_of: int64 [100], the superclass of each class.
+        class_names: and the next two, see `Labels`.
     """
 
     name: str
@@ -120,11 +116,9 @@ class Dataset:
     @property
     def everything(self) -> ImageSet:
         """Training and validation images: the published training set, in another order."""
-        parts = (self.train, self.validation)
         return ImageSet(
-            torch.cat([part.images for part in parts]),
-            torch.cat([part.targets for part in parts]),
-            torch.cat([part.coarse_targets for part in parts]),
+            torch.cat([self.train.images, self.validation.images]),
+            torch.cat([self.train.targets, self.validation.targets]),
         )
 
     def to(self, device: torch.device | str) -> "Dataset":
@@ -149,10 +143,9 @@ def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
     Raises:
         InputError: unknown name, or CIFAR-100 is missing or damaged.
     """
-    published, labels = _read(name, "train")
-    test, _ = _read(name, "test")
+    published, test = _read(name, "train"), _read(name, "test")
     train, validation = (published.subset(part) for part in split_indices(published.targets))
-    return Dataset(name, train, validation, test, *labels).to(device)
+    return Dataset(name, train, validation, test, *load_labels(name)).to(device)
 
 
 def load_labels(name: str) -> Labels:
@@ -188,8 +181,8 @@ def load_split(name: str, split: str) -> ImageSet:
     """
     check_choice("split", split, SPLITS)
     if split == "test":
-        return _read(name, "test")[0]
-    published, _ = _read(name, "train")
+        return _read(name, "test")
+    published = _read(name, "train")
     train, validation = split_indices(published.targets)
     return published.subset(train if split == "train" else validation)
 
@@ -229,7 +222,7 @@ def normalize(images: Tensor) -> Tensor:
     return pixels
 
 
-def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+def _read(name: str, split: Literal["train", "test"]) -> ImageSet:
     """Return a published split, validation images included."""
     match name:
         case "embedded":
@@ -240,10 +233,8 @@ def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]
 
 
 @cache  # drawn once per process: nobody writes into an image set
-def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
-    labels = load_labels("embedded")
-    images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))
-    return ImageSet(images, targets, labels.superclass_of[targets]), labels
+def _read_embedded(split: Literal["train", "test"]) -> ImageSet:
+    return ImageSet(*map(torch.from_numpy, embedded.make_images(split)))
 
 
 # torchvision checks the digest of every file in both lists before it opens one.
@@ -255,15 +246,13 @@ class _TestFile(CIFAR100):
     train_list: ClassVar[list[list[str]]] = []
 
 
-def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+def _read_cifar100(split: Literal["train", "test"]) -> ImageSet:
     root = data_root()
     kind = _TrainFile if split == "train" else _TestFile
-    expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     try:
         files = kind(root, train=split == "train")
-        # torchvision drops the coarse labels. It has verified both digests by now.
-        content, meta = (_unpickle(root / kind.base_folder / name) for name, _ in expected)
     except RuntimeError as error:
+        expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
         raise _fault(root / kind.base_folder, expected) from error
     except OSError as error:
         raise InputError(
@@ -271,17 +260,7 @@ def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
             "MICRONET_DATA to another folder"
         ) from error
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
-    targets = torch.tensor(files.targets)
-    coarse_targets = torch.tensor(content["coarse_labels"])
-    superclass_of = torch.empty(len(files.classes), dtype=torch.int64)
-    superclass_of[targets] = coarse_targets
-    labels = Labels(tuple(files.classes), tuple(meta["coarse_label_names"]), superclass_of)
-    return ImageSet(images, targets, coarse_targets), labels
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return pickle.load(file, encoding="latin1")
+    return ImageSet(images, torch.tensor(files.targets))
 
 
 def _fault(folder: Path, expected: list[list[str]]) -> InputError:

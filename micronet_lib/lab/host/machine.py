@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.places import ROOT
 
 
@@ -47,10 +48,14 @@ def keep_freed_memory() -> None:
 
 
 def stamp(profile: str, seed: int) -> str:
-    """Return the line under a chapter's imports: profile, seed, versions, device and commit."""
+    """Return the line under a chapter's imports: profile, seed, versions, device and commit.
+
+    Raises:
+        InputError: no valid seed.
+    """
     env = environment(default_device())
     return (
-        f"this run: profile {profile} · seed {seed} · torch {env['torch']} · "
+        f"this run: profile {profile} · seed {as_seed(seed)} · torch {env['torch']} · "
         f"python {env['python']} · device: {env['device']} · commit {env['commit']}"
     )
 

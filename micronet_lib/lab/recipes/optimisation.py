@@ -102,10 +102,14 @@ class TrainConfig:
             ("num_images", 0, math.inf),
             ("num_validation", 0, math.inf),
         ):
-            if not low <= getattr(self, name) <= high:
+            value = getattr(self, name)
+            if not (low <= value <= high and math.isfinite(value)):
                 raise InputError(
-                    f"train.{name} is {getattr(self, name)}; give a number from {low} to {high}"
+                    f"train.{name} is {value}; give a finite number from {low} to {high}"
                 )
+        for name in ("momentum", "ema_decay"):
+            if getattr(self, name) == 1:
+                raise InputError(f"train.{name} is 1, which forgets nothing: give less than 1")
         if self.epochs % self.cycles:
             raise InputError(
                 f"train.epochs is {self.epochs}; give a multiple of train.cycles, {self.cycles}"

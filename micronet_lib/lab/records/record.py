@@ -16,7 +16,7 @@ from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
@@ -138,7 +138,7 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
             trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
     for point in sweep.points():
-        identity = recipe_id(PROFILES[profile].apply(point.recipe))
+        identity = recipe_id(resolved(point.recipe, PROFILES[profile]))
         by_seed = trained.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
         rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
     return rows
@@ -155,8 +155,8 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
     sweep = SWEEPS.get(record.sweep)
     if sweep is None:
         raise InputError(f"{path}: there is no sweep {record.sweep!r} any more")
-    resolved = PROFILES[record.profile].apply(sweep.point(record.point).recipe)
-    if record.recipe_id != recipe_id(resolved):
+    recipe = resolved(sweep.point(record.point).recipe, PROFILES[record.profile])
+    if record.recipe_id != recipe_id(recipe):
         raise InputError(f"{path} was measured from another recipe; measure the point again")
     if not re.fullmatch(r"[0-9a-f]{7,40}", str(record.env.get("commit"))):
         raise InputError(f"{path} was measured from uncommitted code; commit it and measure again")

@@ -37,7 +37,7 @@ def ensure(
     sweep: Sweep,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
     progress: bool = True,
     retrain: bool = False,
@@ -179,7 +179,7 @@ def trained(
     point: str,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     progress: bool = True,
 ) -> Network:
     """Return the trained network of a point, in evaluation mode on the CPU. Train it if needed.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import layer_weights, weight_kinds
 from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
@@ -147,10 +147,11 @@ def spectra(case: "Case", network: nn.Module, progress: bool) -> Found:
     `srip_penalty_paper` and `srip_penalty_released` are the means of the spectral norm and of its
     square, which the training loss estimates from below.
     """
+    kinds = weight_kinds(network)
     values = {
-        name: [round(value, DIGITS) for value in spectrum(layer.get_parameter("weight")).tolist()]
-        for name, layer in network.named_modules()
-        if layer_kind(name, layer) is not None
+        name.removesuffix(".weight"): [round(value, DIGITS) for value in spectrum(weight).tolist()]
+        for name, weight in layer_weights(network).items()
+        if kinds[name] != "other"
     }
     weights = [weight.detach() for weight in srip_weights(network, "pointwise").values()]
     paper = torch.stack([exact_deviation(weight, "paper") for weight in weights])
