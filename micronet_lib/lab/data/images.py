@@ -128,12 +128,10 @@ class Dataset:
 
 
 def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
-    """Return all splits of a data set.
+    """Return all splits of one of `DATA_SETS`, on a device.
 
-    Args:
-        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training, validation
-            and test; `cifar100` has 45 000 + 5 000 + 10 000.
-        device: of the tensors.
+    `embedded` has 4 500 + 500 + 1 000 images for training, validation and test; `cifar100` has
+    45 000 + 5 000 + 10 000.
 
     Raises:
         InputError: unknown name, or CIFAR-100 is missing or damaged.
@@ -144,10 +142,7 @@ def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
 
 
 def load_labels(name: str) -> Labels:
-    """Return the labels of a data set. It needs no images: CIFAR-100's names are in the repository.
-
-    Args:
-        name: one of `DATA_SETS`.
+    """Return the labels of one of `DATA_SETS`. CIFAR-100's are in the repository, without images.
 
     Raises:
         InputError: unknown name.
@@ -165,11 +160,7 @@ def load_labels(name: str) -> Labels:
 
 
 def load_split(name: str, split: str) -> ImageSet:
-    """Return one split of a data set on the CPU, without opening files of other splits.
-
-    Args:
-        name: one of `DATA_SETS`.
-        split: one of `SPLITS`.
+    """Return one of the `SPLITS` on the CPU, without opening files of other splits.
 
     Raises:
         InputError: unknown name or split, or CIFAR-100 is missing or damaged.
@@ -183,10 +174,7 @@ def load_split(name: str, split: str) -> ImageSet:
 
 
 def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the validation split: a tenth of every class, the same on every machine.
-
-    Args:
-        targets: int64 [N] of the whole training set.
+    """Split a training set with targets int64 [N]: the same tenth of every class on every machine.
 
     Returns:
         Indices of the training and of the validation images, int64, each ascending.
@@ -204,11 +192,7 @@ def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
 def normalize(images: Tensor) -> Tensor:
     """Scale images to about zero mean and unit variance per channel, by `MEAN` and `STD`.
 
-    Args:
-        images: uint8 [N,3,H,W].
-
-    Returns:
-        float32 [N,3,H,W] on the same device and in the same memory format.
+    uint8 [N,3,H,W] becomes float32 on the same device and in the same memory format.
     """
     pixels = images.float() / 255
     # Numbers and not a tensor: a CUDA graph cannot capture the copy of one to the GPU.
