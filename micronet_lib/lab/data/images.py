@@ -3,7 +3,7 @@
 A split is read on demand: rating a network on CIFAR-100 opens only its test file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -116,19 +116,9 @@ class Dataset:
             torch.cat([self.train.targets, self.validation.targets]),
         )
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """Return the same data set on a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
-            superclass_of=self.superclass_of.to(device),
-        )
 
-
-def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
-    """Return all splits of one of `DATA_SETS`, on a device.
+def load_dataset(name: str) -> Dataset:
+    """Return all splits of one of `DATA_SETS`, on the CPU.
 
     `embedded` has 4 500 + 500 + 1 000 images for training, validation and test; `cifar100` has
     45 000 + 5 000 + 10 000.
@@ -138,7 +128,7 @@ def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
     """
     published, test = _read(name, "train"), _read(name, "test")
     train, validation = (published.subset(part) for part in split_indices(published.targets))
-    return Dataset(name, train, validation, test, *load_labels(name)).to(device)
+    return Dataset(name, train, validation, test, *load_labels(name))
 
 
 def load_labels(name: str) -> Labels:
