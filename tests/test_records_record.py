@@ -16,7 +16,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import record as records
 from micronet_lib.lab.records.record import Record
@@ -216,7 +216,7 @@ def _place(found: Record, path: Path) -> Iterator[str]:
 
 def _recipe(found: Record) -> Iterator[str]:
     """Made from the recipe of today; a field that came later has its default."""
-    recipe = PROFILES[found.profile].apply(SWEEPS[found.sweep].point(found.point).recipe)
+    recipe = resolved(SWEEPS[found.sweep].point(found.point).recipe, PROFILES[found.profile])
     if found.recipe_id != recipe_id(recipe):
         yield "measured from another recipe: measure the point again"
     today, defaults = as_json(recipe), as_json(Recipe())
@@ -235,6 +235,8 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"max_logit_difference", "max_logit_difference_stored", "bit_identical"}
     if not found.recipe.get("prune", {}).get("sparsities"):
         missing -= {"sparsity"}  # of the dense network before the rounds
+    if not found.recipe["train"]["hold_out"]:
+        missing -= {"validation_top1", "selected_top1"}
     if missing:
         yield f"{sorted(missing)} were not measured"
     for name, value in found.metrics.items():

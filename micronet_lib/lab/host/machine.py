@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,10 @@ def stamp(profile: str, seed: int) -> str:
 
 
 def environment(
-    device: torch.device | str = "cpu", wall_s: float = 0.0, commits: Sequence[str] = ()
+    device: torch.device | str = "cpu",
+    wall_s: float = 0.0,
+    commits: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the description of machine and code for a record.
 
@@ -69,6 +72,7 @@ def environment(
         device: that computed.
         wall_s: duration in seconds.
         commits: of a run trained by several processes; by default that of this process.
+        inputs: name -> sha256 of the files that decided the network, if there are any.
     """
     commits = commits or (COMMIT,)
     if torch.device(device).type == "cuda":
@@ -85,6 +89,7 @@ def environment(
         **({"commits": list(commits)} if len(commits) > 1 else {}),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(wall_s, 2),
+        **({"inputs": dict(inputs)} if inputs else {}),
     }
 
 

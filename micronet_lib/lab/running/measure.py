@@ -26,7 +26,7 @@ from micronet_lib.lab.running.lineage import (
     state_of,
 )
 from micronet_lib.lab.running.measures import MEASURES
-from micronet_lib.lab.running.networks import content_of, network_of, train_network
+from micronet_lib.lab.running.networks import content_of, inputs_of, network_of, train_network
 from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -123,9 +123,11 @@ def measure(case: Case, progress: bool = True) -> Record:
     """
     set_aside_damaged(case.record_path)
     start, recipe = time.perf_counter(), case.recipe
-    content: dict[str, Any] = {"curve": {}, "notes": [], "env": environment()}
     if recipe.train.epochs:
         content = content_of(recipe, case.profile, case.seed)
+    else:
+        inputs = inputs_of(recipe, case.profile, case.seed)
+        content = {"curve": {}, "notes": [], "env": environment(inputs=inputs)}
     network = network_of(recipe, case.profile, case.seed)
     metrics, arrays, layers = scores(case, network), dict[str, Any](), list[dict[str, Any]]()
     for name in case.sweep.measures:
