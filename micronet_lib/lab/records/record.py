@@ -38,8 +38,8 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several; inputs,
-            name -> sha256 of the files that decided the network, if there are any.
+        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
+            inputs, name -> sha256 of the files that decided the network, if there are any.
         layers: rows of the per-layer table; only in the sweep `published`.
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
