@@ -75,14 +75,11 @@ SLIDE = SmoothingConfig("slide", smoothing=0.2, temperature=1.0)
 
 
 def class_similarity(weight: Tensor) -> Tensor:
-    """Return the cosine similarity of every two classes, symmetric, in [-1, 1].
+    """Return the cosine similarity of every two classes, symmetric, in [-1, 1], `[C, C]`.
 
-    Args:
-        weight: of the classifier, `[C, D]`, one row for each class (a column of the paper's W).
-
-    Returns:
-        `[C, C]`, float64 for float64 weights, else float32. A row of zeros has similarity 0 with
-        every class, itself included.
+    The classifier's weight is `[C, D]`, one row for each class (a column of the paper's W). A row
+    of zeros has similarity 0 with every class, itself included. The result is float64 for float64
+    weights, else float32.
 
     Raises:
         InputError: not a matrix of at least two rows.
@@ -97,15 +94,11 @@ def class_similarity(weight: Tensor) -> Tensor:
 
 
 def smoothing_distribution(weight: Tensor, config: SmoothingConfig) -> Tensor:
-    """Return u(k | y), the distribution of the smoothing over the other classes.
+    """Return u(k | y), the distribution of the smoothing over the other classes, `[C, C]`.
 
-    Args:
-        weight: of the classifier, `[C, D]`. It receives no gradient, because targets are constants.
-        config: form and temperature; `smoothing` is not used.
-
-    Returns:
-        `[C, C]`, row y for true class y, zero diagonal. Rows of `uniform`, `paper` and `released`
-        are probabilities, those of `slide` are as printed, those of `none` are zero.
+    Row y is for true class y; the diagonal is zero. Rows of `uniform`, `paper` and `released` are
+    probabilities, those of `slide` are as printed, those of `none` are zero. The classifier's
+    weight `[C, D]` receives no gradient, because targets are constants.
 
     Raises:
         InputError: not a matrix of at least two rows.

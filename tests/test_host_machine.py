@@ -1,5 +1,8 @@
+import os
+import platform
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,7 +43,21 @@ def test_environment_says_what_a_record_needs():
     assert env["device"].startswith(f"{torch.get_num_threads()} CPU threads (")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", env["date"])
     assert env["commit"] == machine.COMMIT
-    assert set(env) == {"device", "torch", "cuda", "python", "commit", "date", "wall_s"}
+    assert set(env) == {"device", "isa", "torch", "cuda", "python", "commit", "date", "wall_s"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one set only")
+def test_environment_names_the_instruction_set_that_computes():
+    code = "from micronet_lib.lab.host import machine; print(machine.environment()['isa'])"
+    isa = {}
+    for capability in ("default", "avx2"):
+        variables = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+        )
+        isa[capability] = done.stdout.strip()
+    assert isa["default"] == "DEFAULT"
+    assert machine.environment()["isa"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_environment_names_every_commit_of_a_resumed_run():

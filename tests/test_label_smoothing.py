@@ -389,22 +389,6 @@ def test_a_captured_graph_sees_the_new_table() -> None:
 # --------------------------------------------------------------------------- what is published
 
 
-def test_the_transcription_is_complete() -> None:
-    rows = records.paper("label_smoothing")
-    assert list(rows.columns) == ["point", "metric", "value", "source", "locator"]
-    assert not rows.isna().any().any()
-    assert not rows.duplicated(["point", "metric"]).any()
-    table = rows[rows["locator"].str.startswith("Table 3")]
-    ratios = [f"ratio_{ratio}" for ratio in ("1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0")]
-    assert {metric: list(group["point"]) for metric, group in table.groupby("metric")} == {
-        "top1_orn_percent": ratios,
-        "top1_als_percent": ratios,
-    }
-    wide = table.pivot_table(index="point", columns="metric", values="value")
-    gain = wide["top1_als_percent"] - wide["top1_orn_percent"]
-    assert gain.round(2).to_list() == [1.03, 0.02, 0.16, 0.09, 0.41, 0.31, 0.44]
-
-
 def test_the_suggested_values_are_the_published_ones() -> None:
     rows = records.paper("label_smoothing").query("metric in ('smoothing', 'temperature')")
     values: pd.Series = rows.set_index(["point", "metric"])["value"]

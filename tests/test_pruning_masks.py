@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from small_networks import flat, network, seeded, single_thread
+from small_networks import flat, network, seeded
 from torch import nn
 
 from micronet_lib.errors import InputError
@@ -15,12 +15,6 @@ from micronet_lib.pruning.masks import (
     prunable_weights,
     weight_groups,
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def num_pruned(masks) -> int:

@@ -28,17 +28,10 @@ def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     found = status.coverage().set_index("profile")
     assert list(found.index) == ["quick", "full"]  # smoke says nothing about accuracy
     quick, full = found.loc["quick"], found.loc["full"]
-    assert quick[["points", "measured", "n", "records", "measurements"]].tolist() == [
-        3, 2, "1/2", 3, 2
-    ]  # fmt: skip
+    counts = ["points", "measured", "n", "records", "measurements"]
+    assert quick[counts].tolist() == [3, 2, "1/2", 3, 2]
     assert quick[["hardware", "missing"]].tolist() == ["2 CPU threads", "micronet_v2"]
-    assert full[["points", "measured", "n", "records", "measurements"]].tolist() == [
-        3,
-        0,
-        "0",
-        0,
-        0,
-    ]
+    assert full[counts].tolist() == [3, 0, "0", 0, 0]
     assert full[["hardware", "missing"]].tolist() == [NOT_RUN, NOT_RUN]
 
 

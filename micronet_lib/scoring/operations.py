@@ -24,29 +24,10 @@ from micronet_lib.scoring.dataflow import Dataflow, storage, tensors
 from micronet_lib.scoring.functions import RULES
 
 Kind = Literal[
-    "conv",
-    "linear",
-    "matmul",
-    "batch_norm",
-    "pool",
-    "sum",
-    "max",
-    "bilinear",
-    "hard_swish",
-    "hard_sigmoid",
-    "swish",
-    "sigmoid",
-    "relu",
-    "relu6",
-    "leaky_relu",
-    "compare",
-    "unary",
-    "gate",
-    "residual",
-    "product",
-    "shift",
-    "permutation",
-]
+    "conv", "linear", "matmul", "batch_norm", "pool", "sum", "max", "bilinear",
+    "hard_swish", "hard_sigmoid", "swish", "sigmoid", "relu", "relu6", "leaky_relu",
+    "compare", "unary", "gate", "residual", "product", "shift", "permutation",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

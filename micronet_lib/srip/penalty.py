@@ -18,7 +18,7 @@ closed form for the training loop.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -65,13 +65,9 @@ class SripConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coef) and self.coef >= 0):
             raise InputError(f"SRIP's coef is {self.coef}; give a finite number, 0 (off) or more")
-        _check("placement", self.placement, PLACEMENTS)
-        _check("definition", self.definition, get_args(Definition))
-        _check("start", self.start, get_args(Start))
-
-
-def _check(what: str, name: str, known: Collection[str]) -> None:
-    check_choice(what, name, known)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("definition", self.definition, get_args(Definition))
+        check_choice("start", self.start, get_args(Start))
 
 
 def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
@@ -84,7 +80,7 @@ def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
     Raises:
         InputError: unknown placement; no such layer; or a weight that is no parameter.
     """
-    _check("placement", placement, PLACEMENTS)
+    check_choice("placement", placement, PLACEMENTS)
     layers = dict(model.named_modules())
     kinds = {name: layer_kind(name, layer) for name, layer in layers.items()}
     chosen = {
@@ -189,7 +185,7 @@ def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
     Raises:
         InputError: unknown definition, or a weight of fewer than two dimensions.
     """
-    _check("definition", definition, get_args(Definition))
+    check_choice("definition", definition, get_args(Definition))
     if weight.ndim < 2:
         raise InputError(f"a weight of {weight.ndim} dimensions is no matrix; SRIP needs 2 or more")
     matrix = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))

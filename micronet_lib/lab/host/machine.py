@@ -82,6 +82,7 @@ def environment(
         hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
     return {
         "device": hardware,
+        "isa": torch.backends.cpu.get_cpu_capability(),  # other instructions, other rounding
         "torch": str(torch.__version__),  # its own class is not plain text
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),

@@ -38,7 +38,7 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, torch, cuda, python, commit, date (UTC), wall_s; commits if there are several;
+        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
             no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
             network, if there are any.
         layers: rows of the per-layer table; only in the sweep `published`.

@@ -20,7 +20,7 @@ variety: one at a time, the sampler soon repeats one harmless operation.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.search.policy_trials import (
+    SearchConfig,
     SubPolicy,
     compare,
     rate_policies,
@@ -55,50 +56,6 @@ from micronet_lib.lab.training.loop import Run, TrainingData, train
 SET_NAME = "searched"
 
 TrainFold = Callable[[ImageSet, ImageSet, int, Path], Network]
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """The budget of a search.
-
-    Attributes:
-        folds: K; each gets its own network.
-        trials: sets of sub-policies tried on a fold.
-        startup: number of first trials that are random.
-        keep: number of best sets of a fold that enter the result.
-        set_size: sub-policies proposed together; each image draws one of them.
-        num_training: training images split into folds; 0 for all.
-        epochs: of a fold's network; 0 for the epochs of its recipe at the profile.
-        width_mult: of a fold's network. The published searches also used a smaller network than the
-            one that the policies were for.
-        num_images: images of a fold on which a proposal is tried; 0 for all.
-        num_draws: changes of each of these images for one proposal.
-        num_control: images of the validation split for the final comparison; 0 for all.
-
-    Raises:
-        InputError: numbers that make no search.
-    """
-
-    folds: int = 5
-    trials: int = 200
-    startup: int = 20
-    keep: int = 10
-    set_size: int = 5
-    num_training: int = 0
-    epochs: int = 0
-    width_mult: float = 1.0
-    num_images: int = 0
-    num_draws: int = 5
-    num_control: int = 0
-
-    def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise InputError(f"folds is {self.folds}: give 2 or more, so that one can be held out")
-        for name in ("trials", "startup", "keep", "set_size", "num_draws"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.keep > self.trials:
-            raise InputError(f"keep is {self.keep}: {self.trials} trials have no more than that")
 
 
 # A profile changes the budget, never the method.
@@ -156,7 +113,6 @@ def search(
     folder: Path,
     seed: int = 0,
     about: dict[str, Any] | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Search, or resume a search, and compare the result with random policies.
 
@@ -169,7 +125,6 @@ def search(
         folder: for networks and trials.
         seed: of all random numbers.
         about: further settings that distinguish the search: profile, data set, recipe.
-        progress: show bars on stderr.
 
     Returns:
         The content of a policy file: `searched`, the list of sub-policies, and `provenance`.
@@ -189,18 +144,7 @@ def search(
             network = train_fold(learned, unseen, seed + fold, folder / f"fold{fold}")
             folded = fold_batch_norm(network)
             tried = _first(unseen, config.num_images)
-            trials = run_trials(
-                folded,
-                tried,
-                folder,
-                fold,
-                seed,
-                num_trials=config.trials,
-                startup=config.startup,
-                set_size=config.set_size,
-                num_draws=config.num_draws,
-                progress=progress,
-            )
+            trials = run_trials(folded, tried, folder, fold, config, seed)
             best = sorted(trials, key=lambda trial: (trial["loss"], trial["number"]))
             found += [sub for trial in best[: config.keep] for sub in trial["sub_policies"]]
             plain = rate_policies(folded, tried, None, 1, seed)
@@ -274,7 +218,7 @@ def search_recipe(profile_name: str) -> Recipe:
 
 
 def search_policies(
-    profile_name: str, seed: int = 0, output: Path | None = None, progress: bool = True
+    profile_name: str, seed: int = 0, output: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Search on a profile's training images, or resume, and write the policies found.
 
@@ -282,7 +226,6 @@ def search_policies(
         profile_name: a name of `PROFILES`.
         seed: of all random numbers.
         output: the policy file; by default `searched.json` in the folder of the search.
-        progress: show bars on stderr.
 
     Returns:
         The file and its content, see `search`.
@@ -305,7 +248,7 @@ def search_policies(
             return network.eval()
         data = TrainingData(learned, _first(unseen, recipe.train.num_validation))
         run = Run(network, recipe, data, fold_seed)
-        network = train(run, place, key, f"search {place.name}", progress).network
+        network = train(run, place, key, f"search {place.name}").network
         save_own(place / "network.pt", key, {"model": network.state_dict()})
         return network
 
@@ -317,7 +260,6 @@ def search_policies(
         folder,
         seed,
         {"profile": profile_name, "dataset": profile.dataset, "recipe_id": recipe_id(recipe)},
-        progress,
     )
     # For readers. Not part of the setting, because a later version may add fields with defaults.
     content[PROVENANCE]["recipe"] = asdict(recipe)
