@@ -171,6 +171,7 @@ REFUSED = {
         f"commit {commit!r}": record(env=record().env | {"commit": commit})
         for commit in ("abc1234+", "unknown", "", None)
     },
+    "a later commit": record(env=record().env | {"commits": ["abc1234", "abc1235+"]}),
 }
 
 
@@ -185,6 +186,17 @@ def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
     promoted = records.promote(path, tmp_path / "measured")
     assert promoted == tmp_path / "measured" / record().path
     assert promoted.read_bytes() == path.read_bytes()
+
+
+def test_promotion_says_why_a_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setitem(SWEEPS, "toy", SWEEP)
+    for reason in ("git refuses to read /a (dubious ownership)", "/a is in no git repository"):
+        env = record().env | {"commit": "unknown", "no_commit": reason}
+        path = records.write(record(env=env), tmp_path)
+        with pytest.raises(InputError) as caught:
+            records.promote(path, tmp_path / "measured")
+        assert reason in str(caught.value)
+        assert "uncommitted" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------- the committed records
@@ -235,7 +247,7 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"max_logit_difference", "max_logit_difference_stored", "bit_identical"}
     if not found.recipe.get("prune", {}).get("sparsities"):
         missing -= {"sparsity"}  # of the dense network before the rounds
-    if not found.recipe["train"]["hold_out"]:
+    if not found.recipe.get("train", {}).get("hold_out", True):
         missing -= {"validation_top1", "selected_top1"}
     if missing:
         yield f"{sorted(missing)} were not measured"

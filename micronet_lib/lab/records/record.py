@@ -39,7 +39,8 @@ class Record:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
         env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
-            inputs, name -> sha256 of the files that decided the network, if there are any.
+            no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
+            network, if there are any.
         layers: rows of the per-layer table; only in the sweep `published`.
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
@@ -164,8 +165,13 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
     recipe = resolved(sweep.point(record.point).recipe, PROFILES[record.profile])
     if record.recipe_id != recipe_id(recipe):
         raise InputError(f"{path} was measured from another recipe; measure the point again")
-    if not re.fullmatch(r"[0-9a-f]{7,40}", str(record.env.get("commit"))):
-        raise InputError(f"{path} was measured from uncommitted code; commit it and measure again")
+    for commit in record.env.get("commits") or [record.env.get("commit")]:
+        if re.fullmatch(r"[0-9a-f]{7,40}", str(commit)):
+            continue
+        if str(commit).endswith("+"):
+            raise InputError(f"{path} was measured from uncommitted code: commit, measure again")
+        reason = record.env.get("no_commit", "it was not known when the code was loaded")
+        raise InputError(f"{path} names no commit of its code: {reason}; then measure again")
     if PROFILES[record.profile].dataset == "embedded":
         raise InputError(f"{path} is a {record.profile} run, which proves nothing on real images")
     known, read_then = published_digests(), record.env.get("inputs", {})

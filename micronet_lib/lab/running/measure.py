@@ -10,7 +10,7 @@ import pandas as pd
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
-from micronet_lib.lab.host.machine import environment
+from micronet_lib.lab.host.machine import NO_COMMIT, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -73,6 +73,9 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
         InputError: bad user input.
     """
     failed: set[str] = set()
+    ahead = list(ahead)
+    if NO_COMMIT and any(job.does in ("count", "rate", "train") for job in ahead):
+        say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
     for job in ahead:
         if job.lost:
             say(job.reason)
