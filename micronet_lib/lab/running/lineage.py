@@ -12,6 +12,7 @@ from typing import Any, Literal
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id, run_id
+from micronet_lib.lab.recipes.parameters import checked_overrides, checked_seed
 from micronet_lib.lab.recipes.profile import Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -109,8 +110,9 @@ def cases(
         point: pattern of their names, such as `3.0-*`.
 
     Raises:
-        InputError: unknown point or key, or a value of another type.
+        InputError: unknown point or key, a value of another type, or a seed that is none.
     """
+    seed, overrides = checked_seed(seed), checked_overrides(overrides)
     return [
         Case(
             sweep,
@@ -118,7 +120,7 @@ def cases(
             resolved(found.recipe, profile, overrides),
             profile,
             seed,
-            overrides or {},
+            overrides,
         )
         for found in sweep.matching(point)
     ]
@@ -242,7 +244,12 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
 
 
 def missing_file(case: Case, trains: bool) -> str | None:
-    """Return the first file that a case reads and this machine lacks, or None.
+    """Return the first of `missing_files`, or None."""
+    return next(iter(missing_files(case, trains)), None)
+
+
+def missing_files(case: Case, trains: bool) -> list[str]:
+    """Return the files that a case reads and this machine lacks, relative to the data folder.
 
     Args:
         case: any.
@@ -258,7 +265,7 @@ def missing_file(case: Case, trains: bool) -> str | None:
             if case.recipe.augment.policy in POLICY_FILES:
                 needed.append(policy_path(case.recipe.augment.policy))
     missing = [path for path in needed if not (data_root() / path).exists()]
-    return str(missing[0]) if missing else None
+    return [str(path).removeprefix(f"{data_root()}/") for path in missing]
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:
