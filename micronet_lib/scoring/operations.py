@@ -117,9 +117,7 @@ class Operation:
     @property
     def macs(self) -> float:
         """Multiply-accumulates with a non-zero weight; padding counts as data."""
-        # One division of whole numbers, so that a whole count is exact.
-        dense = self.num_outputs * self.fan_in
-        return dense * self.nonzeros / self.num_weights if self.num_weights else float(dense)
+        return self.num_outputs * self.fan_in * (1 - self.sparsity)
 
     @property
     def dense_macs(self) -> int:
