@@ -171,7 +171,7 @@ def test_what_cannot_be_meant_is_refused_and_changes_nothing():
         magnitude_masks(weights, 0.6, groups={"b": "all"})
     with pytest.raises(InputError, match="no weights"):
         magnitude_masks({}, 0.5)
-    with pytest.raises(InputError, match="no weight of two or more dimensions"):
+    with pytest.raises(InputError, match="no convolution and no linear layer"):
         prunable_weights(nn.BatchNorm2d(3))
     model = network()
     with pytest.raises(InputError, match="choose from global, kind, layer"):

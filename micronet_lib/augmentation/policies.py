@@ -67,6 +67,8 @@ class AugmentConfig:
         flip: mirror half of the images.
         policy_set: name of a set in the policy file, or `all` of them as one list. `all` is close
             to the released code, which passes each image once through each of its four sets.
+        policy_digest: first digits of the sha256 of the searched policies' file, so that another
+            search makes another recipe. Empty until the recipe is resolved.
         mix: how images are mixed in pairs, see `micronet_lib.augmentation.mixing`.
         mix_alpha: both parameters of the Beta distribution of the mixing weight.
         mix_prob: fraction of batches that are mixed.
@@ -82,6 +84,7 @@ class AugmentConfig:
     mix: MixKind = "none"
     mix_alpha: float = 1.0
     mix_prob: float = 1.0
+    policy_digest: str = ""
 
     def __post_init__(self) -> None:
         for field, kinds in (("policy", get_args(PolicyKind)), ("mix", get_args(MixKind))):

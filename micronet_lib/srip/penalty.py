@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
+from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind, plain_weight
 from micronet_lib.errors import InputError, check_choice
 
 Definition = Literal["paper", "released"]
@@ -78,12 +78,13 @@ def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
     A depthwise weight `[C, 1, 3, 3]` is a `C x 9` matrix. `all` adds the stem, `32 x 27`.
 
     Raises:
-        InputError: unknown placement, or the network has no such layer.
+        InputError: unknown placement; no such layer; or a weight that is no parameter.
     """
     check_choice("placement", placement, PLACEMENTS)
-    kinds = {name: layer_kind(name, layer) for name, layer in model.named_modules()}
+    layers = dict(model.named_modules())
+    kinds = {name: layer_kind(name, layer) for name, layer in layers.items()}
     chosen = {
-        f"{name}.weight": model.get_parameter(f"{name}.weight")
+        f"{name}.weight": plain_weight(layers[name], name)
         for name, kind in kinds.items()
         if kind in PLACEMENTS[placement]
     }

@@ -21,6 +21,11 @@ from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
 
 DATA_SETS = ("embedded", "cifar100")
 SPLITS = ("train", "validation", "test")
+NUM_IMAGES = {
+    "embedded": {"train": 4_500, "validation": 500, "test": 1_000},
+    "cifar100": {"train": 45_000, "validation": 5_000, "test": 10_000},
+}
+"""Images of each split, known without reading a file."""
 
 # Of CIFAR-100's training images, per channel, in units of the full range. The embedded set is
 # normalised by the same numbers: a network that moves between the two sees one scale.

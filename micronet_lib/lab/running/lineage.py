@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id, run_id
@@ -96,7 +97,7 @@ def cases(
     sweep: Sweep,
     profile: Profile,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
 ) -> list[Case]:
     """Return the points of a sweep as cases.
@@ -105,12 +106,14 @@ def cases(
         sweep: of the points.
         profile: to resolve them for.
         seed: of the runs.
-        overrides: dotted keys that change every recipe, and so its identity.
+        overrides: dotted keys that change every recipe, and so its identity; also as JSON text.
         point: pattern of their names, such as `3.0-*`.
 
     Raises:
-        InputError: unknown point or key, or a value of another type.
+        InputError: unknown point or key; a value of another type; settings that are wrong
+            together; no valid seed.
     """
+    seed, overrides = as_seed(seed), as_overrides(overrides)
     return [
         Case(
             sweep,
@@ -118,7 +121,7 @@ def cases(
             resolved(found.recipe, profile, overrides),
             profile,
             seed,
-            overrides or {},
+            overrides,
         )
         for found in sweep.matching(point)
     ]

@@ -32,6 +32,7 @@ from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, load_split, shuffled
 from micronet_lib.lab.host.files import only_one, write_atomically
+from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -222,11 +223,10 @@ def search_policies(
         The file and its content, see `search`.
 
     Raises:
-        InputError: unknown profile, missing data, negative seed, a folder that cannot be written,
+        InputError: unknown profile, missing data, no valid seed, a folder that cannot be written,
             or Optuna not installed.
     """
-    if seed < 0:
-        raise InputError(f"seed is {seed}: give 0 or more")
+    seed = as_seed(seed)
     profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
