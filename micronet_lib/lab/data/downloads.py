@@ -152,6 +152,16 @@ ASSETS = (
 )
 
 
+def published_digests() -> dict[str, str]:
+    """Return name -> sha256 of the published networks and policies."""
+    files = {path: digest for asset in ASSETS for path, digest in asset.files.items()}
+    return {
+        PurePosixPath(path).name: digest.removeprefix("sha256:")
+        for path, digest in files.items()
+        if digest.startswith("sha256:")
+    }
+
+
 def fetch(
     groups: Sequence[str] | None, root: Path, assets: Sequence[Asset] = ASSETS
 ) -> dict[str, str]:

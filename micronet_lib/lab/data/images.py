@@ -3,7 +3,7 @@
 A split is read on demand: rating a network on CIFAR-100 opens only its test file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -121,38 +121,23 @@ class Dataset:
             torch.cat([self.train.targets, self.validation.targets]),
         )
 
-    def to(self, device: torch.device | str) -> "Dataset":
-        """Return the same data set on a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
-            superclass_of=self.superclass_of.to(device),
-        )
 
+def load_dataset(name: str) -> Dataset:
+    """Return all splits of one of `DATA_SETS`, on the CPU.
 
-def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
-    """Return all splits of a data set.
-
-    Args:
-        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training, validation
-            and test; `cifar100` has 45 000 + 5 000 + 10 000.
-        device: of the tensors.
+    `embedded` has 4 500 + 500 + 1 000 images for training, validation and test; `cifar100` has
+    45 000 + 5 000 + 10 000.
 
     Raises:
         InputError: unknown name, or CIFAR-100 is missing or damaged.
     """
     published, test = _read(name, "train"), _read(name, "test")
     train, validation = (published.subset(part) for part in split_indices(published.targets))
-    return Dataset(name, train, validation, test, *load_labels(name)).to(device)
+    return Dataset(name, train, validation, test, *load_labels(name))
 
 
 def load_labels(name: str) -> Labels:
-    """Return the labels of a data set. It needs no images: CIFAR-100's names are in the repository.
-
-    Args:
-        name: one of `DATA_SETS`.
+    """Return the labels of one of `DATA_SETS`. CIFAR-100's are in the repository, without images.
 
     Raises:
         InputError: unknown name.
@@ -170,11 +155,7 @@ def load_labels(name: str) -> Labels:
 
 
 def load_split(name: str, split: str) -> ImageSet:
-    """Return one split of a data set on the CPU, without opening files of other splits.
-
-    Args:
-        name: one of `DATA_SETS`.
-        split: one of `SPLITS`.
+    """Return one of the `SPLITS` on the CPU, without opening files of other splits.
 
     Raises:
         InputError: unknown name or split, or CIFAR-100 is missing or damaged.
@@ -188,32 +169,29 @@ def load_split(name: str, split: str) -> ImageSet:
 
 
 def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the validation split: a tenth of every class, the same on every machine.
-
-    Args:
-        targets: int64 [N] of the whole training set.
+    """Split a training set with targets int64 [N]: the same tenth of every class on every machine.
 
     Returns:
         Indices of the training and of the validation images, int64, each ascending.
     """
-    labels = targets.cpu().numpy()
-    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
-    shuffled = np.argsort(np.random.PCG64(VALIDATION_SEED).random_raw(len(labels)), kind="stable")
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
+    labels, order = targets.cpu(), shuffled(len(targets), VALIDATION_SEED)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
         held_out[members[: len(members) // 10]] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def shuffled(num: int, seed: int) -> Tensor:
+    """Return 0 to `num` - 1 in a random order, int64, the same on every machine."""
+    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
+    return torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable"))
 
 
 def normalize(images: Tensor) -> Tensor:
     """Scale images to about zero mean and unit variance per channel, by `MEAN` and `STD`.
 
-    Args:
-        images: uint8 [N,3,H,W].
-
-    Returns:
-        float32 [N,3,H,W] on the same device and in the same memory format.
+    uint8 [N,3,H,W] becomes float32 on the same device and in the same memory format.
     """
     pixels = images.float() / 255
     # Numbers and not a tensor: a CUDA graph cannot capture the copy of one to the GPU.

@@ -8,11 +8,15 @@ from typing import Any, Literal
 from micronet_lib.architecture import takes
 from micronet_lib.errors import InputError, Registry, check_choice
 from micronet_lib.lab.data.images import DATA_SETS
+from micronet_lib.lab.host.files import sha256_of
 from micronet_lib.lab.host.given import as_overrides
+from micronet_lib.lab.host.places import policy_path
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.together import check_together
 from micronet_lib.pruning.schedules import PruneConfig
+
+DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,8 @@ def resolved(
 ) -> Recipe:
     """Return the recipe as it runs on a profile.
 
+    The digest of the policies that our own search found becomes a part of it.
+
     Overrides change the recipe itself; the prefix `start.` or `teacher.` changes those two.
     Overrides of `prune` describe the rounds. A recipe without rounds ignores them, so that all
     kinds of rounds start from the same dense network.
@@ -145,4 +151,17 @@ def resolved(
     if not found.prune.sparsities:
         found = replace(found, prune=PruneConfig())
     check_together(found, profile.dataset)
-    return found
+    return _with_digest(found)
+
+
+def _with_digest(recipe: Recipe) -> Recipe:
+    """Return the recipe with the digest of the searched policies, start and teacher included."""
+    augment, path = recipe.augment, policy_path("searched")
+    if augment.policy == "searched" and not augment.policy_digest and path.is_file():
+        augment = replace(augment, policy_digest=sha256_of(path)[:DIGEST_DIGITS])
+    return replace(
+        recipe,
+        augment=augment,
+        start=recipe.start and _with_digest(recipe.start),
+        teacher=recipe.teacher and _with_digest(recipe.teacher),
+    )
