@@ -79,11 +79,11 @@ def _published(network: str) -> bytes:
     return file.getvalue()
 
 
-def _drawn_cifar100(split: str) -> tuple[images.ImageSet, images.Labels]:
+def _drawn_cifar100(split: str) -> images.ImageSet:
     """Drawn images in the place of CIFAR-100's, where its folder is there."""
     if not (data_root() / "cifar-100-python").is_dir():
         raise InputError("CIFAR-100 is not there")
-    return images._read("embedded", split)[0], images.load_labels("cifar100")
+    return images._read("embedded", split)
 
 
 @contextmanager
@@ -102,9 +102,9 @@ def chapter_lab(folder: Path, groups: Collection[str] = ()) -> Iterator[list[str
         trained.append(name)
         train(recipe, profile, seed, name, progress=False)
 
-    def few_images(split: str) -> tuple[images.ImageSet, images.Labels]:
-        found, labels = read_embedded(split)
-        return found.first(100) if split == "test" else found, labels
+    def few_images(split: str) -> images.ImageSet:
+        found = read_embedded(split)
+        return found.first(100) if split == "test" else found
 
     with pytest.MonkeyPatch.context() as patch, single_thread():
         for name, profile in list(PROFILES.items()):
