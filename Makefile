@@ -27,7 +27,7 @@ EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
 
-.PHONY: help setup book test lint bench faults lab run sync execute clean known-chapter
+.PHONY: help setup book test portable lint bench faults lab run sync execute clean known-chapter
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -89,6 +89,22 @@ book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then bu
 test: $(STAMP) ## unit tests, notebooks against their outputs, the site (MARKS= for the slow ones too)
 	OMP_NUM_THREADS=1 $(PY) -m pytest $(CHAPTERS) tests $(NBVAL) -n $(WORKERS) --dist loadscope \
 	  --no-loadscope-reorder -m "$(MARKS)" $(ARGS)
+
+# oneDNN, PyTorch and MKL choose by these variables. SSE4.1 is near what an ARM laptop computes.
+portable: $(STAMP) ## the tests and notebooks again with the older instruction sets of this CPU
+	@status=0; own=$$($(PY) -c "import torch; print(torch.backends.cpu.get_cpu_capability())"); \
+	again() { \
+	  echo "portable: $$*"; \
+	  env "$$@" $(MAKE) test MARKS="not slow" ARGS="--ignore=tests/test_site.py $(ARGS)" || status=1; \
+	}; \
+	case "$$own" in \
+	  AVX512) again ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 ;; \
+	esac; \
+	case "$$own" in \
+	  AVX512|AVX2) again ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ;; \
+	  *) echo "portable: no older instruction set than $$own can be asked for here, nothing to run" ;; \
+	esac; \
+	exit $$status
 
 lint: $(STAMP) ## style, types, spelling
 	$(PY) -m ruff check .

@@ -109,8 +109,8 @@ def data_check(args: argparse.Namespace) -> tuple[Result, str]:
     return {**result, "exit_status": 1 if bad else 0}, text
 
 
-def _outcomes(outcomes: Sequence[Any]) -> tuple[Result, str]:
-    rows = [{"path": str(o.path), "status": o.status} for o in outcomes]
+def _outcomes(statuses: dict[str, str]) -> tuple[Result, str]:
+    rows = [{"path": path, "status": status} for path, status in statuses.items()]
     return {"files": rows}, "\n".join(f"{row['status']:12}  {row['path']}" for row in rows)
 
 

@@ -34,6 +34,12 @@ class Registry(dict[str, Value]):
         super().__init__(values or {})
         self.kind = kind
 
+    def __getitem__(self, name: str) -> Value:
+        try:
+            return super().__getitem__(name)
+        except TypeError as error:  # a list, for example, cannot be looked up
+            raise unknown(self.kind, name, self) from error
+
     def __missing__(self, name: str) -> Value:
         raise unknown(self.kind, name, self)
 
@@ -44,6 +50,7 @@ def check_choice(kind: str, name: object, known: Iterable[object]) -> None:
     Raises:
         InputError: the name is not in the list.
     """
+    known = list(known)
     if name not in known:
         raise unknown(kind, name, known)
 

@@ -75,14 +75,11 @@ SLIDE = SmoothingConfig("slide", smoothing=0.2, temperature=1.0)
 
 
 def class_similarity(weight: Tensor) -> Tensor:
-    """Return the cosine similarity of every two classes, symmetric, in [-1, 1].
+    """Return the cosine similarity of every two classes, symmetric, in [-1, 1], `[C, C]`.
 
-    Args:
-        weight: of the classifier, `[C, D]`, one row for each class (a column of the paper's W).
-
-    Returns:
-        `[C, C]`, float64 for float64 weights, else float32. A row of zeros has similarity 0 with
-        every class, itself included.
+    The classifier's weight is `[C, D]`, one row for each class (a column of the paper's W). A row
+    of zeros has similarity 0 with every class, itself included. The result is float64 for float64
+    weights, else float32.
 
     Raises:
         InputError: not a matrix of at least two rows.
@@ -97,15 +94,11 @@ def class_similarity(weight: Tensor) -> Tensor:
 
 
 def smoothing_distribution(weight: Tensor, config: SmoothingConfig) -> Tensor:
-    """Return u(k | y), the distribution of the smoothing over the other classes.
+    """Return u(k | y), the distribution of the smoothing over the other classes, `[C, C]`.
 
-    Args:
-        weight: of the classifier, `[C, D]`. It receives no gradient, because targets are constants.
-        config: form and temperature; `smoothing` is not used.
-
-    Returns:
-        `[C, C]`, row y for true class y, zero diagonal. Rows of `uniform`, `paper` and `released`
-        are probabilities, those of `slide` are as printed, those of `none` are zero.
+    Row y is for true class y; the diagonal is zero. Rows of `uniform`, `paper` and `released` are
+    probabilities, those of `slide` are as printed, those of `none` are zero. The classifier's
+    weight `[C, D]` receives no gradient, because targets are constants.
 
     Raises:
         InputError: not a matrix of at least two rows.
@@ -147,12 +140,9 @@ def smoothed_targets(
 ) -> Tensor:
     """Look up the targets of a batch. Mix them where the images are mixed (CutMix, mixup).
 
-    Args:
-        table: `[C, C]`, from `target_table`.
-        targets: true classes, `[N]`, int64 or int32.
-        targets_b: classes of the second images, `[N]`.
-        lam: weight of the first image, in [0, 1]: a number, a 0-d tensor, or `[N]` for a weight per
-            image. A captured CUDA graph needs a tensor; its values are not checked.
+    The table is `[C, C]`, from `target_table`; classes are `[N]`, int64 or int32. `lam` is the
+    weight of the first image, in [0, 1]: a number, a 0-d tensor, or `[N]` for a weight per image. A
+    captured CUDA graph needs a tensor; its values are not checked.
 
     Returns:
         `[N, C]`: `table[targets]`, or `lam table[targets] + (1 - lam) table[targets_b]`.
@@ -186,11 +176,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy against distributions, `-sum_k targets log_softmax(logits)`.
 
     It is linear in the targets. So one loss on mixed targets equals the released code's `lam
-    loss(logits, a) + (1 - lam) loss(logits, b)`, in value and gradient.
-
-    Args:
-        logits: `[N, C]`, raised to the precision of the targets if theirs is lower.
-        targets: `[N, C]`, from `smoothed_targets`.
+    loss(logits, a) + (1 - lam) loss(logits, b)`, in value and gradient. Both are `[N, C]`; logits
+    are raised to the precision of the targets if theirs is lower.
 
     Returns:
         Mean over N, 0-d, in nats.

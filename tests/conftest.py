@@ -14,6 +14,8 @@ os.environ.pop("MPLBACKEND", None)
 # A committed notebook holds no stderr, so a compared cell must not write any.
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Matrices this small gain nothing from more threads, and lose a lot on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A chapter shows what is computed now, not what an earlier run of this machine left.
 os.environ["MICRONET_RUNS"] = tempfile.mkdtemp(prefix="micronet-runs-")
 atexit.register(shutil.rmtree, os.environ["MICRONET_RUNS"], ignore_errors=True)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small_networks import seeded, single_thread
+from small_networks import seeded
 from torch import Tensor, nn
 
 from micronet_lib.architecture import build
@@ -24,12 +24,6 @@ from micronet_lib.srip.penalty import spectrum, srip_weights
 
 PUBLISHED = checkpoint_path("micronet_v1_pr_60")
 KINDS = ("conv", "expand", "depthwise", "project", "shortcut", "se", "fc")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def trained_like() -> MicroNet:

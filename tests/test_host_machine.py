@@ -1,5 +1,8 @@
+import os
+import platform
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ def committed(folder):
     """Commit everything and return the commit of the code there."""
     git(folder, "add", ".")
     git(folder, "commit", "-qm", "first")
-    commit = machine._code_commit()
+    commit = machine._code_commit()[0]
     assert re.fullmatch("[0-9a-f]{7}", commit)
     return commit
 
@@ -40,7 +43,21 @@ def test_environment_says_what_a_record_needs():
     assert env["device"].startswith(f"{torch.get_num_threads()} CPU threads (")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", env["date"])
     assert env["commit"] == machine.COMMIT
-    assert set(env) == {"device", "torch", "cuda", "python", "commit", "date", "wall_s"}
+    assert set(env) == {"device", "isa", "torch", "cuda", "python", "commit", "date", "wall_s"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one set only")
+def test_environment_names_the_instruction_set_that_computes():
+    code = "from micronet_lib.lab.host import machine; print(machine.environment()['isa'])"
+    isa = {}
+    for capability in ("default", "avx2"):
+        variables = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+        )
+        isa[capability] = done.stdout.strip()
+    assert isa["default"] == "DEFAULT"
+    assert machine.environment()["isa"] == torch.backends.cpu.get_cpu_capability()
 
 
 def test_environment_names_every_commit_of_a_resumed_run():
@@ -50,29 +67,78 @@ def test_environment_names_every_commit_of_a_resumed_run():
 
 
 def test_commit_carries_a_plus_for_changed_code_and_only_for_code(checkout):
-    assert machine._code_commit() == "unknown"  # nothing was committed yet
+    assert machine._code_commit()[0] == "unknown"  # nothing was committed yet
     commit = committed(checkout)
     (checkout / "notes.md").write_text("b\n")
-    assert machine._code_commit() == commit
+    assert machine._code_commit()[0] == commit
     (checkout / "micronet_lib" / "code.py").write_text("x = 2\n")
-    assert machine._code_commit() == commit + "+"
+    assert machine._code_commit()[0] == commit + "+"
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert machine._code_commit() == "unknown"
+    assert machine._code_commit()[0] == "unknown"
+
+
+def refuse(folder, message, status=128):
+    """A git that says this and fails, first in the PATH."""
+    fake = folder / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nprintf '%s\\n' \"{message}\" >&2\nexit {status}\n")
+    fake.chmod(0o755)
+    return str(fake.parent)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("fatal: detected dubious ownership in repository at 'x'", "safe.directory"),
+        ("fatal: unknown repository extension found", "unknown repository extension"),
+        ("fatal: bad config line 1 in file .git/config", "bad config line"),
+        ("", "refuses"),
+    ],
+)
+def test_a_git_that_refuses_says_why(message, said, checkout, monkeypatch, tmp_path_factory):
+    committed(checkout)
+    monkeypatch.setenv("PATH", refuse(tmp_path_factory.mktemp("fake"), message))
+    commit, reason = machine._code_commit()
+    assert commit == "unknown"
+    assert said in reason
+    assert "\n" not in reason
+    monkeypatch.setattr(machine, "COMMIT", commit)
+    monkeypatch.setattr(machine, "NO_COMMIT", reason)
+    assert reason in machine.stamp("smoke", 0)
+    assert machine.environment()["no_commit"] == reason
+    assert "no_commit" not in machine.environment(commits=["abc1234"])
+
+
+def test_every_other_unknown_commit_has_its_reason(checkout, monkeypatch, tmp_path_factory):
+    reasons = {machine._code_commit()[1]}  # nothing was committed yet
+    committed(checkout)
+    copy = checkout / "copy"  # in a repository, but not of it
+    (copy / "micronet_lib").mkdir(parents=True)
+    outside = tmp_path_factory.mktemp("outside")
+    for folder in (copy, outside):
+        monkeypatch.setattr(machine, "ROOT", folder)
+        reasons.add(machine._code_commit()[1])
+    monkeypatch.setenv("PATH", "")
+    reasons.add(machine._code_commit()[1])
+    monkeypatch.setattr(machine, "ROOT", checkout)
+    assert len(reasons) == 4
+    assert "" not in reasons
+    assert all("\n" not in reason for reason in reasons)
 
 
 def test_outside_of_its_repository_the_code_takes_its_commit_from_a_variable(monkeypatch, checkout):
     commit = committed(checkout)
     monkeypatch.setenv("MICRONET_COMMIT", "abc1234")
-    assert machine._code_commit() == commit  # git knows better
+    assert machine._code_commit()[0] == commit  # git knows better
     copy = checkout / "copy"  # in a repository, but not of it
     (copy / "micronet_lib").mkdir(parents=True)
     monkeypatch.setattr(machine, "ROOT", copy)
-    assert machine._code_commit() == "abc1234"
+    assert machine._code_commit()[0] == "abc1234"
     monkeypatch.delenv("MICRONET_COMMIT")
-    assert machine._code_commit() == "unknown"
+    assert machine._code_commit()[0] == "unknown"
 
 
 def test_stamp_names_profile_seed_and_machine():

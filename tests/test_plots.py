@@ -70,12 +70,7 @@ def test_board_shows_every_entry_and_our_points():
     assert all(name in shown for name in [*board["point"], *ours["label"]])
 
 
-def test_embedded_set_names_its_rows():
-    fig = plots.embedded_set(np.zeros((40, 20, 3), np.uint8), ("discs", "rings"), "")
-    assert "discs" in texts(fig)
-
-
-def test_a_table_is_the_same_twice_and_says_what_was_not_run():
+def test_tables_and_sources_and_the_embedded_set():
     table = pd.DataFrame({"point": ["a", "b"], "score": [0.5, float("nan")]})
     html = plots.show_table(table, {"score": "{:.2f}"}).to_html()
     assert html == plots.show_table(table, {"score": "{:.2f}"}).to_html()
@@ -83,18 +78,14 @@ def test_a_table_is_the_same_twice_and_says_what_was_not_run():
     assert "not run" in html
     other = plots.show_table(table.rename(columns={"score": "top-1"})).to_html()
     assert html.split('id="')[1].split('"')[0] != other.split('id="')[1].split('"')[0]
-
-
-def test_source_is_the_functions_own():
-    shown = plots.show_source(records.provenance)
-    assert "def provenance" in shown.data
-
-
-def test_the_first_row_of_steps_shows_a_dash_and_a_missing_one_below_is_not_run():
+    # The first row of steps shows a dash, a missing one below is not run.
     table = pd.DataFrame({"stage": ["a", "b", "c"], "step": [float("nan"), 0.5, float("nan")]})
     html = plots.show_table(table, {"step": "{:+.1f}"}, steps=["step"]).to_html()
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert cells == ["a", "–", "b", "+0.5", "c", "not run"]
+    assert "def provenance" in plots.show_source(records.provenance).data
+    fig = plots.embedded_set(np.zeros((40, 20, 3), np.uint8), ("discs", "rings"), "")
+    assert "discs" in texts(fig)
 
 
 def test_a_table_of_gains_tells_one_run_from_none():

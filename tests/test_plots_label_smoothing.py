@@ -40,14 +40,11 @@ def blocks() -> np.ndarray:
 # ------------------------------------------------------------------------------ the superclasses
 
 
-def test_superclasses_are_found_where_they_are(blocks):
+def test_superclasses_are_found_where_they_are_and_not_elsewhere(noise, blocks):
     found = plots.superclass_agreement(blocks, CLASSES["superclass"])
     assert found["ARI"] == pytest.approx(1)
     assert found["nearest"] == 1
     assert found["within"] > 0.5 > 0.1 > abs(found["across"])
-
-
-def test_superclasses_are_not_found_where_they_are_not(noise, blocks):
     found = plots.superclass_agreement(noise, CLASSES["superclass"])
     assert abs(found["ARI"]) < 0.1
     assert found["nearest"] < 0.15
@@ -121,47 +118,38 @@ def explorer_data(html: str) -> dict:
     return json.loads(found.group(1))
 
 
-def test_explorer_holds_every_pair(blocks):
-    html = plots.similarity_explorer(blocks, CLASSES, "maple_tree", "similarity-test").data
+def test_explorer_holds_every_pair_in_three_orders_and_loads_nothing(blocks):
+    html, again = (
+        plots.similarity_explorer(blocks, CLASSES, "maple_tree", "similarity-test").data
+        for _ in range(2)
+    )
+    assert html == again
+    assert 'id="similarity-test"' in html
+    assert not re.search(r"__[A-Z]+__", html)
+    assert not re.search(r"https?://|src=|@import|url\(|fetch\(|import\(", html)
+    assert len(html) < 60_000
+
     data = explorer_data(html)
     assert data["classes"] == list(CLASSES["class"])
     named = [data["superclasses"][k] for k in data["superclass_of"]]
     assert named == list(CLASSES["superclass"])
     assert data["classes"][data["start"]] == "maple_tree"
-    values = iter(data["thousandths"])
-    for i in range(100):
-        for j in range(i):
-            assert next(values) / 1000 == pytest.approx(blocks[i, j], abs=0.0005001)
-    assert next(values, None) is None
+    below = blocks[np.tril_indices(100, -1)]
+    assert np.array(data["thousandths"]) / 1000 == pytest.approx(below, abs=0.0005001)
 
-
-def test_explorer_orders(blocks):
-    html = plots.similarity_explorer(blocks, CLASSES, "apple", "similarity-test").data
-    orders = {order["label"]: order for order in explorer_data(html)["orders"]}
+    orders = {order["label"]: order for order in data["orders"]}
     assert list(orders) == ["by superclass", "clustered", "alphabetical"]
     for order in orders.values():
         assert sorted(order["classes"]) == list(range(100))
         assert sum(size for _, size in order["groups"]) == 100
-    names = CLASSES["class"].to_numpy()
+    names, superclasses = CLASSES["class"].to_numpy(), CLASSES["superclass"].to_numpy()
     assert list(names[orders["alphabetical"]["classes"]]) == sorted(names)
-    by_superclass = CLASSES["superclass"].to_numpy()[orders["by superclass"]["classes"]]
+    by_superclass = superclasses[orders["by superclass"]["classes"]]
     assert list(by_superclass) == sorted(by_superclass)
     assert orders["by superclass"]["groups"] == [[s, 5] for s in dict.fromkeys(by_superclass)]
-    clustered = CLASSES["superclass"].to_numpy()[orders["clustered"]["classes"]].reshape(20, 5)
+    clustered = superclasses[orders["clustered"]["classes"]].reshape(20, 5)
     assert all(len(set(group)) == 1 for group in clustered)
     assert [size for _, size in orders["clustered"]["groups"]] == [5] * 20
-
-
-def test_explorer_is_the_same_twice_and_loads_nothing(blocks):
-    one, other = (
-        plots.similarity_explorer(blocks, CLASSES, "apple", "similarity-test").data
-        for _ in range(2)
-    )
-    assert one == other
-    assert 'id="similarity-test"' in one
-    assert not re.search(r"__[A-Z]+__", one)
-    assert not re.search(r"https?://|src=|@import|url\(|fetch\(|import\(", one)
-    assert len(one) < 60_000
 
 
 # ------------------------------------------------------------------------------- forms and sweep
@@ -181,34 +169,21 @@ def test_forms_show_what_the_tables_say():
     assert all(word in texts(fig) for word in ("uniform", "paper", "|cos|", "measured somewhere"))
 
 
-def test_gain_is_the_difference_of_two_printed_rows():
+def test_sweep_is_drawn_with_whatever_was_measured():
     gain = plots.als_gain(PAPER)
     assert list(gain["i"]) == ["1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0"]
     assert list(gain["gain"].round(2)) == [1.03, 0.02, 0.16, 0.09, 0.41, 0.31, 0.44]
-
-
-@pytest.mark.parametrize(
-    ("top1", "missing"),
-    [
-        ({}, 5),
-        ({"paper": [0.3]}, 4),
-        ({point.name: [0.2, 0.3] for point in SWEEP.points()}, 0),
-    ],
-    ids=["nothing", "one", "everything"],
-)
-def test_sweep_is_drawn_with_whatever_was_measured(top1, missing):
-    measured = top1_table("label_smoothing", top1)
-    fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "measured somewhere")
-    shown = texts(fig)
-    assert shown.count("not run") == missing
-    assert all(point.name in shown for point in SWEEP.points())
-    assert "+1.03" in shown
-    drawn = [bar for bar in fig.axes[0].containers if type(bar).__name__ == "ErrorbarContainer"]
-    heights = [bar.lines[0].get_ydata()[0] for bar in drawn]
-    assert heights == pytest.approx([100 * np.mean(values) for values in top1.values()])
-
-
-def test_sweep_of_committed_records_is_drawn():
-    measured = records.measured(SWEEP, "quick")
-    fig = plots.smoothing_sweep(measured, plots.als_gain(PAPER), "")
-    assert texts(fig).count("not run") == (measured["n"] == 0).sum()
+    everything = {point.name: [0.2, 0.3] for point in SWEEP.points()}
+    for top1, missing in (({}, 5), ({"paper": [0.3]}, 4), (everything, 0)):
+        measured = top1_table("label_smoothing", top1)
+        fig = plots.smoothing_sweep(measured, gain, "measured somewhere")
+        shown = texts(fig)
+        assert shown.count("not run") == missing
+        assert all(point.name in shown for point in SWEEP.points())
+        assert "+1.03" in shown
+        drawn = [bar for bar in fig.axes[0].containers if type(bar).__name__ == "ErrorbarContainer"]
+        heights = [bar.lines[0].get_ydata()[0] for bar in drawn]
+        assert heights == pytest.approx([100 * np.mean(values) for values in top1.values()])
+    committed = records.measured(SWEEP, "quick")
+    fig = plots.smoothing_sweep(committed, gain, "")
+    assert texts(fig).count("not run") == (committed["n"] == 0).sum()

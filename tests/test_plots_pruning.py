@@ -87,13 +87,6 @@ def test_schedules_show_what_a_round_takes_of_the_rest():
 # --------------------------------------------------------------------------- accuracy and its price
 
 
-def test_printed_curve_is_table_5():
-    table = plots.printed_curve(PAPER)
-    assert list(table["sparsity"]) == [0, 0.15, 0.3, 0.45, 0.6]
-    assert list(table["top1_percent"]) == [80.92, 80.72, 80.82, 80.75, 80.07]
-    assert list(table["drop"].round(2)) == [0, 0.20, 0.10, 0.17, 0.85]
-
-
 def test_files_have_the_sparsity_in_their_names():
     table = plots.pruned_files(PUBLISHED).set_index("file")
     assert table["sparsity"].to_dict() == {
@@ -112,9 +105,6 @@ def test_rounds_table_has_mean_spread_and_no_sparsity_for_what_was_not_run():
     )
     assert rows.loc["0.60", ["sparsity", "top1", "spread", "score"]].isna().all()
     assert plots.rounds_table(top1_table("pipeline", {}))["sparsity"].isna().all()
-
-
-def test_rounds_tables_of_the_other_sweeps():
     table = plots.rounds_table(top1_table("rewind", {"initial-srip-2": [0.2]})).set_index("point")
     assert table.loc["initial-srip-2", "srip"] == 0.5
     table = plots.rounds_table(top1_table("prune_schedule", {"linear-4": [0.2]}))
@@ -124,6 +114,9 @@ def test_rounds_tables_of_the_other_sweeps():
 
 def test_our_rounds_stand_in_the_row_of_their_sparsity():
     printed = plots.printed_curve(PAPER)
+    assert list(printed["sparsity"]) == [0, 0.15, 0.3, 0.45, 0.6]
+    assert list(printed["top1_percent"]) == [80.92, 80.72, 80.82, 80.75, 80.07]
+    assert list(printed["drop"].round(2)) == [0, 0.20, 0.10, 0.17, 0.85]
     full = plots.rounds_table(top1_table("pipeline", {"dense": [0.8], "0.60": [0.7, 0.8]}, "full"))
     table = plots.table_5(printed, full)
     assert list(table["paper (%)"]) == list(printed["top1_percent"])
@@ -134,36 +127,29 @@ def test_our_rounds_stand_in_the_row_of_their_sparsity():
     assert nothing["ours"].isna().all()
 
 
-EVERYTHING = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}
-
-
-@pytest.mark.parametrize("top1", [{}, {"0.30": [0.3]}, EVERYTHING], ids=["none", "one", "all"])
-def test_curve_is_drawn_with_whatever_was_measured(top1):
-    rows = plots.rounds_table(top1_table("pipeline", top1))
+def test_curve_is_drawn_with_whatever_was_measured():
     printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
     nothing = plots.rounds_table(top1_table("pipeline", {}))
-    fig = plots.pruning_curve(printed, files, nothing, rows, "measured somewhere")
-    left, middle, right = fig.axes
-    shown = texts(fig)
-    assert shown.count("not run") == (not top1)
-    assert "measured somewhere" in shown
-    heights = [c.lines[0].get_ydata() for c in right.containers]
-    expected = [[100 * np.mean(values) for values in top1.values()]] if top1 else []
-    assert [list(h) for h in heights] == [pytest.approx(e) for e in expected]
-    assert not left.containers  # short runs never stand beside the paper's
-    assert not middle.containers
-
-
-def test_full_runs_stand_beside_the_paper_by_sparsity_and_score():
+    everything = {point.name: [0.2, 0.3] for point in SWEEPS["pipeline"].points()}
+    for top1 in ({}, {"0.30": [0.3]}, everything):
+        rows = plots.rounds_table(top1_table("pipeline", top1))
+        fig = plots.pruning_curve(printed, files, nothing, rows, "measured somewhere")
+        left, middle, right = fig.axes
+        shown = texts(fig)
+        assert shown.count("not run") == (not top1)
+        assert "measured somewhere" in shown
+        heights = [c.lines[0].get_ydata() for c in right.containers]
+        expected = [[100 * np.mean(values) for values in top1.values()]] if top1 else []
+        assert [list(h) for h in heights] == [pytest.approx(e) for e in expected]
+        assert not left.containers  # short runs never stand beside the paper's
+        assert not middle.containers
+    # Full runs do, by sparsity and score.
     full = plots.rounds_table(top1_table("pipeline", {"dense": [0.8], "0.60": [0.79]}, "full"))
-    nothing = plots.rounds_table(top1_table("pipeline", {}))
-    printed, files = plots.printed_curve(PAPER), plots.pruned_files(PUBLISHED)
-    fig = plots.pruning_curve(printed, files, full, nothing, "")
-    left, middle, _ = fig.axes
+    left, middle, _ = plots.pruning_curve(printed, files, full, nothing, "").axes
     points = left.containers[0].lines[0]
     assert list(points.get_xdata()) == pytest.approx([0, 60])
     assert list(points.get_ydata()) == pytest.approx([80, 79])
     assert list(middle.containers[0].lines[0].get_xdata()) == pytest.approx([0.01, 0.01])
     diamonds = {line.get_label(): line for line in left.lines}
     assert list(diamonds["v1 files, measured"].get_ydata()) == pytest.approx([80.07])
-    assert list(diamonds["v2 files, measured"].get_xdata()) == pytest.approx([30, 60])
+    assert list(diamonds["v2 files, measured"].get_xdata()) == pytest.approx([15, 30, 60])

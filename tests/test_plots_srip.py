@@ -50,13 +50,9 @@ def test_singular_values_are_all_there_with_their_kind_and_side():
             assert own.tolist() == pytest.approx(torch.linalg.svdvals(weight).tolist(), rel=1e-4)
 
 
-def test_names_may_end_in_weight():
+def test_names_may_end_in_weight_and_the_order_is_the_networks_whatever_a_record_sorted():
     table = table_of({"stem.conv.weight": [2.0, 1.0]}, {"stem.conv": (4, 9)})
-    assert table["layer"].tolist() == ["stem.conv"] * 2
-    assert table["side"].tolist() == ["wide"] * 2
-
-
-def test_the_order_is_the_networks_whatever_a_record_sorted():
+    assert table[["layer", "side"]].to_numpy().tolist() == [["stem.conv", "wide"]] * 2
     shapes = {f"blocks.{i}.conv_expand": (2, 1) for i in range(12)}
     table = table_of({name: [1.0] for name in sorted(shapes)}, shapes)
     assert table["layer"].tolist() == list(shapes)
@@ -151,10 +147,7 @@ def test_resting_places_tell_dead_gates_from_the_rest():
     assert len(alive.get_offsets()) + len(silent.get_offsets()) == VALUES["pointwise"].sum()
     assert "measured somewhere" in texts(fig)
     assert "not run" not in texts(fig)
-
-
-def test_resting_places_without_a_record_show_the_prediction_alone():
-    fig = plots.srip_resting_places(NOT_RUN, CURVE, ["blocks.2.se"], "not run")
+    fig = plots.srip_resting_places(NOT_RUN, CURVE, dead, "")  # the prediction alone
     assert "published network: not run" in texts(fig)
     assert len(fig.axes[0].lines) == 2
 
@@ -183,9 +176,6 @@ def test_spectra_draw_every_matrix_and_say_which_network_was_not_run():
     low, high = first.get_ylim()
     assert high > VALUES["value"].max()
     assert low >= 0.02
-
-
-def test_spectra_of_nothing_at_all():
     assert texts(plots.srip_spectra(NOT_RUN, ["v8", "v9"])).count("not run") == 2
 
 

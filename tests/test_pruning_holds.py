@@ -5,18 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import flat, seeded, single_thread
+from small_networks import flat, seeded
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.pruning.masks import HeldMasks, apply_masks, magnitude_masks, prunable_weights
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def small(dtype: torch.dtype = torch.float32) -> MicroNet:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from small_networks import flat, seeded, single_thread
+from small_networks import flat, seeded
 from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
@@ -47,12 +47,6 @@ from micronet_lib.pruning.schedules import (
 )
 
 NAMED = (PAPER_PRUNING, RELEASED_PRUNING, README_PRUNING, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 # ---------------------------------------------------------------------------------- the schedules

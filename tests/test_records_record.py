@@ -16,7 +16,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import record as records
 from micronet_lib.lab.records.record import Record
@@ -171,6 +171,7 @@ REFUSED = {
         f"commit {commit!r}": record(env=record().env | {"commit": commit})
         for commit in ("abc1234+", "unknown", "", None)
     },
+    "a later commit": record(env=record().env | {"commits": ["abc1234", "abc1235+"]}),
 }
 
 
@@ -185,6 +186,17 @@ def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
     promoted = records.promote(path, tmp_path / "measured")
     assert promoted == tmp_path / "measured" / record().path
     assert promoted.read_bytes() == path.read_bytes()
+
+
+def test_promotion_says_why_a_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setitem(SWEEPS, "toy", SWEEP)
+    for reason in ("git refuses to read /a (dubious ownership)", "/a is in no git repository"):
+        env = record().env | {"commit": "unknown", "no_commit": reason}
+        path = records.write(record(env=env), tmp_path)
+        with pytest.raises(InputError) as caught:
+            records.promote(path, tmp_path / "measured")
+        assert reason in str(caught.value)
+        assert "uncommitted" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------- the committed records
@@ -216,7 +228,7 @@ def _place(found: Record, path: Path) -> Iterator[str]:
 
 def _recipe(found: Record) -> Iterator[str]:
     """Made from the recipe of today; a field that came later has its default."""
-    recipe = PROFILES[found.profile].apply(SWEEPS[found.sweep].point(found.point).recipe)
+    recipe = resolved(SWEEPS[found.sweep].point(found.point).recipe, PROFILES[found.profile])
     if found.recipe_id != recipe_id(recipe):
         yield "measured from another recipe: measure the point again"
     today, defaults = as_json(recipe), as_json(Recipe())
@@ -235,6 +247,8 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"max_logit_difference", "max_logit_difference_stored", "bit_identical"}
     if not found.recipe.get("prune", {}).get("sparsities"):
         missing -= {"sparsity"}  # of the dense network before the rounds
+    if not found.recipe.get("train", {}).get("hold_out", True):
+        missing -= {"validation_top1", "selected_top1"}
     if missing:
         yield f"{sorted(missing)} were not measured"
     for name, value in found.metrics.items():

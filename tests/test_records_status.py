@@ -1,9 +1,12 @@
 """The status page's tables, from records made up here."""
 
+from dataclasses import replace
+
 import pytest
 from made_records import SWEEP, record
 
 from micronet_lib.lab import records
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import status
 from micronet_lib.lab.records.tables import NOT_RUN
 
@@ -14,25 +17,21 @@ def toy(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(status, "SWEEPS", {"toy": SWEEP})
 
 
-def test_status_counts_what_was_measured(tmp_path):
+def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     # One training stands under two names.
+    models = {"micronet_v1": "micronet_v1", "micronet_v2": "micronet_v2"}
+    twice = replace(SWEEP, make=lambda model: Recipe(model=models.get(model, "micronet_v1")))
+    monkeypatch.setattr(status, "SWEEPS", {"toy": twice})
     copy = record("micronet_v1").recipe_id
     for entry in (record(), record(seed=1), record("table1_3.0", recipe_id=copy)):
         records.write(entry, tmp_path)
     found = status.coverage().set_index("profile")
     assert list(found.index) == ["quick", "full"]  # smoke says nothing about accuracy
     quick, full = found.loc["quick"], found.loc["full"]
-    assert quick[["points", "measured", "n", "records", "measurements"]].tolist() == [
-        3, 2, "1/2", 3, 2
-    ]  # fmt: skip
+    counts = ["points", "measured", "n", "records", "measurements"]
+    assert quick[counts].tolist() == [3, 2, "1/2", 3, 2]
     assert quick[["hardware", "missing"]].tolist() == ["2 CPU threads", "micronet_v2"]
-    assert full[["points", "measured", "n", "records", "measurements"]].tolist() == [
-        3,
-        0,
-        "0",
-        0,
-        0,
-    ]
+    assert full[counts].tolist() == [3, 0, "0", 0, 0]
     assert full[["hardware", "missing"]].tolist() == [NOT_RUN, NOT_RUN]
 
 

@@ -28,25 +28,20 @@ def test_table_gives_mean_spread_and_number_of_runs():
     assert first["score_std"] == pytest.approx(math.sqrt(7))  # of a sample: n - 1
     assert first[["top1", "top1_std", "extra"]].tolist() == [0.5, 0, 2]
     assert first[["device", "torch", "commit"]].to_dict().items() <= ENV.items()
+    # What nobody ran stays in the table.
+    others = rows.drop("micronet_v1")
+    assert list(others["n"]) == [0, 0]
+    assert others[["score", "top1", "score_std"]].isna().all(axis=None)
+    assert list(others["device"]) == ["", ""]
 
 
-def test_one_run_has_no_spread():
-    row = records.table(SWEEP, [record()]).set_index("point").loc["micronet_v1"]
+def test_a_measurement_counts_once_and_one_run_has_no_spread():
+    copied = replace(record(), notes=["copied"])
+    row = records.table(SWEEP, [record(), copied]).set_index("point").loc["micronet_v1"]
     assert row[["n", "score"]].tolist() == [1, 1.5]
     assert math.isnan(row["score_std"])
-
-
-def test_a_measurement_counts_once():
-    again = replace(record(), notes=["copied"])
-    row = records.table(SWEEP, [record(), again, record(seed=1)]).set_index("point").iloc[0]
+    row = records.table(SWEEP, [record(), copied, record(seed=1)]).set_index("point").iloc[0]
     assert row[["n", "score"]].tolist() == [2, 2.0]
-
-
-def test_point_that_nobody_ran_stays_in_the_table():
-    rows = records.table(SWEEP, [record()]).set_index("point").drop("micronet_v1")
-    assert list(rows["n"]) == [0, 0]
-    assert rows[["score", "top1", "score_std"]].isna().all(axis=None)
-    assert list(rows["device"]) == ["", ""]
 
 
 def test_table_without_any_record():
@@ -94,8 +89,7 @@ def test_curves_have_a_row_an_epoch(tmp_path):
 # ---------------------------------------------------------------------------------- the paper
 
 
-@pytest.fixture
-def quoted(tmp_path, monkeypatch) -> None:
+def test_quoted_numbers_and_the_points_that_have_both(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "PAPER_TABLES", tmp_path)
     (tmp_path / "toy.csv").write_text(
         "point,metric,value,source,locator\n"
@@ -103,22 +97,13 @@ def quoted(tmp_path, monkeypatch) -> None:
         'micronet_v2,top1_percent,80.04,kim2020,"Table 2, row B"\n'
         "1.0,score_thousandths,5.4,gale2020,page 3\n"
     )
-
-
-def test_paper_keeps_names_as_text(quoted):
     rows = records.paper("toy")
-    assert list(rows["point"]) == ["micronet_v1", "micronet_v2", "1.0"]
+    assert list(rows["point"]) == ["micronet_v1", "micronet_v2", "1.0"]  # names stay text
     assert rows["value"].dtype == float
-
-
-def test_paper_in_wide_form_has_one_source(quoted):
     assert records.paper_wide("toy", "kim2020").to_dict("list") == {
         "point": ["micronet_v1", "micronet_v2"],
         "top1_percent": [80.07, 80.04],
     }
-
-
-def test_comparison_takes_points_that_have_both(quoted):
     rows = records.table(SWEEP, [record(metrics={"score": 1.0, "top1": 0.8})])
     (line,) = records.compare(rows, "toy", {"top1_percent": ("top1", 100.0)}).to_dict("records")
     assert (line["point"], line["paper"], line["n"]) == ("micronet_v1", 80.07, 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +14,17 @@ from tiny_lab import sweep_of, tiny_lab
 from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.recipes.bases import PAPER
+from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.running import measures
 from micronet_lib.lab.running.lineage import Case, cases
-from micronet_lib.lab.running.measure import trained
+from micronet_lib.lab.running.measure import ensure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.states import save_own
 from micronet_lib.label_smoothing import class_similarity
+from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 from micronet_lib.scoring.bill import score_network
 from micronet_lib.srip.penalty import exact_deviation, srip_weights
 
@@ -102,6 +105,34 @@ def test_accuracy_of_the_last_the_selected_and_the_best_epoch(lab):
     assert again["top1"] == found["top1"]
     sevens = (measures.load_split("embedded", "test").targets == 7).sum().item()
     assert again["selected_top1"] == sevens / 100
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"train.watch_test": True}, {"train.ema_decay": 0.5}, {"train.precision": "bf16"}],
+    ids=lambda overrides: "".join(overrides) or "plain",
+)
+@pytest.mark.parametrize("point", ["paper", "half", "rounds"])
+def test_no_accuracy_of_images_that_were_trained_on(lab, monkeypatch, point, overrides, seed):
+    overrides = overrides | {"train.hold_out": False, "train.epochs": 2}
+    base = with_overrides(PAPER, {"train.hold_out": False})
+    sweep = sweep_of(
+        paper=base,
+        half=replace(base, start=base, changes=(PruneTo(0.5),)),
+        rounds=replace(base, prune=PruneConfig((0.5,), threshold_from="last_epoch")),
+    )
+    ensure(sweep, "smoke", seed, overrides, point, progress=False)
+    (case,) = cases(sweep, PROFILES["smoke"], seed, overrides, point)
+    record = case.record()
+    assert any("validation" in note for note in record.notes)
+    assert not [name for name in record.metrics if "validation" in name or "selected" in name]
+    assert set(record.curve) - {"test_top1"} == {"lr", "train_loss", "srip_penalty"}
+    assert ("best_on_test_top1" in record.metrics) == ("train.watch_test" in overrides)
+    content = content_of(case.recipe, case.profile, case.seed)
+    assert all(torch.equal(value, content["best"][n]) for n, value in content["model"].items())
+    held = replace(case.recipe, train=replace(case.recipe.train, hold_out=True))
+    assert recipe_id(held) != recipe_id(case.recipe)
 
 
 # ------------------------------------------------------------------------------------- same logits

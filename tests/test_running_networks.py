@@ -154,9 +154,10 @@ def test_validation_images_are_held_out_or_not():
     everything = replace(TINY, num_images=0, num_validation=0)
     held, _ = training_data(everything.apply(PAPER), everything, device)
     whole = replace(PAPER, train=replace(PAPER.train, hold_out=False))
-    taken, _ = training_data(everything.apply(whole), everything, device)
+    taken, notes = training_data(everything.apply(whole), everything, device)
     assert (len(held.train), len(held.validation), held.test) == (4500, 500, None)
-    assert len(taken.train) == 5000
+    assert (len(taken.train), taken.validation) == (5000, None)
+    assert "validation" in notes[-1]
     watched, _ = training_data(everything.apply(RELEASED), everything, device)
     assert watched.test is not None
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_networks import single_thread
 from test_search_policy_trials import image_set, outspoken_network
 
 from micronet_lib.architecture.micronet import MicroNet
@@ -27,12 +26,11 @@ from micronet_lib.lab.search import policy_search, policy_trials
 from micronet_lib.lab.search.policy_search import (
     BUDGETS,
     SET_NAME,
-    SearchConfig,
     deal_folds,
     search,
     write_policies,
 )
-from micronet_lib.lab.search.policy_trials import rate_policies
+from micronet_lib.lab.search.policy_trials import SearchConfig, rate_policies
 
 pytest.importorskip("optuna")
 
@@ -41,21 +39,13 @@ CONFIG = SearchConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
-
-
 def train_fold(learned: ImageSet, unseen: ImageSet, seed: int, folder: Path) -> MicroNet:
     return outspoken_network(seed)
 
 
 def found_in(folder: Path, config: SearchConfig = CONFIG, seed: int = 0) -> dict:
     """What a search finds, less when and where."""
-    content = search(
-        train_fold, image_set(40), image_set(20, 1), config, folder, seed, progress=False
-    )
+    content = search(train_fold, image_set(40), image_set(20, 1), config, folder, seed)
     return {**content, PROVENANCE: {**content[PROVENANCE], "env": None}}
 
 
@@ -85,7 +75,7 @@ def test_a_network_learns_from_the_other_folds(tmp_path):
         return outspoken_network(seed)
 
     data = image_set(40)
-    search(train_and_tell, data, image_set(10, 1), CONFIG, tmp_path, seed=7, progress=False)
+    search(train_and_tell, data, image_set(10, 1), CONFIG, tmp_path, seed=7)
     parts = deal_folds(data.targets, 2, 7)
     assert [(seed, name) for _, _, seed, name in seen] == [(7, "fold0"), (8, "fold1")]
     for number, (learned, unseen, _, _) in enumerate(seen):
@@ -190,6 +180,7 @@ def number_of_trials(folder: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_SEARCH, tmp_path / "cut", Path(__file__).parent],

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import Architecture, MicroNet, Stage
@@ -14,6 +13,7 @@ from micronet_lib.augmentation.policies import augment, compile_policies, draw, 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.search.policy_trials import (
+    SearchConfig,
     SubPolicy,
     compare,
     rate_policies,
@@ -26,18 +26,12 @@ pytest.importorskip("optuna")
 TINY = Architecture("tiny", (Stage(4, 1), Stage(6, 1, 2)), stem_chs=4, expand_ratio=1.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
-
-
 def image_set(num: int, seed: int = 0, classes: int = 10) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (num, 3, 4, 4), generator=generator).float()
     images = F.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(0, 255).to(torch.uint8)
     targets = torch.arange(num) % classes
-    return ImageSet(images, targets, targets // 5)
+    return ImageSet(images, targets)
 
 
 def outspoken_network(seed: int) -> MicroNet:
@@ -65,7 +59,7 @@ def grey_images() -> ImageSet:
     """Images of one level each, which is what their class is."""
     targets = torch.arange(0, 100, 2)
     levels = BrightnessReader().levels[targets].round().to(torch.uint8).view(-1, 1, 1, 1)
-    return ImageSet(levels.expand(-1, 3, 32, 32).contiguous(), targets, targets // 5)
+    return ImageSet(levels.expand(-1, 3, 32, 32).contiguous(), targets)
 
 
 # ------------------------------------------------------------------------------------- measure
@@ -109,17 +103,8 @@ def test_the_same_seed_throws_the_same_coins():
 
 
 def trials_of(folder: Path, num_trials: int, seed: int = 0, set_size: int = 1) -> list[dict]:
-    return run_trials(
-        BrightnessReader(),
-        grey_images(),
-        folder,
-        0,
-        seed,
-        num_trials=num_trials,
-        startup=20,
-        set_size=set_size,
-        progress=False,
-    )
+    config = SearchConfig(trials=num_trials, startup=20, keep=1, set_size=set_size, num_draws=1)
+    return run_trials(BrightnessReader(), grey_images(), folder, 0, config, seed)
 
 
 def test_the_sampler_finds_what_leaves_the_class_alone(tmp_path):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_networks import flat, network, orthogonal_layers, seeded, single_thread
+from small_networks import flat, network, orthogonal_layers, seeded
 from torch import Tensor, nn
 
 from micronet_lib.architecture.initialization import initialize
@@ -19,12 +19,6 @@ from micronet_lib.srip.penalty import (
 )
 
 DEFINITIONS = ("paper", "released")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with single_thread():
-        yield
 
 
 def gradients(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ def images(num: int, seed: int) -> ImageSet:
     targets = torch.arange(num) % 10
     noise = torch.randint(60, (num, 3, 32, 32), generator=seeded(seed))
     pixels = (noise + 19 * targets[:, None, None, None]).to(torch.uint8)
-    return ImageSet(pixels, targets, targets)
+    return ImageSet(pixels, targets)
 
 
 def start(recipe: Recipe, seed: int = 0, num: int = 40, **more: object) -> Run:

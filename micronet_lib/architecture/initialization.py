@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import layer_kind, layer_weights, plain_weight, weight_kinds
 from micronet_lib.errors import InputError, check_choice
 
 INITIALIZATIONS = ("semi_orthogonal", "released", "trained_distribution")
@@ -76,10 +76,10 @@ def distribution_of(model: nn.Module) -> WeightDistribution:
         InputError: a kind whose weights are all zero or not finite, or no layer at all.
     """
     pools: dict[str, list[Tensor]] = {}
-    for name, layer in model.named_modules():
-        kind = layer_kind(name, layer)
-        if kind is not None:
-            pools.setdefault(kind, []).append(layer.get_parameter("weight").detach().flatten())
+    kinds = weight_kinds(model)
+    for name, weight in layer_weights(model).items():
+        if kinds[name] != "other":
+            pools.setdefault(kinds[name], []).append(weight.detach().flatten())
     if not pools:
         raise InputError("this network has no convolution and no linear layer to take weights from")
     probabilities = torch.linspace(0, 1, NUM_QUANTILES, dtype=torch.float64)
@@ -100,16 +100,14 @@ def initialize(
     generator: torch.Generator,
     distribution: WeightDistribution | None = None,
 ) -> None:
-    """Set every convolution, linear layer and batch norm of a network in place.
+    """Set every convolution, linear layer and batch norm in place, by one of `INITIALIZATIONS`.
 
-    Args:
-        model: its other layers do not change.
-        how: a name of `INITIALIZATIONS`.
-        generator: draws the layers in order; the same state gives the same network.
-        distribution: required for `trained_distribution`, None otherwise.
+    Layers are drawn in order. A distribution is required for `trained_distribution` and refused
+    otherwise.
 
     Raises:
-        InputError: unknown name; a distribution that is missing, not wanted, or lacks a kind.
+        InputError: unknown name; a distribution that is missing, not wanted, or lacks a kind; a
+            weight that is no parameter.
     """
     check_choice("initialization", how, INITIALIZATIONS)
     if (how == "trained_distribution") != (distribution is not None):
@@ -129,7 +127,7 @@ def initialize(
                 values = semi_orthogonal(layer.weight.shape, generator)
             else:
                 values = released(layer, generator)
-            layer.weight.copy_(values)
+            plain_weight(layer, name).copy_(values)
             if layer.bias is not None:
                 layer.bias.zero_()
 

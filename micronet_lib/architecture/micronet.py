@@ -242,7 +242,7 @@ V2_STAGES = _stages(20, 36, 56, 80, 88, 96, 114, layers=(2, 2, 3, 5, 1, 2, 1))
 PRINTED_STAGES = _stages(20, 36, 56, 80, 88, 96, 114, layers=(2, 3, 3, 5, 1, 2, 1))
 
 
-def c_efficientnet(expand_ratio: float, downsample_se: DownsampleSE = "none") -> Architecture:
+def c_efficientnet(expand_ratio: float) -> Architecture:
     """Return C-EfficientNet-i of [kim2020, Tables 2 to 5], with the widths that give its NP row.
 
     These are the widths of MicroNet v1, not those of Table 1 (`table1` below).
@@ -252,8 +252,7 @@ def c_efficientnet(expand_ratio: float, downsample_se: DownsampleSE = "none") ->
     """
     if expand_ratio < 1:
         raise InputError(f"expand_ratio {expand_ratio} is under 1; the paper has 1.0 to 4.0")
-    name = f"c_efficientnet_{expand_ratio:.1f}"
-    return Architecture(name, V1_STAGES, expand_ratio, downsample_se=downsample_se)
+    return Architecture(f"c_efficientnet_{expand_ratio:.1f}", V1_STAGES, expand_ratio)
 
 
 def table1(expand_ratio: float = 3.0) -> Architecture:
@@ -270,13 +269,10 @@ def _registry() -> Registry[Architecture]:
     ours = [
         Architecture("micronet_v1", V1_STAGES, 3.0),
         Architecture("micronet_v2", V2_STAGES, 2.5),
-        *(c_efficientnet(ratio) for ratio in EXPAND_RATIOS),
+        *map(c_efficientnet, EXPAND_RATIOS),
     ]
-    released = [
-        replace(entry, name=f"{entry.name}_released", downsample_se="dead") for entry in ours
-    ]
-    printed = [table1(ratio) for ratio in EXPAND_RATIOS]
-    entries = (*ours, *released, *printed)
+    released = [replace(a, name=f"{a.name}_released", downsample_se="dead") for a in ours]
+    entries = [*ours, *released, *map(table1, EXPAND_RATIOS)]
     return Registry("model", {entry.name: entry for entry in entries})
 
 

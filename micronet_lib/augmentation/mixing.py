@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from micronet_lib.augmentation.image_ops import SIZE
 from micronet_lib.errors import InputError, check_choice
 
 
@@ -64,9 +65,8 @@ def draw_mix(
     *,
     alpha: float = 1.0,
     prob: float = 1.0,
-    size: tuple[int, int] = (32, 32),
 ) -> MixDraw:
-    """Draw how one batch is mixed.
+    """Draw how one batch of 32 x 32 images is mixed.
 
     Args:
         kind: `cutmix` or `mixup`.
@@ -75,7 +75,6 @@ def draw_mix(
         device: of the returned tensors.
         alpha: of Beta(alpha, alpha); 1 is uniform, less prefers weights near 0 and 1.
         prob: probability of mixing; otherwise `lam` is 1 and the box is empty.
-        size: height and width of the images.
 
     Raises:
         InputError: unknown kind, `alpha` not above 0, or `prob` outside [0, 1].
@@ -89,19 +88,19 @@ def draw_mix(
     # PyTorch's Beta distribution takes no generator.
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     lam = rng.beta(alpha, alpha)
-    column, row = rng.integers(size[1]), rng.integers(size[0])
+    column, row = rng.integers(SIZE), rng.integers(SIZE)
     if rng.random() >= prob:
         lam = 1.0
     box = None
     if kind == "cutmix":
-        box, lam = cut_box(lam, (int(column), int(row)), size)
+        box, lam = cut_box(lam, (int(column), int(row)))
     weight = torch.tensor(lam, dtype=torch.float32)
     corners = None if box is None else torch.tensor(box).to(device)
     return MixDraw(weight.to(device), corners, permutation.to(device))
 
 
 def cut_box(
-    lam: float, centre: tuple[int, int], size: tuple[int, int] = (32, 32)
+    lam: float, centre: tuple[int, int], size: tuple[int, int] = (SIZE, SIZE)
 ) -> tuple[tuple[int, int, int, int], float]:
     """Return the box of CutMix, and the weight of the image after clipping at the border.
 

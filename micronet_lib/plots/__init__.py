@@ -1,4 +1,7 @@
-"""The book's figures: one function per figure, from a table to a `Figure`."""
+"""The book's figures: one function per figure, from a table to a `Figure`.
+
+An argument `source` is the figure's footer: where its numbers come from, and with what.
+"""
 
 from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403

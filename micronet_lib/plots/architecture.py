@@ -8,16 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from micronet_lib.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    KIND_STYLES,
-    ORANGE,
-    YELLOW,
-    figure,
-    footer,
-)
+from micronet_lib.plots import style
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, YELLOW, figure, footer, note
 
 __all__ = [
     "activations",
@@ -30,7 +22,7 @@ __all__ = [
 ]
 
 _DARK, _PALE = "#222222", "#dddddd"
-_ROW: dict[str, Any] = {"ncols": 4, "frameon": False, "columnspacing": 1.2, "handletextpad": 0.5}
+_ROW: dict[str, Any] = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.5}
 
 # From large pictures to small ones the tone gets darker.
 _RESOLUTIONS = {32: "#a6cee3", 16: "#4a98c9", 8: "#1764ab", 4: "#08306b"}
@@ -50,9 +42,8 @@ def block_kinds(blocks: pd.DataFrame) -> Figure:
     for ax, block in zip(axes, blocks.to_dict("records"), strict=True):
         _draw_block(ax, block, left=-1.2 * edge)
         kind = block["shortcut"].replace("none", "no")
-        ax.set_title(f"block {block['block']}: {kind} shortcut", size=9.5)
-        ax.set_xlim(-1.4 * edge, 1.7 * edge)
-        ax.set_ylim(5.4, -0.4)
+        ax.set(xlim=(-1.4 * edge, 1.7 * edge), ylim=(5.4, -0.4))
+        ax.set_title(f"block {block['block']}: {kind} shortcut")
         ax.set_axis_off()
     return fig
 
@@ -99,23 +90,17 @@ def activations(curves: pd.DataFrame) -> Figure:
     for ax, suffix in ((values, ""), (slopes, "_slope")):
         ax.plot(x, curves[f"swish{suffix}"], color=ORANGE, lw=2, ls="--", label="Swish")
         ax.plot(x, curves[f"hard_swish{suffix}"], color=BLUE, lw=2, label="HardSwish")
-    values.legend(loc="upper left", frameon=False)
-    values.set_title("function", size=9.5)
-    slopes.set_title("slope", size=9.5)
+    values.legend(loc="upper left")
+    values.set_title("function")
+    slopes.set_title("slope")
     difference = curves["hard_swish"] - curves["swish"]
     gap.plot(x, difference, color=_DARK, lw=2)
     largest = difference[difference.abs() > difference.abs().max() * (1 - 1e-6)].index
     gap.plot(x[largest], difference[largest], "o", color=ORANGE)
     for index in largest:
-        gap.annotate(
-            f"{difference[index]:.4f}\nat {x[index]:.0f}".replace("-", "−"),
-            (x[index], difference[index]),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            size=8,
-        )
-    gap.set_title("HardSwish − Swish", size=9.5)
+        text = f"{difference[index]:.4f}\nat {x[index]:.0f}".replace("-", "−")
+        note(gap, text, (x[index], difference[index]), (0, 5), ha="center")
+    gap.set_title("HardSwish − Swish")
     gap.margins(y=0.25)
     for ax in (values, gap, slopes):
         ax.set_xlabel("x")
@@ -145,26 +130,17 @@ def network(blocks: pd.DataFrame) -> Figure:
         shape.plot(chosen, np.full(len(chosen), floor), marker, color=colour, ms=7, label=kind)
     shape.set_ylim(floor * 1.12, -floor * 1.08)
     shape.set_axis_off()
-    sizes = [
-        Patch(color=colour, label=f"{size}×{size}")
-        for size, colour in _RESOLUTIONS.items()
-        if size in set(blocks["resolution"])
-    ]
-    fig.legend(handles=sizes, title="output resolution", loc="outside upper left", **_ROW)
-    fig.legend(
-        *shape.get_legend_handles_labels(), title="shortcut", loc="outside upper right", **_ROW
-    )
-    for column, shift, colour, label in (
-        ("macs", -0.21, ORANGE, "multiplications"),
-        ("weights", 0.21, BLUE, "weights"),
-    ):
-        percent = 100 * blocks[column] / blocks[column].sum()
-        share.bar(x + shift, percent, 0.4, color=colour, label=label)
-    share.set_ylabel("% of all blocks")
-    share.set_xlabel("block")
-    share.legend(loc="upper center", ncols=2, frameon=False)
+    sizes = [size for size in _RESOLUTIONS if size in set(blocks["resolution"])]
+    patches = [Patch(color=_RESOLUTIONS[size], label=f"{size}×{size}") for size in sizes]
+    fig.legend(handles=patches, title="output resolution", loc="outside upper left", **_ROW)
+    markers, kinds = shape.get_legend_handles_labels()
+    fig.legend(markers, kinds, title="shortcut", loc="outside upper right", **_ROW)
+    percent = 100 * blocks[["macs", "weights"]] / blocks[["macs", "weights"]].sum()
+    share.bar(x - 0.21, percent["macs"], 0.4, color=ORANGE, label="multiplications")
+    share.bar(x + 0.21, percent["weights"], 0.4, color=BLUE, label="weights")
+    share.set(xlabel="block", ylabel="% of all blocks", xticks=x)
+    share.legend(loc="upper center", ncols=2)
     share.grid(axis="x", visible=False)
-    share.set_xticks(x)
     for ax in (shape, share):
         ax.set_xlim(-0.6, len(blocks) - 0.4)
     return fig
@@ -179,15 +155,14 @@ def weights_by_layer(counts: pd.DataFrame) -> Figure:
     """
     fig, (ax,) = figure(height=1.0 + 0.55 * counts.shape[1])
     left = pd.Series(0.0, index=counts.columns)
-    styles = {**KIND_STYLES, _REST: (_REST, _PALE)}
+    styles = {**style.KIND_STYLES, _REST: (_REST, _PALE)}
     for kind in (kind for kind in styles if kind in counts.index):
         label, fill = styles[kind]
-        ink = _DARK if fill in (GREY, YELLOW, _PALE) else "white"
         widths = counts.loc[kind] / 1000
-        ax.barh(counts.columns, widths, 0.72, left=left, color=fill, label=label)
-        for row, (start, width) in enumerate(zip(left, widths, strict=True)):
-            if width > 15:
-                ax.text(start + width / 2, row, f"{width:.0f}", ha="center", va="center", color=ink)
+        bars = ax.barh(counts.columns, widths, 0.72, left=left, color=fill, label=label)
+        inside = [f"{width:.0f}" if width > 15 else "" for width in widths]
+        ink = _DARK if fill in (GREY, YELLOW, _PALE) else "white"
+        ax.bar_label(bars, inside, label_type="center", color=ink)
         left += widths
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -203,7 +178,6 @@ def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> 
         released: the counted network beside the paper, from `records.compare`: point, metric
             (`param_storage_millions`, `math_ops_millions`), paper, measured.
         printed: the same for the network of the paper's Table 1.
-        source: the provenance footer.
     """
     fig, axes = figure(height=5.2, columns=2, rows=2)
     titles = {
@@ -215,23 +189,17 @@ def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> 
         ratios = ours.index.astype(float)
         above.plot(ratios, ours["paper"], "_", color=_DARK, ms=15, mew=2.5, label="paper, Table 2")
         above.plot(ratios, ours["measured"], "o", color=BLUE, label="released code, counted")
-        above.plot(
-            other.index.astype(float), other["measured"], "x", color=ORANGE, mew=2,
-            label="Table 1 as printed, counted",
-        )  # fmt: skip
-        above.set_ylim(0)
-        above.set_title(titles[metric], size=9.5)
+        table_1, label = other.index.astype(float), "Table 1 as printed, counted"
+        above.plot(table_1, other["measured"], "x", color=ORANGE, mew=2, label=label)
+        above.set(ylim=(0, None), title=titles[metric], xticks=ratios)
         band = 100 * _LAST_DIGIT[metric] / 2 / ours["paper"]
         below.bar(ratios, 2 * band, 0.36, -band, color=_PALE, label="rounds to what is printed")
         below.plot(ratios, 100 * (ours["measured"] / ours["paper"] - 1), "o", color=BLUE)
         below.axhline(0, color=_DARK, lw=1)
-        below.set_ylim(-6, 6)
-        below.set_xlabel("expansion ratio i")
-        for ax in (above, below):
-            ax.set_xticks(ratios)
+        below.set(ylim=(-6, 6), xlabel="expansion ratio i", xticks=ratios)
     axes[2].set_ylabel("counted against paper (%)")
     handles = [line for ax in (axes[0], axes[2]) for line in ax.get_legend_handles_labels()[0]]
-    fig.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    fig.legend(handles=handles, loc="outside upper center", ncols=2)
     return footer(fig, source)
 
 
@@ -241,7 +209,6 @@ def expand_ratio_top1(paper: pd.DataFrame, target: float, source: str) -> Figure
     Args:
         paper: one row per ratio, from `records.paper_wide`.
         target: top-1 in percent that the challenge requires.
-        source: the footer.
     """
     fig, (ax,) = figure(height=3.5)
     for metric, label, colour, marker in (
@@ -250,26 +217,12 @@ def expand_ratio_top1(paper: pd.DataFrame, target: float, source: str) -> Figure
     ):
         ax.plot(paper["score"], paper[metric], f"{marker}-", color=colour, label=label)
     for row in paper.to_dict("records"):
-        ax.annotate(
-            f"i = {row['point']}",
-            (row["score"], row["top1_no_bias_decay_percent"]),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            size=8,
-        )
+        top = (row["score"], row["top1_no_bias_decay_percent"])
+        note(ax, f"i = {row['point']}", top, (0, 7), ha="center")
     ax.axhline(target, color=_DARK, ls="--", lw=1)
-    ax.annotate(
-        "what the challenge asks for",
-        (paper["score"].min(), target),
-        (0, 4),
-        textcoords="offset points",
-        size=8.5,
-    )
-    ax.set_ylim(None, target + 1.2)
-    ax.set_xlabel("score (lower is better)")
-    ax.set_ylabel("top-1 (%)")
-    ax.legend(loc="lower right", frameon=False)
+    note(ax, "what the challenge asks for", (paper["score"].min(), target), (0, 4), size=8.5)
+    ax.set(ylim=(None, target + 1.2), xlabel="score (lower is better)", ylabel="top-1 (%)")
+    ax.legend(loc="lower right")
     return footer(fig, source)
 
 

@@ -54,7 +54,6 @@ def image_grid(
         rows: label -> one picture per column, each `[3, H, W]` in 0 to 255, or None for an empty
             place.
         columns: headings of the columns.
-        source: the footer.
         boxes: (row, column) -> left, top, right, bottom of a frame to draw, the last two excluded.
         gap_after: columns that are followed by a wider gap.
     """
@@ -92,11 +91,9 @@ def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
     Args:
         statistics: rows kind (`published`, `searched`), operation, share (of all steps),
             probability and level (means over those steps).
-        source: the footer.
     """
     fig, axes = figure(height=4.4, columns=3)
-    order = list(dict.fromkeys(statistics["operation"]))
-    kinds = list(dict.fromkeys(statistics["kind"]))
+    order, kinds = statistics["operation"].unique(), statistics["kind"].unique()
     columns = {
         "share": ("share of all steps (%)", 100, 100 / len(order)),
         "probability": ("mean probability", 1, 0.5),
@@ -108,18 +105,11 @@ def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
             rows = statistics[statistics["kind"] == kind].set_index("operation").reindex(order)
             label, colour = _KINDS[kind]
             marker = "o" if kind == "published" else "D"
-            ax.plot(
-                scale * rows[column],
-                range(len(order)),
-                marker,
-                color=colour,
-                label=label,
-                clip_on=False,
-            )
+            style: dict[str, Any] = {"color": colour, "label": label, "clip_on": False}
+            ax.plot(scale * rows[column], range(len(order)), marker, **style)
         ax.set_yticks(range(len(order)), order if ax is axes[0] else [])
         ax.invert_yaxis()
-        ax.set_title(title, size=9.5)
-        ax.set_xlim(0, None if column == "share" else 1)
+        ax.set(title=title, xlim=(0, None if column == "share" else 1))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds))
     return footer(fig, source)
 
@@ -129,27 +119,23 @@ def box_weights(draws: pd.DataFrame, source: str) -> Figure:
 
     Args:
         draws: one row per draw: before (from Beta), after (area outside the box).
-        source: the footer.
     """
     fig, (scatter, histogram) = figure(height=3.2, columns=2)
     few = draws.head(2000)
     scatter.plot(few["before"], few["after"], ".", ms=3, color=BLUE, alpha=0.5)
     scatter.plot([0, 1], [0, 1], color=_DARK, lw=1)
-    scatter.annotate(
-        "box not cut", (0.62, 0.6), rotation=38, size=8.5, ha="center", va="top", color=_DARK
-    )
-    scatter.set_xlabel("weight as drawn")
-    scatter.set_ylabel("weight that the box leaves")
+    label: dict[str, Any] = {"size": 8.5, "ha": "center", "va": "top", "color": _DARK}
+    scatter.text(0.62, 0.6, "box not cut", rotation=38, **label)
+    scatter.set(xlabel="weight as drawn", ylabel="weight that the box leaves")
     bins = list(np.linspace(0, 1, 26))
-    for column, colour, label in (
+    for column, colour, name in (
         ("before", GREY, "as drawn, Beta(1, 1)"),
         ("after", BLUE, "that the box leaves"),
     ):
         histogram.hist(draws[column], bins, density=True, histtype="step", color=colour, lw=2)
         histogram.axvline(draws[column].mean(), color=colour, ls="--", lw=1)
-        histogram.plot([], [], color=colour, lw=2, label=label)
-    histogram.set_xlabel("weight of the image's own target")
-    histogram.set_ylabel("density")
+        histogram.plot([], [], color=colour, lw=2, label=name)
+    histogram.set(xlabel="weight of the image's own target", ylabel="density")
     histogram.legend(loc="upper left")
     return footer(fig, source)
 
@@ -162,28 +148,24 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
             random trials).
         controls: fold, policies, loss; policies are `none`, `searched`, `shuffled`, `random`,
             `published`.
-        source: the footer.
     """
     fig, (left, right) = figure(height=3.6, columns=2, widths=(1.25, 1))
-    for (fold, rows), colour in zip(
-        trials.groupby("fold"), (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=False
-    ):
+    colours = (BLUE, ORANGE, GREEN, PURPLE, GREY)
+    for (fold, rows), colour in zip(trials.groupby("fold"), colours, strict=False):
         best = rows["loss"].cummin()
         left.plot(rows["trial"], rows["loss"], ".", ms=4, color=colour, label=f"fold {fold}")
         left.plot(rows["trial"], best, color=colour, lw=1.5)
         left.axhline(rows["plain"].iloc[0], color=colour, lw=1, ls="--")
     left.axvspan(-1, trials["startup"].iloc[0] - 0.5, color="#eeeeee", lw=0)
     left.text(0, 0.99, "random", transform=left.get_xaxis_transform(), size=8, va="top")
-    left.set_xlabel("trial")
-    left.set_ylabel("mean cross-entropy on the fold")
+    left.set(xlabel="trial", ylabel="mean cross-entropy on the fold")
     fig.legend(loc="outside upper left", markerscale=2, ncols=5)
     kinds = [kind for kind in _KINDS if kind in set(controls["policies"])]
     for place, kind in enumerate(kinds):
         losses = controls[controls["policies"] == kind]["loss"]
         right.plot(losses, [place] * len(losses), "o", color=_KINDS[kind][1])
     right.set_yticks(range(len(kinds)), [_KINDS[kind][0] for kind in kinds])
-    right.set_ylim(len(kinds) - 0.5, -0.5)
-    right.set_xlabel("on validation images")
+    right.set(xlabel="on validation images", ylim=(len(kinds) - 0.5, -0.5))
     return footer(fig, source)
 
 
@@ -192,7 +174,6 @@ def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
 
     Args:
         measured: a table of the sweep `augmentation`: point, top1, top1_std, train_loss.
-        source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.6, columns=2)
     points = measured["point"]
@@ -200,8 +181,7 @@ def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
     left.set_xlabel("top-1 (%)")
     losses = measured.get("train_loss", pd.Series(np.nan, measured.index))  # no run, no such metric
     _points(right, points, losses, None, ORANGE)
-    right.set_yticklabels([])
-    right.set_xlabel("training loss, last epoch")
+    right.set(xlabel="training loss, last epoch", yticklabels=[])
     return footer(fig, source)
 
 
@@ -235,17 +215,13 @@ def stage_steps(table: pd.DataFrame, source: str) -> Figure:
 
     Args:
         table: from `stage_table`.
-        source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.4, columns=2)
     labels = [("+ " if place else "") + name for place, name in enumerate(table["stage"])]
     _points(left, labels, table["paper"], None, GREY)
-    left.set_title("paper, Tables 2 to 4 (600 epochs)", size=9.5)
     _points(right, labels, table["top1"], table["spread"], BLUE)
-    right.set_title("measured, few epochs", size=9.5)
-    right.set_yticklabels([])
-    for ax in (left, right):
-        ax.set_xlabel("top-1 (%)")
+    left.set(title="paper, Tables 2 to 4 (600 epochs)", xlabel="top-1 (%)")
+    right.set(title="measured, few epochs", xlabel="top-1 (%)", yticklabels=[])
     return footer(fig, source)
 
 
@@ -255,10 +231,9 @@ def _points(
     """Draw one dot per row with its spread, from top to bottom; `not run` without a value."""
     for place, value in enumerate(values):
         if np.isnan(value):
-            ax.text(
-                0.5, place, "not run", transform=ax.get_yaxis_transform(), color=GREY, size=8,
-                ha="center", va="center", backgroundcolor="white",
-            )  # fmt: skip
+            style: dict[str, Any] = {"color": GREY, "size": 8, "ha": "center", "va": "center"}
+            style |= {"transform": ax.get_yaxis_transform(), "backgroundcolor": "white"}
+            ax.text(0.5, place, "not run", **style)
             continue
         bar = None if spread is None or np.isnan(spread.iloc[place]) else spread.iloc[place]
         ax.errorbar(value, place, xerr=bar, fmt="o", capsize=3, color=colour)

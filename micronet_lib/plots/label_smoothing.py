@@ -1,10 +1,12 @@
 """Figures and tables of chapter `03_label_smoothing`, except its matrices."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer, note
 
 __all__ = ["als_gain", "smoothing_forms", "smoothing_sweep"]
 
@@ -28,36 +30,23 @@ def smoothing_forms(
             entries. All must be positive.
         entropy: columns temperature, cosine and absolute: mean entropy of u in nats.
         published: columns form, temperature, entropy: published settings.
-        source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.7, columns=2)
     ranks = np.arange(1, len(targets) + 1)
     for form in targets:
         left.plot(ranks, targets[form], ".-", ms=3, lw=1, color=_COLOURS[str(form)], label=form)
-    left.set_yscale("log")
-    left.set_xlabel("other classes, most similar first")
-    left.set_ylabel("entry of the target")
+    left.set(xlabel="other classes, most similar first", ylabel="entry of the target", yscale="log")
     left.legend()
     for column, label, style in (("cosine", "cos", "-"), ("absolute", "|cos|", "--")):
         right.plot(entropy["temperature"], entropy[column], style, color="#222222", label=label)
     even = np.log(len(targets))
     right.axhline(even, color=GREEN, lw=1)
-    right.annotate(
-        "uniform",
-        (entropy["temperature"].min(), even),
-        (0, -11),
-        textcoords="offset points",
-        size=8,
-    )
+    note(right, "uniform", (entropy["temperature"].min(), even), (0, -11))
     for row in published.to_dict("records"):
-        right.plot(row["temperature"], row["entropy"], "o", color=_COLOURS[row["form"]])
-        right.annotate(
-            row["form"], (row["temperature"], row["entropy"]), (6, -11), textcoords="offset points",
-            size=8,
-        )  # fmt: skip
-    right.set_xscale("log")
-    right.set_xlabel("temperature T")
-    right.set_ylabel("entropy of u (nats)")
+        at = row["temperature"], row["entropy"]
+        right.plot(*at, "o", color=_COLOURS[row["form"]])
+        note(right, row["form"], at, (6, -11))
+    right.set(xlabel="temperature T", ylabel="entropy of u (nats)", xscale="log")
     right.legend(loc="lower right")
     return footer(fig, source)
 
@@ -85,7 +74,6 @@ def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> 
     Args:
         measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std.
         gain: from `als_gain`.
-        source: the provenance footer of the measured part.
     """
     fig, (left, right) = figure(height=3.5, columns=2)
     for place, row in enumerate(measured.to_dict("records")):
@@ -94,21 +82,17 @@ def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> 
             colour = _COLOURS[row["point"]]
             left.errorbar(place, 100 * row["top1"], spread, fmt="o", capsize=4, color=colour)
         else:
-            left.text(
-                place, 0.5, "not run", transform=left.get_xaxis_transform(), rotation=90,
-                va="center", ha="center", color=GREY, size=8,
-            )  # fmt: skip
+            style: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "size": 8}
+            middle = left.get_xaxis_transform()
+            left.text(place, 0.5, "not run", transform=middle, color=GREY, **style)
     if not measured["n"].any():
         left.set_yticks([])
     left.set_xticks(range(len(measured)), measured["point"])
-    left.set_xlim(-0.6, len(measured) - 0.4)
-    left.set_ylabel("top-1 (%)")
-    left.set_title("measured, few epochs", size=9.5)
-    left.grid(axis="x", visible=False)
+    left.set(title="measured, few epochs", xlim=(-0.6, len(measured) - 0.4), ylabel="top-1 (%)")
     bars = right.bar(gain["i"], gain["gain"], color=BLUE, width=0.7)
     right.bar_label(bars, fmt="%+.2f", fontsize=8)
-    right.set_xlabel("expansion ratio i")
-    right.set_ylabel("points of top-1")
-    right.set_title("paper, Table 3: + ALS over + ORN", size=9.5)
-    right.grid(axis="x", visible=False)
+    right.set_title("paper, Table 3: + ALS over + ORN")
+    right.set(xlabel="expansion ratio i", ylabel="points of top-1")
+    for ax in (left, right):
+        ax.grid(axis="x", visible=False)
     return footer(fig, source)

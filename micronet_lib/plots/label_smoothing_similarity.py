@@ -122,7 +122,6 @@ def similarity_matrix(
     Args:
         matrices: title -> `[C, C]` of cosines.
         classes: one row per class: class, superclass.
-        source: the provenance footer.
     """
     order = _by_superclass(classes)
     sizes = classes["superclass"].value_counts().sort_index()
@@ -144,7 +143,7 @@ def similarity_matrix(
         ax.tick_params(length=0)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-        ax.set_title(title, size=9.5)
+        ax.set_title(title)
     fig.colorbar(
         picture, ax=axes, location="bottom", shrink=0.5, aspect=40, label="cosine", extend="max"
     )
@@ -157,7 +156,6 @@ def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source:
     Args:
         similarity: `[C, C]` of cosines.
         classes: one row per class: class, superclass.
-        source: the provenance footer.
     """
     import seaborn as sns
 

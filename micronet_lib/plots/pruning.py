@@ -35,14 +35,13 @@ def mask_rounds(masks: Mapping[str, np.ndarray], layer: str, source: str) -> Fig
         masks: title of the panel -> boolean matrix `[out_chs, fan_in]` of each round, true where a
             weight is stored.
         layer: its name.
-        source: the provenance footer.
     """
     fig, axes = figure(height=2.7, columns=len(masks))
     before = np.ones_like(next(iter(masks.values())), dtype=bool)
     for ax, (title, mask) in zip(axes, masks.items(), strict=True):
         state = np.where(mask, 2, np.where(before, 1, 0))
         ax.imshow(state, cmap=ListedColormap([_GONE, ORANGE, BLUE]), vmin=0, vmax=2, aspect="auto")
-        ax.set_title(title, size=9.5)
+        ax.set_title(title)
         ax.set_xlabel("fan-in", size=8.5)
         ax.grid(visible=False)
         ax.tick_params(labelsize=8)
@@ -84,7 +83,6 @@ def density_by_kind(zeros: pd.DataFrame, source: str) -> Figure:
 
     Args:
         zeros: columns network, kind, sparsity, from `zeros_by_kind`; the kind `all` is a line.
-        source: where the networks come from.
     """
     fig, (ax,) = figure(height=3.3)
     kinds = [kind for kind in zeros["kind"].unique() if kind != "all"]
@@ -98,8 +96,7 @@ def density_by_kind(zeros: pd.DataFrame, source: str) -> Figure:
         if "all" in rows:
             ax.axhline(100 * rows["all"], color=colour, lw=1, ls="--")
     ax.set_xticks(range(len(kinds)), kinds)
-    ax.set_ylabel("pruned (%)")
-    ax.set_ylim(0, max(100 * zeros["sparsity"].max() * 1.2, 1))
+    ax.set(ylabel="pruned (%)", ylim=(0, max(100 * zeros["sparsity"].max() * 1.2, 1)))
     ax.grid(axis="x", visible=False)
     ax.legend(ncols=len(networks), loc="upper right", fontsize=8.5)
     return footer(fig, source)
@@ -113,27 +110,17 @@ def sparsity_rounds(schedules: Mapping[str, Sequence[float]], source: str) -> Fi
 
     Args:
         schedules: name -> sparsity after each round.
-        source: where they come from.
     """
     fig, (left, right) = figure(height=3.2, columns=2)
     for name, sparsities in schedules.items():
         gone = np.array([0.0, *sparsities])
         taken = np.diff(gone) / (1 - gone[:-1])
-        style: dict[str, Any] = {
-            "color": _COLOURS[name],
-            "label": name,
-            "marker": "o",
-            "ms": 4,
-            "lw": 1.3,
-        }
-        left.plot(range(len(gone)), 100 * gone, **style)
-        right.plot(range(1, len(gone)), 100 * taken, **style)
-    left.set_ylabel("pruned in all (%)")
-    right.set_ylabel("pruned of what was left (%)")
-    for ax in (left, right):
-        ax.set_xlabel("round")
-        ax.set_ylim(bottom=0)
-        ax.set_xticks(range(max(map(len, schedules.values())) + 1))
+        style: dict[str, Any] = {"color": _COLOURS[name], "label": name, "ms": 4, "lw": 1.3}
+        left.plot(100 * gone, "o-", **style)
+        right.plot(range(1, len(gone)), 100 * taken, "o-", **style)
+    rounds = range(max(map(len, schedules.values())) + 1)
+    left.set(xlabel="round", xticks=rounds, ylabel="pruned in all (%)", ylim=(0, None))
+    right.set(xlabel="round", xticks=rounds, ylabel="pruned of what was left (%)", ylim=(0, None))
     left.legend(fontsize=8.5)
     return footer(fig, source)
 
@@ -178,11 +165,8 @@ def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
         the sweep has them, srip (the penalty), score and official_score.
     """
     sparsity = measured["sparsity"].mask(measured["n"].gt(0) & measured["sparsity"].isna(), 0.0)
-    names = {
-        "srip_penalty": "srip",
-        "published.score": "score",
-        "official.score": "official_score",
-    }
+    names = {"srip_penalty": "srip", "published.score": "score"}
+    names |= {"official.score": "official_score"}
     table = measured.assign(sparsity=sparsity, spread=measured["top1_std"])
     shown = [name for name in names if name in measured]
     columns = ["point", "n", "sparsity", "top1", "spread", "loss", *shown]
@@ -224,7 +208,6 @@ def pruning_curve(
         files: from `pruned_files`.
         full: from `rounds_table` of the sweep `pipeline` on the paper's schedule.
         quick: the same for short runs, which are not comparable with the paper.
-        source: the provenance footer of the measurements.
     """
     fig, (left, middle, right) = figure(height=3.5, columns=3)
     found = files[files["n"] > 0]
@@ -237,20 +220,15 @@ def pruning_curve(
             ax.plot(factor * rows[column], 100 * rows["top1"], "D", ms=6, color=colour, label=label)
         ax.axhline(80, color="#222222", lw=0.8, ls="--")
         _measured(ax, factor * full[column], full, "ours, full")
-    left.set_ylabel("top-1 (%)")
-    left.set_title("by sparsity", size=9.5)
-    middle.set_title("by score", size=9.5)
-    middle.set_xlabel("score")
-    handles, labels = left.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    left.set(title="by sparsity", xlabel="pruned (%)", ylabel="top-1 (%)")
+    middle.set(title="by score", xlabel="score")
+    handles = left.get_legend_handles_labels()
+    fig.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
     _measured(right, 100 * quick["sparsity"], quick, "ours, quick")
-    right.set_title("ours, quick: few epochs", size=9.5)
+    right.set(title="ours, quick: few epochs", xlabel="pruned (%)")
     if not quick["n"].any():
-        right.set_xticks([])
-        right.set_yticks([])
+        right.set(xticks=[], yticks=[])
         right.text(0.5, 0.5, "not run", transform=right.transAxes, ha="center", size=9)
-    for ax in (left, right):
-        ax.set_xlabel("pruned (%)")
     return footer(fig, source)
 
 

@@ -1,9 +1,11 @@
 """Figures of chapter `06_scoring`."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
+from micronet_lib.plots import style
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer, note
 
 __all__ = [
     "bill_shares",
@@ -18,7 +20,7 @@ __all__ = [
 # Equation 1 of [kim2020]; a figure imports no method.
 PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
 
-_GROUPS = {**KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
+_GROUPS = {**style.KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
 
 
 def _groups(items: pd.DataFrame) -> pd.Series:
@@ -39,18 +41,15 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
     Args:
         items: `records.bill`: layer, layer_kind, kind (of the operation), param_storage, math_ops
             (both weighted to 32 bits).
-        source: the provenance footer.
     """
     items = items.assign(place=items["layer"].map(_place), group=_groups(items))
     places = list(dict.fromkeys(items["place"]))
     fig, axes = figure(height=4.6, rows=2)
-    for ax, column, label in zip(
-        axes,
-        ("math_ops", "param_storage"),
-        ("operations (millions)", "parameters (thousands)"),
-        strict=True,
-    ):
-        scale = 1e6 if column == "math_ops" else 1e3
+    panels = (
+        ("math_ops", 1e6, "operations (millions)"),
+        ("param_storage", 1e3, "parameters (thousands)"),
+    )
+    for ax, (column, scale, label) in zip(axes, panels, strict=True):
         table = items.pivot_table(index="place", columns="group", values=column, aggfunc="sum")
         shown = [group for group in _GROUPS if group in table]
         table = table.reindex(index=places, columns=shown).fillna(0) / scale
@@ -75,21 +74,14 @@ def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
     names = _groups(items).map(lambda group: _GROUPS[group][0])
     sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
     score = sums["math_ops"] / OPS_BASE + sums["param_storage"] / PARAM_BASE
-    shares = pd.DataFrame(
-        {
-            "operations": sums["math_ops"] / sums["math_ops"].sum(),
-            "storage": sums["param_storage"] / sums["param_storage"].sum(),
-            "score": score / score.sum(),
-        }
+    table = pd.DataFrame(
+        {"operations": sums["math_ops"], "storage": sums["param_storage"], "score": score}
     )
+    shares = table / table.sum()
     return shares.sort_values("score", ascending=False).rename_axis("layers").reset_index()
 
 
-_STATES = {
-    "first": "first count",
-    "revised": "+ biases",
-    "published": "+ masks (0.0054)",
-}
+_STATES = {"first": "first count", "revised": "+ biases", "published": "+ masks (0.0054)"}
 _SAVINGS = {
     "dead_gates": "- dead gates",
     "dead_channels": "- dead channels",
@@ -141,7 +133,6 @@ def score_history(steps: pd.DataFrame, source: str) -> Figure:
 
     Args:
         steps: rows with `step`, `param_storage` and `math_ops`, in order.
-        source: the provenance footer.
     """
     fig, (ax,) = figure(height=0.4 * len(steps) + 1.1)
     storage, operations = steps["param_storage"] / PARAM_BASE, steps["math_ops"] / OPS_BASE
@@ -150,9 +141,8 @@ def score_history(steps: pd.DataFrame, source: str) -> Figure:
     for row, value in enumerate(storage + operations):
         ax.text(value, row, f"  {value:.6f}", va="center")
     ax.invert_yaxis()
-    ax.set_xlim(0, (storage + operations).max() * 1.16)
+    ax.set(xlabel="score", xlim=(0, (storage + operations).max() * 1.16))
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("score")
     fig.legend(loc="outside upper center", ncols=2)
     return footer(fig, source)
 
@@ -163,25 +153,21 @@ def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
     Args:
         prices: rows with `point` (`<widths>-<accumulator>`) and `official.score`.
         reference: official score of the unquantised network, drawn as a line.
-        source: the provenance footer.
     """
     fig, (ax,) = figure(height=3.1)
     names = prices["point"].str.split("-", expand=True)
     table = prices.assign(widths=names[0], accumulator=names[1]).pivot_table(
         index="widths", columns="accumulator", values="official.score", sort=False
     )
-    for shift, (accumulator, colour) in enumerate(
-        zip(table.columns, (BLUE, ORANGE, GREEN), strict=True)
-    ):
-        x = [index + 0.27 * (shift - 1) for index in range(len(table))]
-        bars = ax.bar(x, table[accumulator], 0.25, color=colour)
-        bars.set_label(accumulator.replace("_", " "))
+    groups = zip(table.columns, (-0.27, 0, 0.27), (BLUE, ORANGE, GREEN), strict=True)
+    for accumulator, shift, colour in groups:
+        x, label = np.arange(len(table)) + shift, accumulator.replace("_", " ")
+        bars = ax.bar(x, table[accumulator], 0.25, color=colour, label=label)
         ax.bar_label(bars, fmt="%.4f", fontsize=7.5)
     ax.axhline(reference, color=GREY, ls="--", lw=1)
     ax.text(-0.4, reference, "unquantised", va="bottom", fontsize=8)
     ax.set_xticks(range(len(table)), table.index)
-    ax.set_ylim(0, reference * 1.12)
-    ax.set_ylabel("official score")
+    ax.set(ylabel="official score", ylim=(0, reference * 1.12))
     ax.grid(axis="x", visible=False)
     fig.legend(title="accumulator", ncols=3, loc="outside upper center")
     return footer(fig, source)
@@ -193,31 +179,18 @@ def leaderboard(board: pd.DataFrame, ours: pd.DataFrame, source: str) -> Figure:
     Args:
         board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
         ours: rows with `label`, `score`, `top1_percent`, measured.
-        source: the provenance footer.
     """
     fig, (ax,) = figure(height=3.8)
     ax.axhspan(board["top1_percent"].min() - 1, 80, color="#f4e3e3", lw=0)
     ax.text(board["score"].max(), 79.985, "target missed below 80 %", ha="right", va="top", size=8)
     ax.scatter(board["score"], board["top1_percent"], color=GREY, label="leaderboard", zorder=3)
     for row in board.itertuples():
-        ax.annotate(
-            row.entry, (row.score, row.top1_percent), (4, 4), textcoords="offset points", size=7.5
-        )
-    ax.scatter(
-        ours["score"], ours["top1_percent"], color=ORANGE, marker="D", label="measured", zorder=4
-    )
+        note(ax, row.entry, (row.score, row.top1_percent), (4, 4), size=7.5)
+    at = ours["score"], ours["top1_percent"]
+    ax.scatter(*at, color=ORANGE, marker="D", label="measured", zorder=4)
     for row in ours.itertuples():
-        ax.annotate(
-            row.label,
-            (row.score, row.top1_percent),
-            (4, -11),
-            textcoords="offset points",
-            size=7.5,
-            color=ORANGE,
-        )
-    ax.set_xscale("log")
-    ax.set_xlabel("score (log scale, lower is better)")
-    ax.set_ylabel("top-1 (%)")
+        note(ax, row.label, (row.score, row.top1_percent), (4, -11), size=7.5, color=ORANGE)
+    ax.set(xlabel="score (log scale, lower is better)", xscale="log", ylabel="top-1 (%)")
     ax.set_ylim(79.95, 80.75)  # one entry lies far above; the caption names it
     ax.legend(loc="upper right")
     return footer(fig, source)

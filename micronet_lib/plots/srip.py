@@ -11,12 +11,7 @@ from micronet_lib.architecture.layers import POINTWISE
 from micronet_lib.plots.srip_spectra import ratio_axis
 from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
-__all__ = [
-    "srip_descent",
-    "srip_floor",
-    "srip_placement",
-    "srip_starts",
-]
+__all__ = ["srip_descent", "srip_floor", "srip_placement", "srip_starts"]
 
 
 def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
@@ -41,8 +36,7 @@ def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
                 label, colour = KIND_STYLES[kind]
                 ratio, y = own["fan_in"] / own["out_chs"], np.full(len(own), -0.06)
                 ax.scatter(ratio, y, marker="|", color=colour, s=60, label=label)
-        ax.set_title(title, size=9.5)
-        ax.set_ylim(-0.12, 1.15)
+        ax.set(title=title, ylim=(-0.12, 1.15))
         ratio_axis(ax)
     axes[0].set_ylabel("distance from orthogonal")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -67,10 +61,8 @@ def srip_descent(paths: pd.DataFrame, rests: Mapping[str, Sequence[float]]) -> F
             ax.plot(lines.index, lines[column], color=BLUE if tall else GREEN, lw=1)
         for rest in rests[shape]:
             ax.axhline(rest, color=ORANGE, ls="--", lw=1, zorder=3)
-        ax.set_title(f"{shape}, {start} start", size=9.5)
-        ax.set_ylim(0.45, 1.5)
-        ax.set_ylabel("singular value")
-        ax.set_xlabel("steps")
+        ax.set(title=f"{shape}, {start} start", ylim=(0.45, 1.5))
+        ax.set(xlabel="steps", ylabel="singular value")
         ax.label_outer()
     return fig
 
@@ -90,15 +82,13 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     left.plot(steps, draws["value"], ".", color=SKY, label="fresh, each draw")
     left.axhline(draws["value"].mean(), color=BLUE, ls="--", label="fresh, mean")
     left.plot(kept, warm["value"], color=ORANGE, lw=2, label="warm")
-    left.set_title("penalty", size=9.5)
+    left.set(title="penalty", xlabel="step, or draws averaged")
     right.axhline(1, color="#222222", lw=1)
     right.plot(steps, draws["cosine"], ".", color=SKY)
     right.plot(steps, draws["running"], color=BLUE, ls="--")
     right.plot(kept, warm["cosine"], color=ORANGE, lw=2)
-    right.set_title("cosine of the gradient with the exact one's", size=9.5)
-    right.set_ylim(0, 1.05)
-    for ax in (left, right):
-        ax.set_xlabel("step, or draws averaged")
+    right.set_title("cosine of the gradient with the exact one's")
+    right.set(xlabel="step, or draws averaged", ylim=(0, 1.05))
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return fig
 
@@ -109,13 +99,12 @@ def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Fig
     Args:
         gains: from `records.gain` over the point `none`, in points of top-1.
         paper: transcribed numbers with `gain_percent` by point.
-        source: the provenance footer.
     """
     fig, (left, right) = figure(height=3.0, columns=2)
     place = np.arange(len(gains))
     printed = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
     left.bar(place, printed.reindex(gains["point"]), 0.6, color=GREY)
-    left.set_title("paper, Table 6 (600 epochs)", size=9.5)
+    left.set(title="paper, Table 6 (600 epochs)", ylabel="gain in top-1 (points)")
     right.bar(place, gains["gain"], 0.6, color=BLUE)
     run = gains["gain"].notna().to_numpy()
     known = gains["high"].notna().to_numpy()  # a single run has no interval
@@ -124,14 +113,13 @@ def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Fig
     right.errorbar(place[known], gains["gain"][known], margin, **style)
     for x in place[~run]:
         right.text(x, 0, "not run", ha="center", va="bottom", size=8)
-    right.set_title("measured, short runs: 95 % interval", size=9.5)
+    right.set_title("measured, short runs: 95 % interval")
     for ax in (left, right):
         ax.axhline(0, color="#222222", lw=0.8)
         ax.set_xticks(place, gains["point"])
         ax.set_xlim(-0.5, len(gains) - 0.5)
         ax.tick_params(axis="x", labelsize=8.5)
         ax.grid(axis="x", visible=False)
-    left.set_ylabel("gain in top-1 (points)")
     if not run.any():
         right.set_yticks([])
     return footer(fig, source)

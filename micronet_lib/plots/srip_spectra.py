@@ -92,7 +92,7 @@ def srip_sides(values: pd.DataFrame) -> pd.DataFrame:
         Columns kind, side, values, near 1, near a predicted place; one row of `NaN` without values.
     """
     own = values[values["pointwise"].astype(bool)]
-    away = pd.concat([(own["value"] - own[place]).abs() for place in ("lower", "upper")], axis=1)
+    away = own[["lower", "upper"]].sub(own["value"], axis=0).abs()
     table = own[["kind", "side", "value"]].assign(
         near=(own["value"] - 1).abs() <= 0.1, predicted=away.min(axis=1) <= 0.1
     )
@@ -112,8 +112,7 @@ def ratio_axis(ax: Axes) -> None:
     """Scale the horizontal axis as fan_in / out_chs, with one tick per octave."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(_RATIOS, [f"1/{1 / r:.0f}" if r < 1 else f"{r:.0f}" for r in _RATIOS])
-    ax.set_xlim(0.12, 6.7)
-    ax.set_xlabel("fan_in / out_chs")
+    ax.set(xlabel="fan_in / out_chs", xlim=(0.12, 6.7))
 
 
 def srip_resting_places(
@@ -125,19 +124,18 @@ def srip_resting_places(
         values: from `singular_values`, one trained network; without any, only the curve is drawn.
         curve: ratio (fan_in / out_chs), lower, upper: resting places predicted for SRIP alone.
         dead: prefixes of the names of layers that no loss reached.
-        source: the provenance footer.
     """
     fig, (ax, share) = figure(height=4.0, columns=2, widths=(3, 1))
     own = values[values["pointwise"].astype(bool)]
     silent = own["layer"].str.startswith(tuple(dead)).to_numpy(dtype=bool)
     ratio, value = own["fan_in"] / own["out_chs"], own["value"]
-    label = "loss and SRIP"
-    ax.scatter(ratio[~silent], value[~silent], s=9, alpha=0.25, lw=0, color=BLUE, label=label)
-    label = "SRIP alone (dead gates)"
-    ax.scatter(ratio[silent], value[silent], s=26, lw=0, color=PURPLE, label=label, zorder=4)
-    label = "predicted for SRIP alone"
-    ax.plot(curve["ratio"], curve["upper"], color=ORANGE, lw=1.5, label=label, zorder=3)
-    ax.plot(curve["ratio"], curve["lower"], color=ORANGE, lw=1.5, zorder=3)
+    points: dict[str, Any] = {"s": 9, "alpha": 0.25, "lw": 0, "color": BLUE}
+    ax.scatter(ratio[~silent], value[~silent], label="loss and SRIP", **points)
+    points = {"s": 26, "lw": 0, "color": PURPLE, "zorder": 4}
+    ax.scatter(ratio[silent], value[silent], label="SRIP alone (dead gates)", **points)
+    line: dict[str, Any] = {"color": ORANGE, "lw": 1.5, "zorder": 3}
+    ax.plot(curve["ratio"], curve["upper"], label="predicted for SRIP alone", **line)
+    ax.plot(curve["ratio"], curve["lower"], **line)
     bins = np.arange(0.35, 1.601, 0.05)
     for name, colour in (("tall", GREY), ("wide", BLUE)):
         chosen = value[own["side"] == name]
@@ -147,10 +145,8 @@ def srip_resting_places(
         ax.text(0.5, 0.9, "published network: not run", transform=ax.transAxes, ha="center")
     ratio_axis(ax)
     ax.set_xlabel("fan_in / out_chs (tall matrices left of 1, wide ones right)")
-    ax.set_ylabel("singular value")
-    ax.set_ylim(0.35, 1.6)
-    share.set_ylim(0.35, 1.6)
-    share.set_xlabel("share of values")
+    ax.set(ylabel="singular value", ylim=(0.35, 1.6))
+    share.set(xlabel="share of values", ylim=(0.35, 1.6))
     share.legend(loc="lower right", fontsize=8)
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return footer(fig, source)

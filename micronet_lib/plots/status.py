@@ -14,7 +14,6 @@ def embedded_set(sheet: np.ndarray, superclass_names: tuple[str, ...], source: s
     Args:
         sheet: uint8 picture `[H, W, 3]` whose rows are the superclasses, evenly spaced.
         superclass_names: from top to bottom.
-        source: the provenance footer.
     """
     fig, (ax,) = figure(height=9.6)
     ax.imshow(sheet, interpolation="nearest")

@@ -37,6 +37,7 @@ _RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": 9.5,
     "axes.axisbelow": True,
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
@@ -87,3 +88,10 @@ def footer(fig: Figure, text: str) -> Figure:
     """Write the source of the numbers under a figure, and return the figure."""
     fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left")
     return fig
+
+
+def note(
+    ax: Axes, text: str, at: tuple[Any, Any], shift: tuple[float, float], **style: Any
+) -> None:
+    """Write a small text beside a point; `shift` is in points of type."""
+    ax.annotate(text, at, shift, textcoords="offset points", **{"size": 8, **style})

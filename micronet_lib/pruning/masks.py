@@ -1,9 +1,10 @@
 """Global magnitude pruning: set the smallest weights of a network to zero and hold them there.
 
 The fourth stage of [kim2020, section 5], after [han2015] and [frankle2018] (chapter `05_pruning`).
-Weights of two or more dimensions are pruned: convolutions, classifier and squeeze-and-excitation.
-Biases and batch norm are not. A mask is a boolean tensor of its weight's shape, true where the
-weight is stored. `schedules` says how much each round prunes, `density` where the zeros are.
+The weights of convolutions and linear layers are pruned, squeeze-and-excitation included. Biases,
+batch norm, layer scales, class tokens and position embeddings are not. A mask is a boolean tensor
+of its weight's shape, true where the weight is stored. `schedules` says how much each round prunes,
+`density` where the zeros are.
 
 Differences from the released code [micronet_code]:
 - The code keeps weights above a percentile, so equal magnitudes are pruned together and the
@@ -19,7 +20,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import weight_kinds
+from micronet_lib.architecture.layers import layer_weights, weight_kinds, weight_parameters
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 
@@ -27,15 +28,15 @@ Scope = Literal["global", "kind", "layer"]
 Masks = dict[str, Tensor]
 
 
-def prunable_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return every weight of two or more dimensions by name, in network order.
+def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weight of every convolution and linear layer by name, see `layer_weights`.
 
     Raises:
         InputError: the network has none.
     """
-    weights = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    weights = layer_weights(model)
     if not weights:
-        raise InputError("this network has no weight of two or more dimensions to prune")
+        raise InputError("this network has no convolution and no linear layer to prune")
     return weights
 
 
@@ -182,7 +183,8 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         masks: one for each prunable weight, of its shape, 0 or false where it is pruned.
 
     Raises:
-        InputError: the masks belong to another network.
+        InputError: the masks belong to another network; or a weight is computed from tensors that
+            no mask can hold at 0.
     """
     HeldMasks(model, masks)
 
@@ -203,6 +205,8 @@ class HeldMasks(Hook):
     `mask_updates` if a norm over gradients counts (clipping, LARS, LAMB), or if masks restore
     weights.
 
+    A weight under `torch.nn.utils.prune` or a parametrization is held by the parameter behind it.
+
     Args:
         model: on its device and in its memory format. Its pruned weights are set to 0 at once.
         masks: from `magnitude_masks`, or of another network of the same shapes; None prunes
@@ -210,7 +214,8 @@ class HeldMasks(Hook):
         mask_updates: also mask gradients and momentum, so that the update of a pruned weight is 0.
 
     Raises:
-        InputError: the masks belong to another network.
+        InputError: the masks belong to another network; or a weight is computed from tensors that
+            no mask can hold at 0.
     """
 
     def __init__(
@@ -220,7 +225,8 @@ class HeldMasks(Hook):
         mask_updates: bool = False,
     ) -> None:
         self.mask_updates = mask_updates
-        self._weights = prunable_weights(model)
+        self._model = model
+        self._weights = weight_parameters(model)
         self._masks = {
             name: torch.ones_like(weight, requires_grad=False)
             for name, weight in self._weights.items()
@@ -244,6 +250,12 @@ class HeldMasks(Hook):
         for name, mask in self._masks.items():
             mask.copy_(masks[name] != 0)
         self.after_step()
+        for name, weight in prunable_weights(self._model).items():
+            if weight is not self._weights[name] and weight[self._masks[name] == 0].any():
+                raise InputError(
+                    f"{name} is computed from a parameter, and is not 0 where that is: a mask "
+                    "cannot hold it"
+                )
 
     @torch.no_grad()
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:

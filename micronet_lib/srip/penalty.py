@@ -18,14 +18,14 @@ closed form for the training loop.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind
+from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind, plain_weight
 from micronet_lib.errors import InputError, check_choice
 
 Definition = Literal["paper", "released"]
@@ -65,13 +65,9 @@ class SripConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coef) and self.coef >= 0):
             raise InputError(f"SRIP's coef is {self.coef}; give a finite number, 0 (off) or more")
-        _check("placement", self.placement, PLACEMENTS)
-        _check("definition", self.definition, get_args(Definition))
-        _check("start", self.start, get_args(Start))
-
-
-def _check(what: str, name: str, known: Collection[str]) -> None:
-    check_choice(what, name, known)
+        check_choice("placement", self.placement, PLACEMENTS)
+        check_choice("definition", self.definition, get_args(Definition))
+        check_choice("start", self.start, get_args(Start))
 
 
 def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
@@ -82,12 +78,13 @@ def srip_weights(model: nn.Module, placement: str) -> dict[str, nn.Parameter]:
     A depthwise weight `[C, 1, 3, 3]` is a `C x 9` matrix. `all` adds the stem, `32 x 27`.
 
     Raises:
-        InputError: unknown placement, or the network has no such layer.
+        InputError: unknown placement; no such layer; or a weight that is no parameter.
     """
-    _check("placement", placement, PLACEMENTS)
-    kinds = {name: layer_kind(name, layer) for name, layer in model.named_modules()}
+    check_choice("placement", placement, PLACEMENTS)
+    layers = dict(model.named_modules())
+    kinds = {name: layer_kind(name, layer) for name, layer in layers.items()}
     chosen = {
-        f"{name}.weight": model.get_parameter(f"{name}.weight")
+        f"{name}.weight": plain_weight(layers[name], name)
         for name, kind in kinds.items()
         if kind in PLACEMENTS[placement]
     }
@@ -143,11 +140,8 @@ def srip_network_penalty(
 ) -> Tensor:
     """Return the loss term: `coef` times the mean of `srip_penalty` over the matrices, 0-d.
 
-    Args:
-        weights: as from `srip_weights(model, config.placement)`.
-        config: `coef` and `definition` are used.
-        us: start vectors by name; if None, all are drawn at once, the same as in `batches.Srip`.
-        generator: random numbers, on the weights' device.
+    Weights are as from `srip_weights(model, config.placement)`. Without start vectors `us` by name,
+    all are drawn at once, the same as in `batches.Srip`, on the weights' device.
     """
     if us is None:
         matrices = [as_matrix(weight, config.definition) for weight in weights.values()]
@@ -175,20 +169,15 @@ def exact_deviation(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
-    """Return a weight as the matrix M of the module's docstring.
+    """Return a weight as the matrix M of the module's docstring, in float32 at least.
 
-    Args:
-        weight: `[out_chs, fan_in]`, or the weight of a convolution, flattened to that.
-        definition: `paper` or `released`.
-
-    Returns:
-        `[fan_in, out_chs]` (`paper`) or `[out_chs, fan_in]` (`released`), in float32 at least. A
-        start vector has one element for each column.
+    A convolution's weight is flattened to `[out_chs, fan_in]`. M is that (`released`) or its
+    transpose (`paper`). A start vector has one element for each column.
 
     Raises:
         InputError: unknown definition, or a weight of fewer than two dimensions.
     """
-    _check("definition", definition, get_args(Definition))
+    check_choice("definition", definition, get_args(Definition))
     if weight.ndim < 2:
         raise InputError(f"a weight of {weight.ndim} dimensions is no matrix; SRIP needs 2 or more")
     matrix = weight.flatten(1).to(torch.promote_types(weight.dtype, torch.float32))
@@ -196,11 +185,7 @@ def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def draw_start(target: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Fill start vectors with N(0, 1) numbers in place, and return them.
-
-    Args:
-        target: one vector, or those of many matrices one after the other.
-        generator: random numbers, on the target's device; None for PyTorch's own.
+    """Fill start vectors, one or many in a row, with N(0, 1) numbers in place, and return them.
 
     Raises:
         InputError: the generator is on another device.

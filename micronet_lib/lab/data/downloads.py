@@ -14,12 +14,11 @@ import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 from micronet_lib.errors import InputError, check_choice
@@ -72,98 +71,48 @@ class Asset:
     make: Callable[[Path, Path], None] | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The state of one file.
-
-    Attributes:
-        path: relative to the data root.
-        status: `present` or `fetched` from `fetch`; that of `file_status` from `check`.
-    """
-
-    path: str
-    status: str
-
-
 class NotFetchedError(InputError):
     """No source of a download gave the right files."""
 
 
-def extract(archive: Path, folder: Path, paths: Iterable[str]) -> None:
+def extract(archive: Path, folder: Path, paths: Collection[str]) -> None:
     """Extract the files `paths` below `folder`, and nothing else that a tar archive holds.
 
     Raises:
-        InputError: the archive is damaged or lacks one of them.
+        InputError: the archive is damaged.
     """
-    left = set(paths)
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                path = str(PurePosixPath(member.name))
-                source = tar.extractfile(member) if path in left and member.isfile() else None
-                if source is None:
-                    continue
-                (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                with source, (folder / path).open("wb") as target:
-                    shutil.copyfileobj(source, target, CHUNK_BYTES)
-                left.remove(path)
+                if member.isfile() and str(PurePosixPath(member.name)) in paths:
+                    tar.extract(member, folder, filter="data")
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"not a whole tar archive: {error}") from error
-    if left:
-        raise InputError(f"the archive has no {', '.join(sorted(left))}")
 
 
-def read_policies(source: str | bytes) -> dict[str, list[list[list[Any]]]]:
-    """Return the augmentation policies of a Python source [lim2019] without running it.
+def convert_policies(source: Path, folder: Path) -> None:
+    """Write the policies of a Python file [lim2019] as JSON below `folder`, without running it.
 
-    Args:
-        source: functions of two statements each, `p = [...]` and `return p`, where `[...]` is a
-            literal list of sub-policies.
-
-    Returns:
-        Function name -> list of sub-policies, each two `[operation, probability, level]` with
-        probability and level in [0, 1].
+    The file holds functions of two statements each, `p = [...]` and `return p`, where `[...]` is a
+    literal list of sub-policies. The digest of the result pins names and numbers.
 
     Raises:
         InputError: the source holds anything else, such as a call.
     """
     policies = {}
-    line = 0
     try:
-        for node in ast.parse(source).body:
-            line = node.lineno
+        for node in ast.parse(source.read_bytes()).body:
             match node:
-                case ast.FunctionDef(
-                    decorator_list=[],
-                    body=[
-                        ast.Assign(targets=[ast.Name(id=kept)], value=literal),
-                        ast.Return(ast.Name(id=returned)),
-                    ],
-                ) if returned == kept:
-                    sub_policies = ast.literal_eval(literal)
+                case ast.FunctionDef(body=[ast.Assign(value=literal), ast.Return()]):
+                    policies[node.name] = ast.literal_eval(literal)
                 case _:
-                    raise ValueError("not a function that returns one literal list")
-            if not isinstance(sub_policies, list) or not all(map(_is_sub_policy, sub_policies)):
-                raise ValueError("not pairs of [operation, probability, level]")
-            policies[node.name] = sub_policies
+                    raise ValueError(f"line {node.lineno} is no function that returns one list")
+        content = json.dumps(policies, separators=(",", ":"))
     except (SyntaxError, TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"the policy source is refused at line {line}: {error}") from error
-    return policies
-
-
-def _is_sub_policy(value: object) -> bool:
-    match value:
-        case [[str(), float() as p1, float() as level1], [str(), float() as p2, float() as level2]]:
-            return all(0 <= x <= 1 for x in (p1, level1, p2, level2))
-    return False
-
-
-def convert_policies(source: Path, folder: Path) -> None:
-    """Write the policies of the Python file `source` as JSON below `folder`."""
+        raise InputError(f"the policy source is refused: {error}") from error
     target = folder / POLICIES_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    policies = read_policies(source.read_bytes())
-    target.write_text(json.dumps(policies, separators=(",", ":")), encoding="utf-8")
+    target.write_text(content, encoding="utf-8")
 
 
 def _kaist_urls(path: str) -> tuple[str, ...]:
@@ -203,9 +152,19 @@ ASSETS = (
 )
 
 
+def published_digests() -> dict[str, str]:
+    """Return name -> sha256 of the published networks and policies."""
+    files = {path: digest for asset in ASSETS for path, digest in asset.files.items()}
+    return {
+        PurePosixPath(path).name: digest.removeprefix("sha256:")
+        for path, digest in files.items()
+        if digest.startswith("sha256:")
+    }
+
+
 def fetch(
     groups: Sequence[str] | None, root: Path, assets: Sequence[Asset] = ASSETS
-) -> list[Outcome]:
+) -> dict[str, str]:
     """Download missing or damaged files below `root`. Intact files do not change.
 
     A failed download does not stop the others, and changes no file.
@@ -216,7 +175,7 @@ def fetch(
         assets: all possible downloads.
 
     Returns:
-        One outcome per file, in the order of `assets`.
+        Path of each file below `root` -> `present` or `fetched`, in the order of `assets`.
 
     Raises:
         NotFetchedError: at the end, if a download has failed.
@@ -225,7 +184,7 @@ def fetch(
     """
     for group in groups or ():
         check_choice("data group", group, GROUPS)
-    outcomes = []
+    found: dict[str, str] = {}
     failed = {}
     silent: set[str] = set()
     try:
@@ -235,7 +194,7 @@ def fetch(
                 if groups and asset.group not in groups:
                     continue
                 try:
-                    outcomes += _fetch_asset(asset, root, silent)
+                    found |= _fetch_asset(asset, root, silent)
                 except NotFetchedError as error:
                     failed[asset.path] = str(error)
     except OSError as error:
@@ -252,25 +211,17 @@ def fetch(
         first, *others = failed
         also = f"; not fetched either: {', '.join(others)}" if others else ""
         raise NotFetchedError(failed[first] + also)
-    return outcomes
+    return found
 
 
-def check(root: Path, assets: Sequence[Asset] = ASSETS) -> list[Outcome]:
-    """Compare every file of `assets` below `root` with its digest. Change nothing."""
-    return [
-        Outcome(path, file_status(root / path, digest))
-        for asset in assets
-        for path, digest in asset.files.items()
-    ]
+def check(root: Path, assets: Sequence[Asset] = ASSETS) -> dict[str, str]:
+    """Return the `file_status` of every file of `assets` below `root`. Change nothing."""
+    digests = {path: digest for asset in assets for path, digest in asset.files.items()}
+    return {path: file_status(root / path, digest) for path, digest in digests.items()}
 
 
 def file_status(path: Path, digest: str) -> str:
-    """Return `ok`, `missing`, `wrong digest` or `unreadable`. Change nothing.
-
-    Args:
-        path: of the file.
-        digest: expected, as `md5:...` or `sha256:...`.
-    """
+    """Return `ok`, `missing`, `wrong digest` or `unreadable`; the digest is as in `Asset`."""
     algorithm, _, expected = digest.partition(":")
     try:
         with path.open("rb") as file:
@@ -298,10 +249,12 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _fetch_asset(asset: Asset, root: Path, silent: set[str]) -> list[Outcome]:
-    stale = [
-        path for path, digest in asset.files.items() if file_status(root / path, digest) != "ok"
-    ]
+def _wrong(folder: Path, asset: Asset) -> dict[str, str]:
+    return {path: status for path, status in check(folder, [asset]).items() if status != "ok"}
+
+
+def _fetch_asset(asset: Asset, root: Path, silent: set[str]) -> dict[str, str]:
+    stale = _wrong(root, asset)
     if stale:
         unfinished = root / UNFINISHED
         try:
@@ -315,20 +268,13 @@ def _fetch_asset(asset: Asset, root: Path, silent: set[str]) -> list[Outcome]:
                 beside.replace(target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    return [Outcome(path, "fetched" if path in stale else "present") for path in asset.files]
+    return {path: "fetched" if path in stale else "present" for path in asset.files}
 
 
 def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
-    """Fill `folder` from the first source that gives the right files.
+    """Empty `folder` and fill it from the first source that gives the right files.
 
-    Args:
-        asset: to obtain.
-        root: the data root.
-        folder: for the download and the files made of it; emptied first.
-        silent: hosts that did not answer, which are not asked again; extended in place.
-
-    Raises:
-        NotFetchedError: no source gives the right files.
+    `silent` are hosts that did not answer, which are not asked again. It is extended in place.
     """
     placed = root / asset.path
     sources: list[Path | str] = [*asset.urls]
@@ -344,10 +290,10 @@ def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
             )
             if asset.make:
                 asset.make(download, folder)
-            for path, digest in asset.files.items():
-                if file_status(folder / path, digest) != "ok":
-                    raise InputError(f"{path} has the wrong digest")
-            return
+            wrong = _wrong(folder, asset)
+            if not wrong:
+                return
+            raise InputError(", ".join(f"{path}: {status}" for path, status in wrong.items()))
         except InputError as error:
             refused.append(f"{source} ({error})")
     raise NotFetchedError(
@@ -357,13 +303,7 @@ def _obtain(asset: Asset, root: Path, folder: Path, silent: set[str]) -> None:
 
 
 def _download(url: str, asset: Asset, folder: Path, silent: set[str]) -> Path:
-    """Download one file below `folder`; see `_obtain`.
-
-    Raises:
-        InputError: why the address does not give it, in a few words.
-        OSError: it cannot be written.
-        ModuleNotFoundError: pooch is not installed.
-    """
+    """Download one file below `folder`; an `InputError` says in a few words why that fails."""
     import pooch
     from requests.exceptions import ConnectionError, RequestException
 

@@ -9,6 +9,8 @@ harm.
 from typing import Literal
 
 import numpy as np
+import torch
+from torchvision.utils import make_grid
 
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.data.superclasses import SUPERCLASSES, Array, Colour, Varied, direction
@@ -122,20 +124,10 @@ def make_images(
 
 
 def contact_sheet(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lay images out row by row on white, two pixels apart.
-
-    Args:
-        images: uint8 [N,3,H,W].
-        columns: pictures in a row.
+    """Lay images, uint8 [N,3,H,W], out row by row on white, two pixels apart.
 
     Returns:
         uint8 [rows * (H + 2) + 2, columns * (W + 2) + 2, 3], ready for `imshow`.
     """
-    gap = 2
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    cells = np.full((rows * columns, height + gap, width + gap, 3), 255, np.uint8)
-    cells[:count, gap:, gap:] = images.transpose(0, 2, 3, 1)
-    sheet = cells.reshape(rows, columns, height + gap, width + gap, 3).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), 3)
-    return np.pad(sheet, ((0, gap), (0, gap), (0, 0)), constant_values=255)
+    sheet = make_grid(torch.from_numpy(images), nrow=columns, padding=2, pad_value=255)
+    return sheet.permute(1, 2, 0).numpy()

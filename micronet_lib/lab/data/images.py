@@ -3,11 +3,10 @@
 A split is read on demand: rating a network on CIFAR-100 opens only its test file.
 """
 
-import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,11 @@ from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
 
 DATA_SETS = ("embedded", "cifar100")
 SPLITS = ("train", "validation", "test")
+NUM_IMAGES = {
+    "embedded": {"train": 4_500, "validation": 500, "test": 1_000},
+    "cifar100": {"train": 45_000, "validation": 5_000, "test": 10_000},
+}
+"""Images of each split, known without reading a file."""
 
 # Of CIFAR-100's training images, per channel, in units of the full range. The embedded set is
 # normalised by the same numbers: a network that moves between the two sees one scale.
@@ -38,25 +42,21 @@ class ImageSet:
     Attributes:
         images: uint8 [N,3,32,32].
         targets: int64 [N], the class of each image.
-        coarse_targets: int64 [N], the superclass of each image.
     """
 
     images: Tensor
     targets: Tensor
-    coarse_targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """Return the same images on a device."""
-        return ImageSet(
-            self.images.to(device), self.targets.to(device), self.coarse_targets.to(device)
-        )
+        return ImageSet(self.images.to(device), self.targets.to(device))
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """Return the images at `indices`, int64 [M], in that order."""
-        return ImageSet(self.images[indices], self.targets[indices], self.coarse_targets[indices])
+        return ImageSet(self.images[indices], self.targets[indices])
 
     def first(self, num: int) -> "ImageSet":
         """Return `num` images, the first of each class in turn; all of them for 0.
@@ -66,14 +66,12 @@ class ImageSet:
         """
         if num > len(self):
             raise InputError(f"{num} images asked for, but there are {len(self)}")
-        order = self.targets.argsort(stable=True)
-        counts = torch.bincount(self.targets)
-        rank = (
-            torch.arange(len(self), device=order.device)
-            - (counts.cumsum(0) - counts)[self.targets[order]]
-        )
-        chosen = order[rank.argsort(stable=True)][: num or len(self)]
-        return self.subset(chosen.sort().values) if num else self
+        if not num:
+            return self
+        targets = pd.Series(self.targets.cpu())
+        turns = targets.groupby(targets).cumcount()
+        chosen = pd.DataFrame({"turn": turns, "target": targets}).sort_values(["turn", "target"])
+        return self.subset(torch.tensor(sorted(chosen.index[:num]), device=self.targets.device))
 
 
 class Labels(NamedTuple):
@@ -104,9 +102,7 @@ class Dataset:
         train: for learning.
         validation: for choosing between recipes.
         test: for the one number at the end.
-        class_names: of the 100 classes.
-        superclass_names: of the 20 superclasses.
-        superclass_of: int64 [100], the superclass of each class.
+        class_names: and the next two, see `Labels`.
     """
 
     name: str
@@ -120,46 +116,28 @@ class Dataset:
     @property
     def everything(self) -> ImageSet:
         """Training and validation images: the published training set, in another order."""
-        parts = (self.train, self.validation)
         return ImageSet(
-            torch.cat([part.images for part in parts]),
-            torch.cat([part.targets for part in parts]),
-            torch.cat([part.coarse_targets for part in parts]),
-        )
-
-    def to(self, device: torch.device | str) -> "Dataset":
-        """Return the same data set on a device."""
-        return replace(
-            self,
-            train=self.train.to(device),
-            validation=self.validation.to(device),
-            test=self.test.to(device),
-            superclass_of=self.superclass_of.to(device),
+            torch.cat([self.train.images, self.validation.images]),
+            torch.cat([self.train.targets, self.validation.targets]),
         )
 
 
-def load_dataset(name: str, device: torch.device | str = "cpu") -> Dataset:
-    """Return all splits of a data set.
+def load_dataset(name: str) -> Dataset:
+    """Return all splits of one of `DATA_SETS`, on the CPU.
 
-    Args:
-        name: one of `DATA_SETS`. `embedded` has 4 500 + 500 + 1 000 images for training, validation
-            and test; `cifar100` has 45 000 + 5 000 + 10 000.
-        device: of the tensors.
+    `embedded` has 4 500 + 500 + 1 000 images for training, validation and test; `cifar100` has
+    45 000 + 5 000 + 10 000.
 
     Raises:
         InputError: unknown name, or CIFAR-100 is missing or damaged.
     """
-    published, labels = _read(name, "train")
-    test, _ = _read(name, "test")
+    published, test = _read(name, "train"), _read(name, "test")
     train, validation = (published.subset(part) for part in split_indices(published.targets))
-    return Dataset(name, train, validation, test, *labels).to(device)
+    return Dataset(name, train, validation, test, *load_labels(name))
 
 
 def load_labels(name: str) -> Labels:
-    """Return the labels of a data set. It needs no images: CIFAR-100's names are in the repository.
-
-    Args:
-        name: one of `DATA_SETS`.
+    """Return the labels of one of `DATA_SETS`. CIFAR-100's are in the repository, without images.
 
     Raises:
         InputError: unknown name.
@@ -177,50 +155,43 @@ def load_labels(name: str) -> Labels:
 
 
 def load_split(name: str, split: str) -> ImageSet:
-    """Return one split of a data set on the CPU, without opening files of other splits.
-
-    Args:
-        name: one of `DATA_SETS`.
-        split: one of `SPLITS`.
+    """Return one of the `SPLITS` on the CPU, without opening files of other splits.
 
     Raises:
         InputError: unknown name or split, or CIFAR-100 is missing or damaged.
     """
     check_choice("split", split, SPLITS)
     if split == "test":
-        return _read(name, "test")[0]
-    published, _ = _read(name, "train")
+        return _read(name, "test")
+    published = _read(name, "train")
     train, validation = split_indices(published.targets)
     return published.subset(train if split == "train" else validation)
 
 
 def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the validation split: a tenth of every class, the same on every machine.
-
-    Args:
-        targets: int64 [N] of the whole training set.
+    """Split a training set with targets int64 [N]: the same tenth of every class on every machine.
 
     Returns:
         Indices of the training and of the validation images, int64, each ascending.
     """
-    labels = targets.cpu().numpy()
-    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
-    shuffled = np.argsort(np.random.PCG64(VALIDATION_SEED).random_raw(len(labels)), kind="stable")
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
+    labels, order = targets.cpu(), shuffled(len(targets), VALIDATION_SEED)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
         held_out[members[: len(members) // 10]] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def shuffled(num: int, seed: int) -> Tensor:
+    """Return 0 to `num` - 1 in a random order, int64, the same on every machine."""
+    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
+    return torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable"))
 
 
 def normalize(images: Tensor) -> Tensor:
     """Scale images to about zero mean and unit variance per channel, by `MEAN` and `STD`.
 
-    Args:
-        images: uint8 [N,3,H,W].
-
-    Returns:
-        float32 [N,3,H,W] on the same device and in the same memory format.
+    uint8 [N,3,H,W] becomes float32 on the same device and in the same memory format.
     """
     pixels = images.float() / 255
     # Numbers and not a tensor: a CUDA graph cannot capture the copy of one to the GPU.
@@ -229,7 +200,7 @@ def normalize(images: Tensor) -> Tensor:
     return pixels
 
 
-def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+def _read(name: str, split: Literal["train", "test"]) -> ImageSet:
     """Return a published split, validation images included."""
     match name:
         case "embedded":
@@ -240,10 +211,8 @@ def _read(name: str, split: Literal["train", "test"]) -> tuple[ImageSet, Labels]
 
 
 @cache  # drawn once per process: nobody writes into an image set
-def _read_embedded(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
-    labels = load_labels("embedded")
-    images, targets = (torch.from_numpy(array) for array in embedded.make_images(split))
-    return ImageSet(images, targets, labels.superclass_of[targets]), labels
+def _read_embedded(split: Literal["train", "test"]) -> ImageSet:
+    return ImageSet(*map(torch.from_numpy, embedded.make_images(split)))
 
 
 # torchvision checks the digest of every file in both lists before it opens one.
@@ -255,15 +224,13 @@ class _TestFile(CIFAR100):
     train_list: ClassVar[list[list[str]]] = []
 
 
-def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
+def _read_cifar100(split: Literal["train", "test"]) -> ImageSet:
     root = data_root()
     kind = _TrainFile if split == "train" else _TestFile
-    expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
     try:
         files = kind(root, train=split == "train")
-        # torchvision drops the coarse labels. It has verified both digests by now.
-        content, meta = (_unpickle(root / kind.base_folder / name) for name, _ in expected)
     except RuntimeError as error:
+        expected = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
         raise _fault(root / kind.base_folder, expected) from error
     except OSError as error:
         raise InputError(
@@ -271,17 +238,7 @@ def _read_cifar100(split: Literal["train", "test"]) -> tuple[ImageSet, Labels]:
             "MICRONET_DATA to another folder"
         ) from error
     images = torch.from_numpy(files.data).permute(0, 3, 1, 2).contiguous()
-    targets = torch.tensor(files.targets)
-    coarse_targets = torch.tensor(content["coarse_labels"])
-    superclass_of = torch.empty(len(files.classes), dtype=torch.int64)
-    superclass_of[targets] = coarse_targets
-    labels = Labels(tuple(files.classes), tuple(meta["coarse_label_names"]), superclass_of)
-    return ImageSet(images, targets, coarse_targets), labels
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return pickle.load(file, encoding="latin1")
+    return ImageSet(images, torch.tensor(files.targets))
 
 
 def _fault(folder: Path, expected: list[list[str]]) -> InputError:

@@ -1,6 +1,7 @@
 """Atomic files, and locks between processes."""
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -57,6 +58,19 @@ def write_atomically(
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's digest in hex.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): make it readable") from error
 
 
 def set_aside(path: Path) -> Path:

@@ -4,13 +4,14 @@ import ctypes
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.places import ROOT
 
 
@@ -47,16 +48,24 @@ def keep_freed_memory() -> None:
 
 
 def stamp(profile: str, seed: int) -> str:
-    """Return the line under a chapter's imports: profile, seed, versions, device and commit."""
+    """Return the line under a chapter's imports: profile, seed, versions, device and commit.
+
+    Raises:
+        InputError: no valid seed.
+    """
     env = environment(default_device())
+    why = f" ({NO_COMMIT})" if NO_COMMIT else ""
     return (
-        f"this run: profile {profile} · seed {seed} · torch {env['torch']} · "
-        f"python {env['python']} · device: {env['device']} · commit {env['commit']}"
+        f"this run: profile {profile} · seed {as_seed(seed)} · torch {env['torch']} · "
+        f"python {env['python']} · device: {env['device']} · commit {env['commit']}{why}"
     )
 
 
 def environment(
-    device: torch.device | str = "cpu", wall_s: float = 0.0, commits: Sequence[str] = ()
+    device: torch.device | str = "cpu",
+    wall_s: float = 0.0,
+    commits: Sequence[str] = (),
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the description of machine and code for a record.
 
@@ -64,6 +73,7 @@ def environment(
         device: that computed.
         wall_s: duration in seconds.
         commits: of a run trained by several processes; by default that of this process.
+        inputs: name -> sha256 of the files that decided the network, if there are any.
     """
     commits = commits or (COMMIT,)
     if torch.device(device).type == "cuda":
@@ -72,13 +82,16 @@ def environment(
         hardware = f"{torch.get_num_threads()} CPU threads ({_processor()})"
     return {
         "device": hardware,
+        "isa": torch.backends.cpu.get_cpu_capability(),  # other instructions, other rounding
         "torch": str(torch.__version__),  # its own class is not plain text
         "cuda": torch.version.cuda if torch.device(device).type == "cuda" else None,
         "python": platform.python_version(),
         "commit": commits[0],
+        **({"no_commit": NO_COMMIT} if commits[0] == COMMIT and NO_COMMIT else {}),
         **({"commits": list(commits)} if len(commits) > 1 else {}),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(wall_s, 2),
+        **({"inputs": dict(inputs)} if inputs else {}),
     }
 
 
@@ -91,24 +104,42 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _code_commit() -> str:
-    """Return the short hash of the running code, with `+` for uncommitted changes.
+def _code_commit() -> tuple[str, str]:
+    """Return the short hash of the running code, with `+` for uncommitted changes, and "".
 
-    Where the code has no repository, as on the machines of a cluster, use MICRONET_COMMIT.
+    Where the code has no repository, as on the machines of a cluster, it is MICRONET_COMMIT.
+    Otherwise return "unknown", and the reason in words.
     """
+    reason = f"{ROOT} is in no git repository"
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+        nonlocal reason
+        done = subprocess.run(
+            ["git", *args],
+            cwd=ROOT,
+            env={**os.environ, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode and (ROOT / ".git").exists():
+            reason = f"git refuses to read {ROOT} ({(done.stderr.splitlines() or ['?'])[0]})"
+            if "dubious ownership" in done.stderr:
+                reason += f"; `git config --global --add safe.directory {ROOT}` allows it"
+        elif not done.returncode and not done.stdout:
+            reason = f"micronet_lib at {ROOT} is a copy that is in no commit"
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
         ours = git("ls-files", "micronet_lib")  # a copy may lie inside another repository
         commit = git("rev-parse", "--short=7", "HEAD") if ours else ""
         changed = git("status", "--porcelain", "micronet_lib") if commit else ""
-    except FileNotFoundError:
+    except OSError as error:
         commit, changed = "", ""
-    return (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT") or "unknown"
+        reason = f"git cannot be called ({error.strerror})"
+    found = (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT")
+    return (found, "") if found else ("unknown", reason)
 
 
 # Read when the code is loaded. A commit made later is not the code that runs.
-COMMIT = _code_commit()
+COMMIT, NO_COMMIT = _code_commit()

@@ -82,9 +82,10 @@ class TrainingBar:
             )
         self._bar.update(self._batch)
 
-    def rated(self, loss: float, accuracy: float) -> None:
-        """Show a finished epoch: its mean loss, and the accuracy on the validation images."""
-        self._loss, self._accuracy = f"{loss:.3f}", f"{accuracy:.1%}"
+    def rated(self, loss: float, accuracy: float | None) -> None:
+        """Show a finished epoch: its mean loss, and the accuracy on any validation images."""
+        self._loss = f"{loss:.3f}"
+        self._accuracy = "-" if accuracy is None else f"{accuracy:.1%}"
 
     def __enter__(self) -> "TrainingBar":
         return self

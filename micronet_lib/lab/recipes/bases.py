@@ -28,7 +28,10 @@ STAGES = {
 """The rows of [kim2020, Tables 2 to 4]. Each adds to the one before."""
 
 PAPER = STAGES["cutmix"]
-"""The dense network as [kim2020] describes it."""
+"""The dense network as [kim2020] describes it, but trained on 45 000 images, not on 50 000.
+
+The other 5 000 are for validation. `recipes/paper_all_images` trains on all of them.
+"""
 
 RELEASED = Recipe(
     model="micronet_v1_released",

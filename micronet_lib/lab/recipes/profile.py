@@ -1,14 +1,22 @@
 """Profiles: the compute budget of a recipe, and the images it is trained on."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from micronet_lib.architecture import takes
-from micronet_lib.errors import Registry
+from micronet_lib.errors import InputError, Registry, check_choice
+from micronet_lib.lab.data.images import DATA_SETS
+from micronet_lib.lab.host.files import sha256_of
+from micronet_lib.lab.host.given import as_overrides
+from micronet_lib.lab.host.places import policy_path
 from micronet_lib.lab.recipes.optimisation import Precision
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
+from micronet_lib.lab.recipes.together import check_together
 from micronet_lib.pruning.schedules import PruneConfig
+
+DIGEST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class Profile:
         bn_momentum: batch-norm momentum. A short run needs a larger one, because running averages
             would not converge otherwise. 0 keeps the recipe's value.
         precision: of the convolutions; empty keeps the recipe's value.
+
+    Raises:
+        InputError: unknown data set, or no budget at all.
     """
 
     name: str
@@ -40,6 +51,12 @@ class Profile:
     batch_size: int = 0
     bn_momentum: float = 0.0
     precision: Precision | Literal[""] = ""
+
+    def __post_init__(self) -> None:
+        check_choice("data set", self.dataset, DATA_SETS)
+        for name in ("epoch_share", "width_mult"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} of profile {self.name!r} is {getattr(self, name)}")
 
     def apply(self, recipe: Recipe) -> Recipe:
         """Return the recipe on this budget, its start and teacher included.
@@ -112,16 +129,39 @@ PROFILES = Registry(
 
 
 def resolved(
-    recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | None = None
+    recipe: Recipe, profile: Profile, overrides: Mapping[str, Any] | str | None = None
 ) -> Recipe:
     """Return the recipe as it runs on a profile.
+
+    The digest of the policies that our own search found becomes a part of it.
 
     Overrides change the recipe itself; the prefix `start.` or `teacher.` changes those two.
     Overrides of `prune` describe the rounds. A recipe without rounds ignores them, so that all
     kinds of rounds start from the same dense network.
 
     Raises:
-        InputError: unknown key, or a value of another type.
+        InputError: unknown key, a value of another type, or settings that are wrong together.
     """
-    found: Recipe = with_overrides(profile.apply(recipe), overrides or {})
-    return found if found.prune.sparsities else replace(found, prune=PruneConfig())
+    found: Recipe = with_overrides(profile.apply(recipe), as_overrides(overrides))
+    if found.prune.rewind != "none" and (found.start is not None or found.checkpoint):
+        raise InputError(
+            f"prune.rewind is {found.prune.rewind!r}, but the recipe starts from another network; "
+            "only rounds after a dense training of the same recipe can return to its weights"
+        )
+    if not found.prune.sparsities:
+        found = replace(found, prune=PruneConfig())
+    check_together(found, profile.dataset)
+    return _with_digest(found)
+
+
+def _with_digest(recipe: Recipe) -> Recipe:
+    """Return the recipe with the digest of the searched policies, start and teacher included."""
+    augment, path = recipe.augment, policy_path("searched")
+    if augment.policy == "searched" and not augment.policy_digest and path.is_file():
+        augment = replace(augment, policy_digest=sha256_of(path)[:DIGEST_DIGITS])
+    return replace(
+        recipe,
+        augment=augment,
+        start=recipe.start and _with_digest(recipe.start),
+        teacher=recipe.teacher and _with_digest(recipe.teacher),
+    )

@@ -113,27 +113,35 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
             key below a field that is None, such as `teacher.checkpoint`, first fills in the
             defaults.
 
+    All keys of a configuration are set at once, so their order does not matter to its checks.
+
     Raises:
         InputError: unknown key (the message lists the known ones), or a value of another type.
     """
+    if not overrides:
+        return config
+    known = {field.name: getattr(config, field.name) for field in fields(config)}
+    values, parts = dict[str, Any](), dict[str, dict[str, Any]]()
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
-        known = {field.name: getattr(config, field.name) for field in fields(config)}
         check_choice(f"key of {type(config).__name__}", head, known)
         hints = _hints(type(config), head)
         nested: Any = next((hint for hint in hints if is_dataclass(hint)), None)
         below = {rest: value} if rest else value
         if nested is not None and isinstance(below, Mapping):
-            old = known[head]
-            value = with_overrides(nested() if old is None else old, below)
+            parts.setdefault(head, {}).update(below)
         elif rest and any(_kind(hint) is Mapping for hint in hints):
-            value = {**known[head], rest: value}
+            values[head] = {**values.get(head, known[head]), rest: value}
         elif rest:
             raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
         else:
-            value = _fitted(value, hints, key)
-        config = replace(config, **{head: value})
-    return config
+            values[head] = _fitted(value, hints, key)
+            parts.pop(head, None)
+    for head, below in parts.items():
+        nested = next(hint for hint in _hints(type(config), head) if is_dataclass(hint))
+        old = values.get(head, known[head])
+        values[head] = with_overrides(nested() if old is None else old, below)
+    return replace(config, **values)
 
 
 def _hints(config: type, name: str) -> tuple[Any, ...]:

@@ -76,6 +76,7 @@ class Sweep:
             InputError: no point matches.
         """
         points = self.points()
+        pattern = None if pattern is None else str(pattern)  # a notebook may give 3.0
         chosen = tuple(p for p in points if pattern is None or fnmatchcase(p.name, pattern))
         if not chosen:
             raise unknown(f"point of {self.name}", pattern, [point.name for point in points])

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import set_aside, write_atomically
-from micronet_lib.lab.host.places import MEASURED
+from micronet_lib.lab.data.downloads import published_digests
+from micronet_lib.lab.host.files import set_aside, sha256_of, write_atomically
+from micronet_lib.lab.host.places import MEASURED, SEARCHED_POLICIES
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
-from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.inputs import all_input_paths
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
@@ -36,7 +38,9 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, torch, cuda, python, commit, date (UTC), wall_s; commits if there are several.
+        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
+            no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
+            network, if there are any.
         layers: rows of the per-layer table; only in the sweep `published`.
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
@@ -125,7 +129,8 @@ def readable(path: Path) -> Record | None:
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     """Read the sweep's records of one profile, by point in the sweep's order, then by seed.
 
-    If a point has no file for a seed, the record of the same training under another name is used.
+    A record of another recipe than today's is left out: its point is to be measured again. If a
+    point has no file for a seed, the record of the same training under another name is used.
 
     Raises:
         InputError: a file of this sweep is damaged.
@@ -138,8 +143,9 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
             trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
     for point in sweep.points():
-        identity = recipe_id(PROFILES[profile].apply(point.recipe))
-        by_seed = trained.get(identity, {}) | {r.seed: r for r in own if r.point == point.name}
+        identity = recipe_id(resolved(point.recipe, PROFILES[profile]))
+        mine = {r.seed: r for r in own if (r.point, r.recipe_id) == (point.name, identity)}
+        by_seed = trained.get(identity, {}) | mine
         rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
     return rows
 
@@ -149,17 +155,33 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
 
     Raises:
         InputError: not a record; its sweep or point does not exist any more; it was measured from
-            another recipe, from uncommitted code, or on drawn images.
+            another recipe, from uncommitted code, on drawn images, or with other files than the
+            published ones.
     """
     record = read(path)
     sweep = SWEEPS.get(record.sweep)
     if sweep is None:
         raise InputError(f"{path}: there is no sweep {record.sweep!r} any more")
-    resolved = PROFILES[record.profile].apply(sweep.point(record.point).recipe)
-    if record.recipe_id != recipe_id(resolved):
+    recipe = resolved(sweep.point(record.point).recipe, PROFILES[record.profile])
+    if record.recipe_id != recipe_id(recipe):
         raise InputError(f"{path} was measured from another recipe; measure the point again")
-    if not re.fullmatch(r"[0-9a-f]{7,40}", str(record.env.get("commit"))):
-        raise InputError(f"{path} was measured from uncommitted code; commit it and measure again")
+    for commit in record.env.get("commits") or [record.env.get("commit")]:
+        if re.fullmatch(r"[0-9a-f]{7,40}", str(commit)):
+            continue
+        if str(commit).endswith("+"):
+            raise InputError(f"{path} was measured from uncommitted code: commit, measure again")
+        reason = record.env.get("no_commit", "it was not known when the code was loaded")
+        raise InputError(f"{path} names no commit of its code: {reason}; then measure again")
     if PROFILES[record.profile].dataset == "embedded":
         raise InputError(f"{path} is a {record.profile} run, which proves nothing on real images")
+    known, read_then = published_digests(), record.env.get("inputs", {})
+    for file in all_input_paths(recipe):
+        expected = known.get(file.name)
+        if file == SEARCHED_POLICIES and file.is_file():
+            expected = sha256_of(file)
+        if expected is None or read_then.get(file.name) != expected:
+            raise InputError(
+                f"{path} was not measured with the published {file.name}, or does not say so: "
+                "`micronet data fetch` gets it; then measure the point again"
+            )
     return write(record, root)

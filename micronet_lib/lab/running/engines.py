@@ -49,7 +49,7 @@ def run(
     sweep: Sweep,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
     engine: str = "local",
     gpus_per_point: float | None = None,

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id, run_id
-from micronet_lib.lab.recipes.parameters import checked_overrides, checked_seed
 from micronet_lib.lab.recipes.profile import Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -97,7 +97,7 @@ def cases(
     sweep: Sweep,
     profile: Profile,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
 ) -> list[Case]:
     """Return the points of a sweep as cases.
@@ -106,13 +106,14 @@ def cases(
         sweep: of the points.
         profile: to resolve them for.
         seed: of the runs.
-        overrides: dotted keys that change every recipe, and so its identity.
+        overrides: dotted keys that change every recipe, and so its identity; also as JSON text.
         point: pattern of their names, such as `3.0-*`.
 
     Raises:
-        InputError: unknown point or key, a value of another type, or a seed that is none.
+        InputError: unknown point or key; a value of another type; settings that are wrong
+            together; no valid seed.
     """
-    seed, overrides = checked_seed(seed), checked_overrides(overrides)
+    seed, overrides = as_seed(seed), as_overrides(overrides)
     return [
         Case(
             sweep,

@@ -10,7 +10,7 @@ import pandas as pd
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
-from micronet_lib.lab.host.machine import environment
+from micronet_lib.lab.host.machine import NO_COMMIT, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -26,7 +26,7 @@ from micronet_lib.lab.running.lineage import (
     state_of,
 )
 from micronet_lib.lab.running.measures import MEASURES
-from micronet_lib.lab.running.networks import content_of, network_of, train_network
+from micronet_lib.lab.running.networks import content_of, inputs_of, network_of, train_network
 from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -37,7 +37,7 @@ def ensure(
     sweep: Sweep,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
     progress: bool = True,
     retrain: bool = False,
@@ -73,6 +73,9 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
         InputError: bad user input.
     """
     failed: set[str] = set()
+    ahead = list(ahead)
+    if NO_COMMIT and any(job.does in ("count", "rate", "train") for job in ahead):
+        say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
     for job in ahead:
         if job.lost:
             say(job.reason)
@@ -123,9 +126,11 @@ def measure(case: Case, progress: bool = True) -> Record:
     """
     set_aside_damaged(case.record_path)
     start, recipe = time.perf_counter(), case.recipe
-    content: dict[str, Any] = {"curve": {}, "notes": [], "env": environment()}
     if recipe.train.epochs:
         content = content_of(recipe, case.profile, case.seed)
+    else:
+        inputs = inputs_of(recipe, case.profile, case.seed)
+        content = {"curve": {}, "notes": [], "env": environment(inputs=inputs)}
     network = network_of(recipe, case.profile, case.seed)
     metrics, arrays, layers = scores(case, network), dict[str, Any](), list[dict[str, Any]]()
     for name in case.sweep.measures:
@@ -179,7 +184,7 @@ def trained(
     point: str,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     progress: bool = True,
 ) -> Network:
     """Return the trained network of a point, in evaluation mode on the CPU. Train it if needed.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import layer_kind
+from micronet_lib.architecture.layers import layer_weights, weight_kinds
 from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
@@ -60,7 +60,8 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
 
     For a network trained here, `top1`, `top5`, `loss` and `correct` are after the last epoch,
     `selected_top1` after the best epoch on the validation images. `best_on_test_top1`, which the
-    authors report, is the best test accuracy of all epochs.
+    authors report, is the best test accuracy of all epochs. A network that was trained on the
+    validation images has no validation accuracy and no selected epoch.
     """
     if not case.recipe.learns:
         return Found()
@@ -74,15 +75,19 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
     metrics = {name: found[name] for name in RATINGS}
     curve = content["curve"]
     metrics |= {
-        "validation_top1": curve["validation_top1"][-1],
-        "best_validation_top1": max(curve["validation_top1"]),
         "train_loss": curve["train_loss"][-1],
         "srip_penalty": curve["srip_penalty"][-1],
         "train_images_per_s": content["images_per_s"],
-        "selected_top1": metrics["top1"],
     }
     if "test_top1" in curve:
         metrics["best_on_test_top1"] = max(curve["test_top1"])
+    if "validation_top1" not in curve:
+        return Found(metrics)
+    metrics |= {
+        "validation_top1": curve["validation_top1"][-1],
+        "best_validation_top1": max(curve["validation_top1"]),
+        "selected_top1": metrics["top1"],
+    }
     last, best = content["model"], content["best"]
     if not all(torch.equal(value, best[name]) for name, value in last.items()):
         selected = restore(content["spec"], best).to(device)
@@ -147,10 +152,11 @@ def spectra(case: "Case", network: nn.Module, progress: bool) -> Found:
     `srip_penalty_paper` and `srip_penalty_released` are the means of the spectral norm and of its
     square, which the training loss estimates from below.
     """
+    kinds = weight_kinds(network)
     values = {
-        name: [round(value, DIGITS) for value in spectrum(layer.get_parameter("weight")).tolist()]
-        for name, layer in network.named_modules()
-        if layer_kind(name, layer) is not None
+        name.removesuffix(".weight"): [round(value, DIGITS) for value in spectrum(weight).tolist()]
+        for name, weight in layer_weights(network).items()
+        if kinds[name] != "other"
     }
     weights = [weight.detach() for weight in srip_weights(network, "pointwise").values()]
     paper = torch.stack([exact_deviation(weight, "paper") for weight in weights])

@@ -21,9 +21,11 @@ from micronet_lib.augmentation.policies import Policies, load_policies, uniform_
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import load_dataset
+from micronet_lib.lab.host.files import sha256_of
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_path, runs_root
 from micronet_lib.lab.recipes.identity import run_id
+from micronet_lib.lab.recipes.inputs import input_paths
 from micronet_lib.lab.recipes.profile import Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.networks import pack, restore
@@ -36,6 +38,9 @@ from micronet_lib.scoring.dead_channels import apply_savings
 
 NUM_RANDOM_POLICIES = 500
 POLICY_SEED = 2019
+TRAINED_ON_VALIDATION = (
+    "the validation images were trained on: there is no validation accuracy, and no epoch is chosen"
+)
 
 
 def fresh_network(recipe: Recipe, seed: int) -> Network:
@@ -102,6 +107,24 @@ def content_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, Any]:
     return content
 
 
+def inputs_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, str]:
+    """Return name -> sha256 of all files that decide a recipe's network.
+
+    Files of its own step are read now. Those of networks that it needs are from their training.
+
+    Raises:
+        InputError: a needed network is not on this machine.
+    """
+    found = {path.name: sha256_of(path) for path in input_paths(recipe) if path.is_file()}
+    for other in recipe.needs:
+        if other.train.epochs:
+            before = content_of(other, profile, seed)["env"].get("inputs", {})
+        else:
+            before = inputs_of(other, profile, seed)
+        found = before | found
+    return found
+
+
 def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
     """Return a recipe's augmentation policies, and notes for the record.
 
@@ -129,10 +152,15 @@ def training_data(
     data = load_dataset(profile.dataset)
     learned = data.train if config.hold_out else data.everything
     policies, notes = policies_of(recipe, profile)
+    validation = None
+    if config.hold_out:
+        validation = data.validation.first(config.num_validation).to(device)
+    else:
+        notes = [*notes, TRAINED_ON_VALIDATION]
     return (
         TrainingData(
             learned.first(config.num_images).to(device),
-            data.validation.first(config.num_validation).to(device),
+            validation,
             data.test.to(device) if config.watch_test else None,
             policies,
         ),
@@ -170,7 +198,8 @@ def train_network(
         teacher = network_of(recipe.teacher, profile, seed).to(device)
         teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
     round_seed = seed + 1000 * len(recipe.prune.sparsities)
-    run = Run(network, recipe, data, round_seed, hooks, teacher)
+    inputs = inputs_of(recipe, profile, seed)
+    run = Run(network, recipe, data, round_seed, hooks, teacher, inputs)
     trained = train(run, folder, key, name, progress)
     content = {
         **pack(trained.network),
@@ -179,7 +208,7 @@ def train_network(
         "curve": trained.curve,
         "images_per_s": trained.images_per_s,
         "notes": notes,
-        "env": environment(device, trained.seconds, trained.commits),
+        "env": environment(device, trained.seconds, trained.commits, inputs),
     }
     save_own(folder / "network.pt", key, content)
     forget_states(folder)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.lab.data.images import load_split
+from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
@@ -33,7 +33,7 @@ def plan(
     sweep: Sweep,
     profile: str,
     seed: int = 0,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | str | None = None,
     point: str | None = None,
     retrain: bool = False,
 ) -> pd.DataFrame:
@@ -93,16 +93,10 @@ def num_images(recipe: Recipe, profile: Profile) -> int:
     train = recipe.train
     if not train.epochs:
         return 0
-    in_all = train.num_images or _train_images(profile.dataset, train.hold_out)
+    sizes = NUM_IMAGES[profile.dataset]
+    learned = sizes["train"] + (0 if train.hold_out else sizes["validation"])
+    in_all = train.num_images or learned
     return train.epochs * (in_all // train.batch_size) * train.batch_size
-
-
-def _train_images(dataset: str, hold_out: bool) -> int:
-    if dataset == "embedded":
-        held, rest = len(load_split(dataset, "train")), len(load_split(dataset, "validation"))
-    else:
-        held, rest = 45_000, 5_000
-    return held if hold_out else held + rest
 
 
 def speed_of(recipe: Recipe, profile: Profile) -> float:

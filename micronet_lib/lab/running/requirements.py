@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from micronet_lib.errors import InputError
+from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.machine import stamp
 from micronet_lib.lab.host.places import ROOT, data_root
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.parameters import checked_overrides, checked_seed
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import Case, Job, cases, jobs, missing_files
 
@@ -36,8 +36,8 @@ def begin(
 
     Args:
         profile: a name of `PROFILES`.
-        seed: see `checked_seed`.
-        overrides: see `checked_overrides`.
+        seed: see `as_seed`.
+        overrides: see `as_overrides`.
         records: what the chapter measures: names of sweeps, or `sweep/pattern` for some points.
         networks: the points whose trained networks it looks at, in the same way.
 
@@ -49,7 +49,7 @@ def begin(
             networks.
     """
     check_library(Path.cwd())
-    budget, seed, overrides = PROFILES[profile], checked_seed(seed), checked_overrides(overrides)
+    budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
 
     def asked(names: Iterable[str]) -> Iterator[list[Case]]:
         for name in names:

@@ -20,19 +20,19 @@ variety: one at a time, the sampler soon repeats one harmless operation.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import ImageSet, load_split
+from micronet_lib.lab.data.images import ImageSet, load_split, shuffled
 from micronet_lib.lab.host.files import only_one, write_atomically
+from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -41,6 +41,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.search.policy_trials import (
+    SearchConfig,
     SubPolicy,
     compare,
     rate_policies,
@@ -54,50 +55,6 @@ from micronet_lib.lab.training.loop import Run, TrainingData, train
 SET_NAME = "searched"
 
 TrainFold = Callable[[ImageSet, ImageSet, int, Path], Network]
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """The budget of a search.
-
-    Attributes:
-        folds: K; each gets its own network.
-        trials: sets of sub-policies tried on a fold.
-        startup: number of first trials that are random.
-        keep: number of best sets of a fold that enter the result.
-        set_size: sub-policies proposed together; each image draws one of them.
-        num_training: training images split into folds; 0 for all.
-        epochs: of a fold's network; 0 for the epochs of its recipe at the profile.
-        width_mult: of a fold's network. The published searches also used a smaller network than the
-            one that the policies were for.
-        num_images: images of a fold on which a proposal is tried; 0 for all.
-        num_draws: changes of each of these images for one proposal.
-        num_control: images of the validation split for the final comparison; 0 for all.
-
-    Raises:
-        InputError: numbers that make no search.
-    """
-
-    folds: int = 5
-    trials: int = 200
-    startup: int = 20
-    keep: int = 10
-    set_size: int = 5
-    num_training: int = 0
-    epochs: int = 0
-    width_mult: float = 1.0
-    num_images: int = 0
-    num_draws: int = 5
-    num_control: int = 0
-
-    def __post_init__(self) -> None:
-        if self.folds < 2:
-            raise InputError(f"folds is {self.folds}: give 2 or more, so that one can be held out")
-        for name in ("trials", "startup", "keep", "set_size", "num_draws"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        if self.keep > self.trials:
-            raise InputError(f"keep is {self.keep}: {self.trials} trials have no more than that")
 
 
 # A profile changes the budget, never the method.
@@ -130,21 +87,14 @@ BUDGETS = {
 
 
 def deal_folds(targets: Tensor, folds: int, seed: int) -> list[Tensor]:
-    """Split images into folds of equal size, each class evenly.
-
-    Args:
-        targets: int64 [N].
-        folds: K.
-        seed: of the shuffle before.
+    """Deal images with targets int64 [N] into K folds of equal size, each class evenly.
 
     Returns:
         K tensors of indices, int64, each ascending, together every image once.
     """
-    labels = targets.cpu().numpy()
-    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
-    shuffled = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    in_classes = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return [torch.from_numpy(np.sort(in_classes[fold::folds])) for fold in range(folds)]
+    order = shuffled(len(targets), seed)
+    in_classes = order[targets.cpu()[order].argsort(stable=True)]
+    return [in_classes[fold::folds].sort().values for fold in range(folds)]
 
 
 def search(
@@ -155,7 +105,6 @@ def search(
     folder: Path,
     seed: int = 0,
     about: dict[str, Any] | None = None,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Search, or resume a search, and compare the result with random policies.
 
@@ -168,7 +117,6 @@ def search(
         folder: for networks and trials.
         seed: of all random numbers.
         about: further settings that distinguish the search: profile, data set, recipe.
-        progress: show bars on stderr.
 
     Returns:
         The content of a policy file: `searched`, the list of sub-policies, and `provenance`.
@@ -188,19 +136,8 @@ def search(
             network = train_fold(learned, unseen, seed + fold, folder / f"fold{fold}")
             folded = fold_batch_norm(network)
             tried = _first(unseen, config.num_images)
-            trials = run_trials(
-                folded,
-                tried,
-                folder,
-                fold,
-                seed,
-                num_trials=config.trials,
-                startup=config.startup,
-                set_size=config.set_size,
-                num_draws=config.num_draws,
-                progress=progress,
-            )
-            best = sorted(trials, key=lambda trial: (trial["loss"], trial["number"]))
+            trials = run_trials(folded, tried, folder, fold, config, seed)
+            best = sorted(trials, key=lambda trial: trial["loss"])
             found += [sub for trial in best[: config.keep] for sub in trial["sub_policies"]]
             plain = rate_policies(folded, tried, None, 1, seed)
             rows.append(
@@ -273,7 +210,7 @@ def search_recipe(profile_name: str) -> Recipe:
 
 
 def search_policies(
-    profile_name: str, seed: int = 0, output: Path | None = None, progress: bool = True
+    profile_name: str, seed: int = 0, output: Path | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Search on a profile's training images, or resume, and write the policies found.
 
@@ -281,17 +218,15 @@ def search_policies(
         profile_name: a name of `PROFILES`.
         seed: of all random numbers.
         output: the policy file; by default `searched.json` in the folder of the search.
-        progress: show bars on stderr.
 
     Returns:
         The file and its content, see `search`.
 
     Raises:
-        InputError: unknown profile, missing data, negative seed, a folder that cannot be written,
+        InputError: unknown profile, missing data, no valid seed, a folder that cannot be written,
             or Optuna not installed.
     """
-    if seed < 0:
-        raise InputError(f"seed is {seed}: give 0 or more")
+    seed = as_seed(seed)
     profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
@@ -305,7 +240,7 @@ def search_policies(
             return network.eval()
         data = TrainingData(learned, _first(unseen, recipe.train.num_validation))
         run = Run(network, recipe, data, fold_seed)
-        network = train(run, place, key, f"search {place.name}", progress).network
+        network = train(run, place, key, f"search {place.name}").network
         save_own(place / "network.pt", key, {"model": network.state_dict()})
         return network
 
@@ -317,7 +252,6 @@ def search_policies(
         folder,
         seed,
         {"profile": profile_name, "dataset": profile.dataset, "recipe_id": recipe_id(recipe)},
-        progress,
     )
     # For readers. Not part of the setting, because a later version may add fields with defaults.
     content[PROVENANCE]["recipe"] = asdict(recipe)

@@ -5,11 +5,12 @@ See `lab.search.policy_search` and chapter `04_augmentation`.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from micronet_lib.augmentation.image_ops import OPERATIONS
@@ -30,18 +31,57 @@ from micronet_lib.lab.training.evaluation import Evaluation, logits_of, rate
 SubPolicy = list[list[Any]]
 
 
+@dataclass(frozen=True)
+class SearchConfig:
+    """The budget of a search.
+
+    Attributes:
+        folds: K; each gets its own network.
+        trials: sets of sub-policies tried on a fold.
+        startup: number of first trials that are random.
+        keep: number of best sets of a fold that enter the result.
+        set_size: sub-policies proposed together; each image draws one of them.
+        num_training: training images split into folds; 0 for all.
+        epochs: of a fold's network; 0 for the epochs of its recipe at the profile.
+        width_mult: of a fold's network. The published searches also used a smaller network than the
+            one that the policies were for.
+        num_images: images of a fold on which a proposal is tried; 0 for all.
+        num_draws: changes of each of these images for one proposal.
+        num_control: images of the validation split for the final comparison; 0 for all.
+
+    Raises:
+        InputError: numbers that make no search.
+    """
+
+    folds: int = 5
+    trials: int = 200
+    startup: int = 20
+    keep: int = 10
+    set_size: int = 5
+    num_training: int = 0
+    epochs: int = 0
+    width_mult: float = 1.0
+    num_images: int = 0
+    num_draws: int = 5
+    num_control: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise InputError(f"folds is {self.folds}: give 2 or more, so that one can be held out")
+        for name in ("trials", "startup", "keep", "set_size", "num_draws"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.keep > self.trials:
+            raise InputError(f"keep is {self.keep}: {self.trials} trials have no more than that")
+
+
 def rate_policies(
     network: torch.nn.Module, data: ImageSet, policies: Policies | None, num_draws: int, seed: int
 ) -> Evaluation:
     """Rate a network on images that policies have changed: the mean over all draws of all images.
 
-    Args:
-        network: in evaluation mode; fastest with its batch norm folded.
-        data: N images.
-        policies: None for the unchanged images, once.
-        num_draws: changes of each image.
-        seed: of the draws. Policies of the same length get the same draws from the same seed, which
-            removes much noise from a comparison.
+    Without policies the images are rated once, unchanged. Policies of the same length get the same
+    draws from the same seed, which removes much noise from a comparison.
     """
     images, targets = data.images, data.targets
     if policies is not None:
@@ -73,27 +113,13 @@ def run_trials(
     data: ImageSet,
     folder: Path,
     fold: int,
+    config: SearchConfig,
     seed: int,
-    *,
-    num_trials: int,
-    startup: int,
-    set_size: int,
-    num_draws: int = 1,
-    progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Run the missing trials of a fold.
+    """Run the missing trials of a fold on images that its network has not seen.
 
-    Args:
-        network: of the fold.
-        data: images of the fold, which the network has not seen.
-        folder: of `trials.db`, with one study per fold, readable by Optuna's own tools.
-        fold: its number.
-        seed: of the search.
-        num_trials: in all.
-        startup: number of first trials that are random.
-        set_size: sub-policies proposed together.
-        num_draws: changes of each image for one proposal.
-        progress: show a bar on stderr.
+    They are stored in `trials.db` below `folder`, with one study per fold, readable by Optuna's own
+    tools.
 
     Returns:
         All trials in order: number, loss, sub_policies.
@@ -122,24 +148,26 @@ def run_trials(
         ) from error
     # Trials run in memory and are stored when complete, so the database never holds half of one.
     study = optuna.create_study()
-    study.add_trials(stored.get_trials(deepcopy=False)[:num_trials])
-    for number in bar(range(len(study.trials), num_trials), f"search {name}", "trial", progress):
+    study.add_trials(stored.get_trials(deepcopy=False)[: config.trials])
+    for number in bar(range(len(study.trials), config.trials), f"search {name}", "trial"):
         # A new sampler for each trial: a proposal depends on the trials before it only, not on
         # whether one process made them all.
         own = np.random.SeedSequence([seed, fold, number]).generate_state(1)
-        study.sampler = optuna.samplers.TPESampler(seed=int(own[0]), n_startup_trials=startup)
+        study.sampler = optuna.samplers.TPESampler(
+            seed=int(own[0]), n_startup_trials=config.startup
+        )
         trial = study.ask()
-        policies = compile_policies(propose(trial, set_size))
-        found = rate_policies(network, data, policies, num_draws, seed)
+        policies = compile_policies(propose(trial, config.set_size))
+        found = rate_policies(network, data, policies, config.num_draws, seed)
         trial.set_user_attr("top1", found.top1)
         stored.add_trial(study.tell(trial, found.loss))
     return [
         {
-            "number": number,
+            "number": trial.number,
             "loss": trial.value,
-            "sub_policies": propose(optuna.trial.FixedTrial(trial.params), set_size),
+            "sub_policies": propose(optuna.trial.FixedTrial(trial.params), config.set_size),
         }
-        for number, trial in enumerate(study.get_trials(deepcopy=False))
+        for trial in study.get_trials(deepcopy=False)
     ]
 
 
@@ -159,27 +187,18 @@ def compare(
 
     `none` are the unchanged images. `random` are as many uniform sub-policies. `shuffled` has the
     found probabilities and levels with the found operations shuffled, so a gain over it comes from
-    matching operation and strength. `published` is included if its file exists.
-
-    Args:
-        networks: one per fold.
-        data: the unseen images.
-        searched: the policies found.
-        seed: of the controls; its draws differ from those of the search.
-        num_draws: changes of each image.
+    matching operation and strength. `published` is included if its file exists. The draws differ
+    from those of the search.
 
     Returns:
         One row for each fold and type of policies: fold, policies, loss, top1.
     """
     generator = torch.Generator().manual_seed(seed)
     table = compile_policies(searched)
-    steps = torch.randperm(table.ops.numel(), generator=generator)
+    order = torch.randperm(table.ops.numel(), generator=generator)
     operations = [name for sub in searched for name, _, _ in sub]
-    dealt = [operations[place] for place in steps.tolist()]
-    shuffled = [
-        [[dealt[2 * row + step], *sub[step][1:]] for step in (0, 1)]
-        for row, sub in enumerate(searched)
-    ]
+    dealt = iter(operations[place] for place in order)
+    shuffled = [[[next(dealt), *step[1:]] for step in sub] for sub in searched]
     kinds: dict[str, Policies | None] = {
         "none": None,
         "searched": table,
@@ -199,10 +218,5 @@ def compare(
 
 def mean_controls(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the means of `compare` over the folds: type of policies -> loss and top1."""
-    return {
-        kind: {
-            name: fmean(row[name] for row in rows if row["policies"] == kind)
-            for name in ("loss", "top1")
-        }
-        for kind in dict.fromkeys(row["policies"] for row in rows)
-    }
+    means = pd.DataFrame(rows).groupby("policies", sort=False)[["loss", "top1"]].mean()
+    return means.to_dict("index")

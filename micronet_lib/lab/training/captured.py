@@ -7,8 +7,8 @@ fails, a line on stderr says so and the step runs without a graph.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 
 import torch
 from torch import Tensor
@@ -104,8 +104,7 @@ class CapturedStep:
         how, prepare = self._ways.pop(0)
         images, targets = images.clone(), targets.clone()
         if draw is not None:
-            box = None if draw.box is None else draw.box.clone()
-            draw = MixDraw(draw.lam.clone(), box, draw.permutation.clone())
+            draw = deepcopy(draw)
         self._static = _given(images, targets, draw)
         self._lr = torch.zeros((), device=step.device)
         before = _Snapshot(step, generator)
@@ -153,7 +152,7 @@ class _Snapshot:
     def __init__(self, step: Step, generator: torch.Generator | None) -> None:
         self._step = step
         self._saved = [(tensor, tensor.clone()) for tensor in self._tensors()]
-        self._hooks = [_copies(hook.state_dict()) for hook in step.hooks]
+        self._hooks = [deepcopy(hook.state_dict()) for hook in step.hooks]
         self._generator = generator
         self._drawn = None if generator is None else generator.get_state()
         self._moments = {id(each): each.clone() for each in _moments(step.optimizer)}
@@ -181,12 +180,6 @@ def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return every state tensor of the optimiser, such as momentum."""
     states = optimizer.state.values()
     return [value for state in states for value in state.values() if isinstance(value, Tensor)]
-
-
-def _copies(state: Any) -> Any:
-    if isinstance(state, Mapping):
-        return {name: _copies(value) for name, value in state.items()}
-    return state.clone() if isinstance(state, Tensor) else state
 
 
 class CapturedTop1:
@@ -230,12 +223,9 @@ class CapturedTop1:
     @torch.no_grad()
     def _rate(self) -> None:
         self._found.zero_()
-        batches = zip(
-            self.data.images.split(GPU_BATCH_SIZE),
-            self.data.targets.split(GPU_BATCH_SIZE),
-            strict=True,
-        )
-        for images, targets in batches:
+        data = self.data
+        parts = (tensor.split(GPU_BATCH_SIZE) for tensor in (data.images, data.targets))
+        for images, targets in zip(*parts, strict=True):
             inputs = normalize(images).contiguous(memory_format=torch.channels_last)
             logits = self.model(inputs)
             correct = (logits.argmax(1) == targets).sum()

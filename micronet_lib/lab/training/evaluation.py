@@ -86,8 +86,11 @@ def _merge_batch_norms(traced: fx.GraphModule) -> None:
             continue
         before = node.args[0]
         once = len(before.users) == uses[before.target] == 1
+        layer = layers[before.target]
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            continue  # they compute its weight, or change what it reads or returns
         if once and layers[node.target].track_running_stats:
-            merged = fuse_conv_bn_eval(layers[before.target], layers[node.target])
+            merged = fuse_conv_bn_eval(layer, layers[node.target])
             replace_node_module(before, layers, merged)
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)

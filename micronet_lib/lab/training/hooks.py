@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.layers import weight_of
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
@@ -21,13 +22,13 @@ class TargetTable(Hook):
     captured step reads the new values.
 
     Args:
-        weight: of the classifier, `[C, D]`, on its device.
+        classifier: its weight is `[C, D]`.
         config: form, smoothing and temperature.
     """
 
-    def __init__(self, weight: Tensor, config: SmoothingConfig) -> None:
-        self._weight, self._config = weight, config
-        self.table = target_table(weight, config)
+    def __init__(self, classifier: nn.Linear, config: SmoothingConfig) -> None:
+        self._classifier, self._config = classifier, config
+        self.table = target_table(weight_of(classifier), config)
 
     def __call__(
         self, targets: Tensor, partners: Tensor | None = None, lam: float | Tensor | None = None
@@ -37,7 +38,7 @@ class TargetTable(Hook):
 
     def start_epoch(self, epoch: int) -> None:
         """Compute the table anew."""
-        self.table.copy_(target_table(self._weight, self._config))
+        self.table.copy_(target_table(weight_of(self._classifier), self._config))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the table."""

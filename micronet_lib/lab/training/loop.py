@@ -46,13 +46,13 @@ class TrainingData:
 
     Attributes:
         train: images to learn from.
-        validation: rated after every epoch.
+        validation: rated after every epoch; None if these images are trained on.
         test: rated after every epoch if the recipe has `watch_test`, else None.
         policies: the augmentation policies, or None.
     """
 
     train: ImageSet
-    validation: ImageSet
+    validation: ImageSet | None
     test: ImageSet | None = None
     policies: Policies | None = None
 
@@ -63,7 +63,8 @@ class Trained:
 
     Attributes:
         network: after the last epoch, in evaluation mode; the moving average if there is one.
-        best_state: state dict after the epoch that was best on the validation images.
+        best_state: state dict after the epoch that was best on the validation images; after the
+            last epoch if there are none.
         curve: one number per epoch under each name of `CURVES` that the run has.
         seconds: training time of all processes, without rating.
         images_per_s: training speed, without rating.
@@ -88,6 +89,7 @@ class Run:
         seed: of all random numbers.
         hooks: of the recipe's changes, see `hooks.Hook`.
         teacher: network whose logits are learned from.
+        inputs: name -> sha256 of the files that decide the run.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -101,8 +103,10 @@ class Run:
         seed: int,
         hooks: Sequence[Hook] = (),
         teacher: Network | None = None,
+        inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
+        self.inputs = dict(inputs or {})
         train = recipe.train
         self.steps = len(data.train) // train.batch_size
         if not self.steps:
@@ -134,7 +138,7 @@ class Run:
         self.seconds = 0.0
         self.commits = [COMMIT]
         self.curve: dict[str, list[float]] = {
-            name: [] for name in CURVES if name != "test_top1" or name in self.top1
+            name: [] for name in CURVES if not name.endswith("_top1") or name in self.top1
         }
         self.best_state: dict[str, Tensor] = {}
 
@@ -175,10 +179,11 @@ class Run:
             ) from error
         for name, values in self.curve.items():
             values.append(losses[name])
-        if losses["validation_top1"] >= max(self.curve["validation_top1"]):
+        validation = self.curve.get("validation_top1", [0.0])
+        if validation[-1] >= max(validation):
             self.best_state = _copy(self.rated.state_dict())
         if bar is not None:
-            bar.rated(losses["train_loss"], losses["validation_top1"])
+            bar.rated(losses["train_loss"], losses.get("validation_top1"))
 
     def _train_epoch(self, generator: torch.Generator, bar: TrainingBar | None) -> None:
         train, config = self.data.train, self.recipe.augment
@@ -241,13 +246,24 @@ class Run:
             "curve": self.curve,
             "best_state": self.best_state,
             "commits": self.commits,
+            "inputs": self.inputs,
             "network": self.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "hooks": [dict(hook.state_dict()) for hook in self.step.hooks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a state of the same recipe, data and seed."""
+        """Load a state of the same recipe, data and seed.
+
+        Raises:
+            InputError: a file that decides the run is not the one that it began with.
+        """
+        for name, digest in state.get("inputs", {}).items():
+            if self.inputs.get(name) != digest:
+                raise InputError(
+                    f"{name} is another file than when this training began: put the old one back, "
+                    "or delete the training state to begin anew"
+                )
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.curve = state["curve"]
         self.commits = list(dict.fromkeys([*state["commits"], COMMIT]))

@@ -151,7 +151,7 @@ class Step:
         if half and self.device.type == "cpu":
             _keep_strided_depthwise_in_float32(network)
         frozen = freeze(network, train.freeze)
-        table = TargetTable(network.classifier.weight, recipe.smoothing)
+        table = TargetTable(network.classifier, recipe.smoothing)
         self.hooks: list[Hook] = [table, frozen]
         if recipe.srip.coef:
             self.hooks.append(Srip(network, recipe.srip, generator))

@@ -9,6 +9,7 @@ from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
 
 _RECIPES = {
     "paper": replace(PAPER, train=replace(PAPER.train, watch_test=True)),
+    "paper_all_images": replace(PAPER, train=replace(PAPER.train, watch_test=True, hold_out=False)),
     "released_cycle": replace(RELEASED, train=replace(RELEASED.train, epochs=600, cycles=1)),
     "released": RELEASED,
 }
@@ -45,7 +46,7 @@ SWEEPS = (
     ),
     Sweep(
         name="recipes",
-        title="The paper's dense recipe, one cycle of the released code's, and all four",
+        title="The paper's dense recipe, the same on all images, one released cycle, and all four",
         chapter="04_augmentation",
         axes={"recipe": tuple(_RECIPES)},
         make=lambda recipe: _RECIPES[recipe],

@@ -1,0 +1,50 @@
+"""Values that readers give in a notebook or on a command line, checked in one place."""
+
+import json
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from micronet_lib.errors import InputError
+
+SEEDS = 2**32
+"""Seeds are below this number, because NumPy and scikit-learn take no larger one."""
+
+
+def as_seed(value: object) -> int:
+    """Return a seed as a plain integer.
+
+    Raises:
+        InputError: no whole number (1.0, True and "1" are none), negative, or too large. Otherwise
+            one run would get several records.
+    """
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"seed is {value!r}; give a whole number from 0 to 2^32 - 1, such as 1")
+    return seed
+
+
+def as_overrides(value: object) -> dict[str, Any]:
+    """Return overrides as a dictionary: from a mapping, from None, or from text.
+
+    papermill passes `-p overrides '{"train.epochs": 2}'` as text.
+
+    Raises:
+        InputError: neither a mapping with text as keys, nor such a mapping in JSON.
+    """
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value or "{}")
+        except ValueError:
+            found = value
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
+        raise InputError(
+            f'overrides are {value!r}; give dotted keys with values, such as {{"train.epochs": 2}}'
+        )
+    return dict(found)

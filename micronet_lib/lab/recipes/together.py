@@ -1,0 +1,101 @@
+"""Settings of a recipe that are valid each, but wrong together; refused before anything runs."""
+
+from micronet_lib.distillation import DistillationConfig
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import NUM_IMAGES
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.pruning.schedules import PruneTo
+from micronet_lib.scoring.rules import rules_of
+
+
+def check_together(recipe: Recipe, dataset: str) -> None:
+    """Check a resolved recipe, its start and its teacher.
+
+    A setting that a recipe has no use for, such as `mix_alpha` without a mix, is ignored. Refused
+    is what would train, rate or price something else than the settings say.
+
+    Args:
+        recipe: as it runs.
+        dataset: a name of `DATA_SETS`.
+
+    Raises:
+        InputError: the two settings, and how to correct them.
+    """
+    _check_images(recipe, dataset)
+    _check_rounds(recipe)
+    _check_teacher(recipe)
+    price = recipe.price
+    rules_of("official", price.weight_bits, price.activation_bits, price.accumulator)
+    train = recipe.train
+    if train.epochs and recipe.savings:
+        raise InputError(
+            f"savings are for a network that is not trained; train.epochs is {train.epochs}: "
+            "let another recipe start from this one"
+        )
+    if (train.initialization == "trained_distribution") != bool(train.initialize_from):
+        raise InputError(
+            f"train.initialize_from is {train.initialize_from!r} and train.initialization is "
+            f"{train.initialization!r}; trained_distribution needs a file, and no other takes one"
+        )
+    for other in (recipe.start, recipe.teacher):
+        if other is not None:
+            check_together(other, dataset)
+
+
+def _check_images(recipe: Recipe, dataset: str) -> None:
+    train, sizes = recipe.train, NUM_IMAGES[dataset]
+    if not train.epochs:
+        return
+    there = {
+        "num_images": sizes["train"] + (0 if train.hold_out else sizes["validation"]),
+        "num_validation": sizes["validation"],
+    }
+    for name, most in there.items():
+        if getattr(train, name) > most:
+            raise InputError(
+                f"train.{name} is {getattr(train, name)}; the data set {dataset} has {most}"
+            )
+    num = train.num_images or there["num_images"]
+    if train.batch_size > num:
+        raise InputError(
+            f"train.batch_size is {train.batch_size}, more than the {num} training images: no "
+            "batch would be full"
+        )
+
+
+def _check_rounds(recipe: Recipe) -> None:
+    prune, epochs = recipe.prune, recipe.train.epochs
+    if prune.sparsities and not epochs:
+        raise InputError("prune.sparsities needs a dense training; train.epochs is 0")
+    if prune.sparsities and prune.rewind == "early" and prune.early_epoch > epochs:
+        raise InputError(
+            f"prune.early_epoch is {prune.early_epoch}, after the end of the dense training; "
+            f"train.epochs is {epochs}"
+        )
+    before = 0.0 if recipe.start is None else _sparsity(recipe.start)
+    for change in recipe.changes:
+        if isinstance(change, PruneTo) and change.sparsity is not None:
+            if change.sparsity < before:
+                raise InputError(
+                    f"a change prunes to {change.sparsity}, less than the {before} before it; a "
+                    "pruned weight stays pruned"
+                )
+            before = change.sparsity
+
+
+def _sparsity(recipe: Recipe) -> float:
+    """Return the sparsity that a recipe's own settings and those of its starts lead to."""
+    said = [change.sparsity or 0.0 for change in recipe.changes if isinstance(change, PruneTo)]
+    started = 0.0 if recipe.start is None else _sparsity(recipe.start)
+    return max(started, *said, *recipe.prune.sparsities, 0.0)
+
+
+def _check_teacher(recipe: Recipe) -> None:
+    if recipe.teacher is None:
+        if recipe.distillation != DistillationConfig():
+            raise InputError("distillation needs a teacher: set teacher too, or leave it out")
+        return
+    if not recipe.train.epochs:
+        raise InputError("a teacher needs a training; train.epochs is 0")
+    if not recipe.teacher.learns:
+        raise InputError("the teacher was never trained: give it a checkpoint, or train.epochs")
