@@ -36,8 +36,18 @@ help: ## print this list
 setup: $(STAMP) ## make .venv with everything in it; done again when pyproject or constraints change
 	@echo "ready: $(PY) (activate it with: source $(VENV)/bin/activate)"
 
+# A copied or moved environment runs the library of the place where it was made.
+MADE_FOR := $(shell cat $(STAMP) 2>/dev/null)
+ifneq ($(MADE_FOR),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
 # A shim can be on PATH and still start nothing, so every candidate is run before it is chosen.
 $(STAMP): pyproject.toml constraints.txt
+	@if [ -n "$(MADE_FOR)" ] && [ "$(MADE_FOR)" != "$(CURDIR)" ]; then \
+	  echo "setup: $(VENV) was made for $(MADE_FOR), so it is made again here"; \
+	  rm -rf $(VENV); \
+	fi
 	@recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
 	if ! $(PY) -c "$$recent" 2>/dev/null; then \
 	  for python in $(PYTHON) python3.13 python3.12 python3.11 python3 none; do \
@@ -65,7 +75,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'c.IPKernelApp.log_level = 40  # no warning that a kernel on this machine is not encrypted' \
 	  > $(VENV)/ipython/profile_default/ipython_kernel_config.py
 	@$(PY) -c "import matplotlib.font_manager" 2>/dev/null
-	@touch $@
+	@printf '%s\n' "$(CURDIR)" > $@
 
 book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then build the site
 	@rm -rf runs/book && mkdir -p runs/book

@@ -221,7 +221,8 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
     from micronet_lib.lab.running.lineage import cases, jobs
-    from micronet_lib.lab.running.plan import in_all, require, table_of
+    from micronet_lib.lab.running.plan import in_all, table_of
+    from micronet_lib.lab.running.requirements import require
 
     sweep = SWEEPS[args.sweep]
     overrides = dict(_override(text) for text in args.override)
@@ -312,7 +313,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
-    from micronet_lib.lab.running.plan import require
+    from micronet_lib.lab.running.requirements import require
     from micronet_lib.lab.storage.networks import export_network
     from micronet_lib.scoring.bill import score_network
 

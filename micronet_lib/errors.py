@@ -9,9 +9,13 @@ Value = TypeVar("Value")
 class InputError(ValueError):
     """The user gave something unusable. The message is one line and says how to correct it.
 
-    The command line prints it without a traceback. Any other exception is a bug and keeps its
-    traceback.
+    The command line and a notebook print it without a traceback. Any other exception is a bug and
+    keeps its traceback.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows in a notebook."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class NotFiniteError(InputError):

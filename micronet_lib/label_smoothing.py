@@ -140,12 +140,9 @@ def smoothed_targets(
 ) -> Tensor:
     """Look up the targets of a batch. Mix them where the images are mixed (CutMix, mixup).
 
-    Args:
-        table: `[C, C]`, from `target_table`.
-        targets: true classes, `[N]`, int64 or int32.
-        targets_b: classes of the second images, `[N]`.
-        lam: weight of the first image, in [0, 1]: a number, a 0-d tensor, or `[N]` for a weight per
-            image. A captured CUDA graph needs a tensor; its values are not checked.
+    The table is `[C, C]`, from `target_table`; classes are `[N]`, int64 or int32. `lam` is the
+    weight of the first image, in [0, 1]: a number, a 0-d tensor, or `[N]` for a weight per image. A
+    captured CUDA graph needs a tensor; its values are not checked.
 
     Returns:
         `[N, C]`: `table[targets]`, or `lam table[targets] + (1 - lam) table[targets_b]`.
@@ -179,11 +176,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the cross-entropy against distributions, `-sum_k targets log_softmax(logits)`.
 
     It is linear in the targets. So one loss on mixed targets equals the released code's `lam
-    loss(logits, a) + (1 - lam) loss(logits, b)`, in value and gradient.
-
-    Args:
-        logits: `[N, C]`, raised to the precision of the targets if theirs is lower.
-        targets: `[N, C]`, from `smoothed_targets`.
+    loss(logits, a) + (1 - lam) loss(logits, b)`, in value and gradient. Both are `[N, C]`; logits
+    are raised to the precision of the targets if theirs is lower.
 
     Returns:
         Mean over N, 0-d, in nats.

@@ -1,9 +1,12 @@
 """The three ways to install agree: pyproject's ranges, constraints.txt, environment.yml."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -69,3 +72,18 @@ def test_conda_takes_python_and_pip_and_pip_the_project_with_its_extras_and_cons
     (pip,) = [line["pip"] for line in dependencies if isinstance(line, dict)]
     assert pip == ["-c constraints.txt", f"-e .[{','.join(INSTALLED_EXTRAS)}]"]
     assert set(INSTALLED_EXTRAS) <= set(PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("made_for", "status"), [("{here}", 0), ("/somewhere/else", 1), ("{here}2", 1), ("", 1)]
+)
+def test_an_environment_of_another_place_is_made_again(tmp_path, made_for, status):
+    """`make -q` says whether setup has anything to do."""
+    checkout = (tmp_path / "a checkout").resolve()
+    (checkout / ".venv").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, checkout)
+    text = made_for.format(here=checkout)
+    (checkout / ".venv" / ".setup").write_text(text + "\n", encoding="utf-8")
+    done = subprocess.run(["make", "-q", ".venv/.setup"], cwd=checkout, check=False)
+    assert done.returncode == status

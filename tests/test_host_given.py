@@ -19,7 +19,7 @@ from micronet_lib.lab.running.plan import plan
 from micronet_lib.lab.search.policy_search import search_policies
 
 SWEEP = SWEEPS["expand_ratio"]
-NO_SEEDS = (1.0, 0.0, True, False, "1", "", None, -1, 2**63, 2**64, 1e300, float("nan"), [1], {})
+NO_SEEDS = (1.0, 0.0, True, False, "1", "", None, -1, SEEDS, 2**64, 1e300, float("nan"), [1], {})
 NO_PROFILES = (None, True, 1, 1.5, ["smoke"], {"smoke": 1}, {"smoke"}, "Smoke", "", b"smoke")
 NO_OVERRIDES = ("width_mult", "[1]", "1", '{"width_mult": 0.5', [("width_mult", 0.5)], 3, {1: 2})
 

@@ -19,7 +19,8 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import plan as plans
 from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
-from micronet_lib.lab.running.plan import plan, require
+from micronet_lib.lab.running.plan import plan
+from micronet_lib.lab.running.requirements import require
 
 SWEEP = SWEEPS["srip_placement"]
 

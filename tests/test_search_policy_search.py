@@ -26,12 +26,11 @@ from micronet_lib.lab.search import policy_search, policy_trials
 from micronet_lib.lab.search.policy_search import (
     BUDGETS,
     SET_NAME,
-    SearchConfig,
     deal_folds,
     search,
     write_policies,
 )
-from micronet_lib.lab.search.policy_trials import rate_policies
+from micronet_lib.lab.search.policy_trials import SearchConfig, rate_policies
 
 pytest.importorskip("optuna")
 

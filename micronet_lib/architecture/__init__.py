@@ -17,25 +17,3 @@ from micronet_lib.architecture.network import (
     register,
     takes,
 )
-
-__all__ = [
-    "ARCHITECTURES",
-    "EXPAND_RATIOS",
-    "INITIALIZATIONS",
-    "KINDS",
-    "NETWORKS",
-    "POINTWISE",
-    "MBConv",
-    "MicroNet",
-    "Network",
-    "NetworkSpec",
-    "Wrapped",
-    "build",
-    "initialize",
-    "layer_kind",
-    "register",
-    "released",
-    "semi_orthogonal",
-    "takes",
-    "weight_kinds",
-]

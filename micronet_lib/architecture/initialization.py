@@ -100,13 +100,10 @@ def initialize(
     generator: torch.Generator,
     distribution: WeightDistribution | None = None,
 ) -> None:
-    """Set every convolution, linear layer and batch norm of a network in place.
+    """Set every convolution, linear layer and batch norm in place, by one of `INITIALIZATIONS`.
 
-    Args:
-        model: its other layers do not change.
-        how: a name of `INITIALIZATIONS`.
-        generator: draws the layers in order; the same state gives the same network.
-        distribution: required for `trained_distribution`, None otherwise.
+    Layers are drawn in order. A distribution is required for `trained_distribution` and refused
+    otherwise.
 
     Raises:
         InputError: unknown name; a distribution that is missing, not wanted, or lacks a kind; a

@@ -47,12 +47,8 @@ def layer_kind(name: str, layer: nn.Module) -> str | None:
     """Return the kind of a layer, a name of `KINDS`, or None for a layer without a matrix.
 
     Pointwise is a convolution with a 1x1 kernel, as in the released code of [kim2020]. The name
-    tells its kind. For names of other libraries the shape does: an expansion has more output than
-    input channels, a projection fewer.
-
-    Args:
-        name: dotted, inside its network.
-        layer: any module.
+    tells its kind, dotted as inside its network. For names of other libraries the shape does: an
+    expansion has more output than input channels, a projection fewer.
     """
     if isinstance(layer, nn.Linear):
         return "fc"

@@ -50,11 +50,9 @@ class Network(nn.Module):
 
 
 class Wrapped(Network):
-    """A network of another library.
+    """A network of another library, any module from images to logits.
 
-    Args:
-        network: any module from images to logits.
-        classifier: dotted name of its last linear layer, such as `fc`.
+    `classifier` is the dotted name of its last linear layer, such as `fc`.
 
     Raises:
         InputError: there is no linear layer of that name.
@@ -113,11 +111,9 @@ def takes(name: str, option: str) -> bool:
 
 
 def build(model: str | NetworkSpec, /, **options: Any) -> Network:
-    """Build a freshly initialised network.
+    """Build a freshly initialised network from a name of `NETWORKS` or a spec.
 
-    Args:
-        model: a name of `NETWORKS`, or a spec.
-        options: of the registered function; they override those of the spec.
+    Options are those of the registered function; they override those of the spec.
 
     Raises:
         InputError: unknown name, or an option that the network does not have.

@@ -84,9 +84,7 @@ def _fixed_point(values: Tensor, matrix: tuple[Tensor | float, ...]) -> Tensor:
 def resample(images: Tensor, matrices: Tensor) -> Tensor:
     """Take each pixel from where its image's matrix says: nearest neighbour, black outside.
 
-    Args:
-        images: uint8 [N,3,32,32].
-        matrices: int32 [N,6], from one of the geometry functions above.
+    Matrices are int32 [N,6], from one of the geometry functions above.
     """
     a, b, c, d, e, f = (column.view(-1, 1, 1) for column in matrices.unbind(1))
     x = torch.arange(SIZE, dtype=torch.int32, device=images.device)
@@ -169,9 +167,7 @@ def brightness(images: Tensor, values: Tensor) -> Tensor:
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
     """Replace each level by its entry in the table of its image and channel.
 
-    Args:
-        images: uint8 [N,3,32,32].
-        tables: uint8 [N,3,256], from one of the tone functions above.
+    Tables are uint8 [N,3,256], from one of the tone functions above.
     """
     return torch.gather(tables, 2, images.flatten(2).long()).unflatten(2, (SIZE, SIZE))
 
@@ -219,12 +215,8 @@ def cutout(images: Tensor, values: Tensor, centres: Tensor) -> Tensor:
     """Paint a square of `value` times the image's width in a colour near the mean.
 
     Corners are truncated to pixels and both belong to the square, as in Pillow. So it is one pixel
-    wider than its size says. It is clipped at the border. A value of 0 paints nothing.
-
-    Args:
-        images: uint8 [N,3,32,32].
-        values: float64 [N], the side as a fraction of 32 pixels.
-        centres: float64 [N,2], x and y in pixels.
+    wider than its size says. It is clipped at the border. A value of 0 paints nothing. Centres are
+    float64 [N,2], x and y in pixels.
     """
     side = (values * SIZE).unsqueeze(1)
     first = (centres - side / 2).clamp_min(0).floor()
@@ -243,10 +235,8 @@ def cutout(images: Tensor, values: Tensor, centres: Tensor) -> Tensor:
 def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     """Pad by 4 pixels of level 128, crop 32 x 32 and mirror some, like torchvision, in one gather.
 
-    Args:
-        images: uint8 [N,3,32,32].
-        shifts: int64 [N,2], row and column of the crop's corner in the padded image, 0 to 8.
-        flips: bool [N], which images to mirror left to right.
+    Shifts are int64 [N,2], row and column of the crop's corner in the padded image, 0 to 8. Flips
+    are bool [N].
     """
     padded = F.pad(images, (CROP_PADDING,) * 4, value=CROP_FILL)
     width = padded.shape[3]
@@ -277,14 +267,11 @@ OPERATIONS = (*GEOMETRY, *TONE, *BLEND, "Cutout")
 
 
 def apply_operation(name: str, images: Tensor, values: Tensor, centres: Tensor) -> Tensor:
-    """Apply one operation to all images.
+    """Apply one of `OPERATIONS` to all images.
 
-    Args:
-        name: one of `OPERATIONS`.
-        images: uint8 [N,3,32,32].
-        values: float64 [N]: image widths for shear, translation and cutout, degrees for rotation,
-            bits for posterize, otherwise a level or factor. Some operations ignore it.
-        centres: float64 [N,2], x and y in pixels; only for Cutout.
+    Values are image widths for shear, translation and cutout, degrees for rotation, bits for
+    posterize, otherwise a level or factor; some operations ignore them. Centres are for Cutout
+    only.
 
     Raises:
         InputError: unknown operation.

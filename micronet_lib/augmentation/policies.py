@@ -111,12 +111,9 @@ class Policies:
 
 
 def load_policies(path: str | Path, policy_set: str = "all") -> Policies:
-    """Read a policy file: JSON, name of a set -> list of sub-policies.
+    """Read a set of a policy file, or `all`: JSON, name of a set -> list of sub-policies.
 
-    Args:
-        path: the published file (from `data fetch policies`), or that of our own search.
-        policy_set: a name in it, or `all`. Repeated sub-policies count each time. The key
-            `provenance` is not a set.
+    Repeated sub-policies count each time. The key `provenance` is not a set.
 
     Raises:
         InputError: the file is missing or malformed, or has no such set.
@@ -227,13 +224,8 @@ def draw(
     probability; half of the shears, translations and rotations reversed; a cutout's centre uniform
     from 1 to 32 (`numpy.random.uniform(32)` uses 32 as one end; the other is 1 by default).
 
-    Args:
-        policies: None for crops and mirror images only.
-        num_images: N.
-        generator: random numbers. A CPU generator gives every machine the same images.
-        device: of the returned tensors.
-        crop: False draws no shift.
-        flip: False mirrors no image.
+    Without policies there are only crops and mirror images; without `crop` no shift, without `flip`
+    no mirror image. A CPU generator gives every machine the same images.
     """
     source = generator.device
     uniform = partial(torch.rand, generator=generator, device=source, dtype=torch.float64)
@@ -258,9 +250,7 @@ def draw(
 def augment(images: Tensor, draws: Draws) -> Tensor:
     """Apply decisions to images in chunks, with the function that suits their device.
 
-    Args:
-        images: uint8 [N,3,32,32]; not changed, the result is a new tensor of the same shape.
-        draws: for N images, on the same device.
+    Images are uint8 [N,3,32,32] and do not change; the result is a new tensor.
 
     Raises:
         InputError: images of another type or shape, or another number of decisions.

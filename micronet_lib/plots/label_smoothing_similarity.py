@@ -15,7 +15,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import figure, footer
+from micronet_lib.plots.style import apply_style, figure, footer
 
 __all__ = [
     "nearest_table",
@@ -159,6 +159,7 @@ def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source:
     """
     import seaborn as sns
 
+    apply_style()
     names = list(map(_readable, classes["class"]))
     table = pd.DataFrame(similarity, index=names, columns=names)
     superclasses = sorted(classes["superclass"].unique())

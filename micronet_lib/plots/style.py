@@ -1,5 +1,10 @@
-"""The common style of figures: size, type, colour-blind-safe colours, and the footer."""
+"""The common style of figures: size, type, colour-blind-safe colours, and the footer.
 
+A figure looks the same whatever a reader's matplotlibrc says, and appears in a notebook whatever
+MPLBACKEND says.
+"""
+
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +45,26 @@ _RC: Any = {
 }
 
 
+def show_inline() -> None:
+    """Let figures appear below a notebook's cells, whatever MPLBACKEND or matplotlibrc asks for.
+
+    Outside a Jupyter kernel nothing changes. A later `%matplotlib` overrules it.
+    """
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython is not None else None
+    if hasattr(shell, "kernel"):
+        shell.enable_matplotlib("inline")
+
+
+show_inline()
+
+
+def apply_style() -> None:
+    """Set matplotlib to its own defaults and then to the book's style, backend excepted."""
+    # Not a context: leaving one would switch the notebook's backend off.
+    mpl.style.use(["default", _RC])
+
+
 def figure(
     height: float = 3.4, columns: int = 1, rows: int = 1, widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
@@ -53,7 +78,7 @@ def figure(
         rows: axes above each other.
         widths: relative widths of the columns.
     """
-    mpl.rcParams.update(_RC)  # not a context: leaving one would switch the notebook's backend off
+    apply_style()
     fig = plt.figure(figsize=(WIDTH, height), dpi=110, facecolor="white", layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, width_ratios=widths)
     return fig, list(axes.flat)

@@ -11,15 +11,3 @@ from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, WinnersRules
-
-__all__ = [
-    "OPS_BASE",
-    "PARAM_BASE",
-    "RULE_SETS",
-    "SAVINGS",
-    "WinnersRules",
-    "apply_savings",
-    "record_operations",
-    "score_network",
-    "score_operations",
-]

@@ -74,14 +74,11 @@ SCORE_METRICS = (
 def score_operations(
     operations: Iterable[Operation], rules: RuleSet, exit_rates: Sequence[float] | None = None
 ) -> Score:
-    """Return the bill of the operations under the rules.
+    """Return the bill of one image's operations under the rules.
 
-    Args:
-        operations: of one image.
-        rules: the prices.
-        exit_rates: measured fraction of images that leave at each exit. An operation costs the
-            share of images that still reach it; storage is charged in full. None: all images reach
-            the last exit.
+    `exit_rates` are measured: the fraction of images that leave at each exit. An operation costs
+    the share of images that still reach it; storage is charged in full. None: all images reach the
+    last exit.
 
     Raises:
         InputError: an operation without a price, or rates that do not fit the exits.
@@ -138,11 +135,7 @@ def score_network(
 ) -> Score:
     """Score any network for one image of `input_shape` `(C, H, W)`.
 
-    Args:
-        model: any network; a `Network` with several exits is counted exit by exit.
-        rules: a rule set or its name.
-        input_shape: of one image.
-        exit_rates: fraction of images that leave at each exit, see `score_operations`.
+    A `Network` with several exits is counted exit by exit, see `score_operations`.
 
     Raises:
         InputError: unknown rule set, rates that do not fit, or an operation without a price.

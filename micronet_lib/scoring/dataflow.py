@@ -57,12 +57,9 @@ class Dataflow:
         return storage(tensor) in self.needs
 
     def note(self, read: list[Tensor], written: list[Tensor], operations: range) -> None:
-        """Record the dependencies of a function's outputs.
+        """Record the dependencies of a function's outputs, and of arguments that it changed.
 
-        Args:
-            read: its arguments.
-            written: its outputs, and arguments that it changed.
-            operations: indices of its operations; empty if it is free.
+        `operations` are the indices of its operations; empty if it is free.
         """
         data = {storage(tensor) for tensor in read if self.is_data(tensor)}
         if written:
@@ -102,10 +99,7 @@ class Dataflow:
 
         Values are the same if they come from the same parameters and are equal in any order. So a
         weight and its transpose are stored once, a weight and a part of it are stored separately.
-
-        Args:
-            constant: read by the operation.
-            operation: index of the operation, returned if the values are new.
+        New values are stored by `operation` itself.
         """
         at = storage(constant)
         key = (self.sources.get(at) or at, constant.storage_offset(), constant.numel())

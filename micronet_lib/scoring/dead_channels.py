@@ -11,12 +11,13 @@ Each function returns a smaller network with the same logits (chapter `06_scorin
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import Architecture, MBConv, MicroNet, SqueezeExcite
-from micronet_lib.errors import InputError, Registry, check_choice
+from micronet_lib.errors import InputError, check_choice
 
 
 def remove_dead_gates(model: MicroNet) -> MicroNet:
@@ -162,11 +163,9 @@ def remove_dead_channels(model: MicroNet) -> MicroNet:
         )
         for i, block in enumerate(_blocks(source))
     )
+    stem_chs = int(live.streams[0].sum())
     architecture = replace(
-        model.architecture,
-        stem_chs=int(live.streams[0].sum()),
-        width_mult=1.0,
-        cut_blocks=configs,
+        model.architecture, stem_chs=stem_chs, width_mult=1.0, cut_blocks=configs
     )
     trimmed = _build_like(model, architecture)
     trimmed.load_state_dict(_cut(source, live))
@@ -176,14 +175,14 @@ def remove_dead_channels(model: MicroNet) -> MicroNet:
 def _cut(model: MicroNet, live: _Live) -> dict[str, Tensor]:
     """Return the state dictionary without dead rows and columns."""
     every = slice(None)
-    cuts: dict[str, tuple[Tensor | slice, Tensor | slice]] = {
+    cuts: dict[str, tuple[Any, Any]] = {
         "stem.conv": (live.streams[0], every),
         "stem.bn": (live.streams[0], every),
         "head.classifier": (every, live.streams[-1]),
     }
     for i, (hidden, se) in enumerate(zip(live.hidden, live.se, strict=True)):
         inputs, outputs = live.streams[live.reads[i]], live.streams[live.writes[i]]
-        parts: dict[str, tuple[Tensor | slice, Tensor | slice]] = {
+        parts = {
             "conv_expand": (hidden, inputs),
             "bn_expand": (hidden, every),
             "conv_dw": (hidden, every),
@@ -238,14 +237,11 @@ def fold_sixth(model: MicroNet) -> MicroNet:
     return folded
 
 
-SAVINGS = Registry(
-    "saving",
-    {
-        "dead_gates": remove_dead_gates,
-        "dead_channels": remove_dead_channels,
-        "sixth": fold_sixth,
-    },
-)
+SAVINGS = {
+    "dead_gates": remove_dead_gates,
+    "dead_channels": remove_dead_channels,
+    "sixth": fold_sixth,
+}
 """The free savings by name, in the order in which they can be applied."""
 
 

@@ -41,17 +41,9 @@ def _matmul(rec: Recorder, out: Tensor, input: Tensor, other: Tensor) -> Operati
 
 
 def _batch_norm(
-    rec: Recorder,
-    out: Tensor,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    *_: Any,
-    **__: Any,
-) -> Operations:
+    rec: Recorder, out: Tensor, input: Tensor, running_mean: Any, running_var: Any,
+    weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any,
+) -> Operations:  # fmt: skip
     if training or running_mean is None:
         raise rec.refusal("batch_norm with the statistics of the batch")
     return [rec.norm(out, input, running_mean)]
@@ -93,10 +85,6 @@ def _each(kind: Kind) -> Rule:
     return lambda rec, out, *_, **__: [rec.operation(kind, out)]
 
 
-def _prelu(rec: Recorder, out: Tensor, input: Tensor, weight: Tensor) -> Operations:
-    return [rec.operation("leaky_relu", out, weight)]
-
-
 def _clamp(
     rec: Recorder, out: Tensor, input: Tensor, min: Any = None, max: Any = None
 ) -> Operations:
@@ -132,15 +120,9 @@ def _arithmetic(of_data: Kind, with_constant: Kind) -> Rule:
 
 
 def _interpolate(
-    rec: Recorder,
-    out: Tensor,
-    input: Tensor,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    *_: Any,
-    **__: Any,
-) -> Operations:
+    rec: Recorder, out: Tensor, input: Tensor, size: Any = None, scale_factor: Any = None,
+    mode: str = "nearest", *_: Any, **__: Any,
+) -> Operations:  # fmt: skip
     if mode not in ("nearest", "nearest-exact", "bilinear"):
         raise rec.refusal(f"interpolate in mode {mode!r}")
     return [rec.operation("bilinear", out)] if mode == "bilinear" else []
@@ -196,7 +178,7 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
     (_each("relu"), "relu"),
     (_each("relu6"), "relu6 hardtanh"),
     (_each("leaky_relu"), "leaky_relu"),
-    (_prelu, "prelu"),
+    (lambda rec, out, input, weight: [rec.operation("leaky_relu", out, weight)], "prelu"),
     (_clamp, "clamp clip"),
     (_each("compare"), "maximum minimum clamp_min clamp_max"),
     (_each("unary"), "abs neg exp log sqrt rsqrt reciprocal tanh square pow round floor ceil sign"),

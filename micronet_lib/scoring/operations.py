@@ -291,9 +291,7 @@ def record_operations(
     A network with several exits is run by its method `exits`. An operation that no exit needs
     counts for the first. The decision to leave is not counted.
 
-    Args:
-        model: any network; its mode and device do not change.
-        input_shape: `(C, H, W)` of one image.
+    Mode and device of the network do not change. `input_shape` is `(C, H, W)`.
 
     Raises:
         InputError: a function without a rule, or scripted code.

@@ -10,14 +10,3 @@ from micronet_lib.srip.penalty import (
     srip_penalty,
     srip_weights,
 )
-
-__all__ = [
-    "PLACEMENTS",
-    "Srip",
-    "SripConfig",
-    "exact_deviation",
-    "spectrum",
-    "srip_network_penalty",
-    "srip_penalty",
-    "srip_weights",
-]

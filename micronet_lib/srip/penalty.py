@@ -140,11 +140,8 @@ def srip_network_penalty(
 ) -> Tensor:
     """Return the loss term: `coef` times the mean of `srip_penalty` over the matrices, 0-d.
 
-    Args:
-        weights: as from `srip_weights(model, config.placement)`.
-        config: `coef` and `definition` are used.
-        us: start vectors by name; if None, all are drawn at once, the same as in `batches.Srip`.
-        generator: random numbers, on the weights' device.
+    Weights are as from `srip_weights(model, config.placement)`. Without start vectors `us` by name,
+    all are drawn at once, the same as in `batches.Srip`, on the weights' device.
     """
     if us is None:
         matrices = [as_matrix(weight, config.definition) for weight in weights.values()]
@@ -172,15 +169,10 @@ def exact_deviation(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
-    """Return a weight as the matrix M of the module's docstring.
+    """Return a weight as the matrix M of the module's docstring, in float32 at least.
 
-    Args:
-        weight: `[out_chs, fan_in]`, or the weight of a convolution, flattened to that.
-        definition: `paper` or `released`.
-
-    Returns:
-        `[fan_in, out_chs]` (`paper`) or `[out_chs, fan_in]` (`released`), in float32 at least. A
-        start vector has one element for each column.
+    A convolution's weight is flattened to `[out_chs, fan_in]`. M is that (`released`) or its
+    transpose (`paper`). A start vector has one element for each column.
 
     Raises:
         InputError: unknown definition, or a weight of fewer than two dimensions.
@@ -193,11 +185,7 @@ def as_matrix(weight: Tensor, definition: Definition) -> Tensor:
 
 
 def draw_start(target: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Fill start vectors with N(0, 1) numbers in place, and return them.
-
-    Args:
-        target: one vector, or those of many matrices one after the other.
-        generator: random numbers, on the target's device; None for PyTorch's own.
+    """Fill start vectors, one or many in a row, with N(0, 1) numbers in place, and return them.
 
     Raises:
         InputError: the generator is on another device.

@@ -174,14 +174,18 @@ def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Indices of the training and of the validation images, int64, each ascending.
     """
-    labels = targets.cpu().numpy()
-    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
-    shuffled = np.argsort(np.random.PCG64(VALIDATION_SEED).random_raw(len(labels)), kind="stable")
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
+    labels, order = targets.cpu(), shuffled(len(targets), VALIDATION_SEED)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = order[labels[order] == label]
         held_out[members[: len(members) // 10]] = True
-    return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def shuffled(num: int, seed: int) -> Tensor:
+    """Return 0 to `num` - 1 in a random order, int64, the same on every machine."""
+    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
+    return torch.from_numpy(np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable"))
 
 
 def normalize(images: Tensor) -> Tensor:

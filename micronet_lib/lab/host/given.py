@@ -7,8 +7,8 @@ from typing import Any
 
 from micronet_lib.errors import InputError
 
-SEEDS = 2**63
-"""Seeds are below this number: PyTorch's limit is twice that, and every round of pruning adds."""
+SEEDS = 2**32
+"""Seeds are below this number, because NumPy and scikit-learn take no larger one."""
 
 
 def as_seed(value: object) -> int:
@@ -23,7 +23,7 @@ def as_seed(value: object) -> int:
     except TypeError:
         seed = -1
     if not 0 <= seed < SEEDS:
-        raise InputError(f"seed is {value!r}; give a whole number from 0 to 2^63 - 1, such as 1")
+        raise InputError(f"seed is {value!r}; give a whole number from 0 to 2^32 - 1, such as 1")
     return seed
 
 

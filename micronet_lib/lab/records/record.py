@@ -97,7 +97,7 @@ def read(path: Path) -> Record:
         InputError: the file is missing, damaged or of another schema.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**content)
     except (OSError, ValueError, TypeError) as error:
         raise InputError(

@@ -245,7 +245,12 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
 
 
 def missing_file(case: Case, trains: bool) -> str | None:
-    """Return the first file that a case reads and this machine lacks, or None.
+    """Return the first of `missing_files`, or None."""
+    return next(iter(missing_files(case, trains)), None)
+
+
+def missing_files(case: Case, trains: bool) -> list[str]:
+    """Return the files that a case reads and this machine lacks, relative to the data folder.
 
     Args:
         case: any.
@@ -261,7 +266,7 @@ def missing_file(case: Case, trains: bool) -> str | None:
             if case.recipe.augment.policy in POLICY_FILES:
                 needed.append(policy_path(case.recipe.augment.policy))
     missing = [path for path in needed if not (data_root() / path).exists()]
-    return str(missing[0]) if missing else None
+    return [str(path).removeprefix(f"{data_root()}/") for path in missing]
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
@@ -87,30 +86,6 @@ def in_all(ahead: pd.DataFrame) -> str:
         f"{len(left)} to do, {len(trained)} of them to train: {trained['minutes'].sum():.1f} "
         f"minutes of training, {trained['disk_mb'].sum():.0f} MB"
     )
-
-
-def require(ahead: Sequence[Job]) -> None:
-    """Raise an error if no job is possible here, instead of leaving every point `not run`.
-
-    Raises:
-        InputError: the reason of the first job, and what to do.
-    """
-    if not all(job.does == "impossible" for job in ahead):
-        return
-    case, reason = ahead[0].case, ahead[0].reason
-    if reason.startswith("not defined"):
-        raise InputError(
-            f"sweep {case.sweep.name!r} is not defined on profile {case.profile.name!r}; "
-            f"choose from {', '.join(case.sweep.profiles)}"
-        )
-    remedy = ""
-    if " file " in f" {reason}":
-        groups = {"kaist/": "kaist", "cifar-100-python/": "cifar100", "fast_auto": "policies"}
-        group = next((each for part, each in groups.items() if part in reason), None)
-        remedy = (
-            f"; `micronet data fetch {group}` gets it" if group else "; it is in the repository"
-        )
-    raise InputError(f"{case.name}: {reason}{remedy}")
 
 
 def num_images(recipe: Recipe, profile: Profile) -> int:

@@ -24,14 +24,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import ImageSet, load_split
+from micronet_lib.lab.data.images import ImageSet, load_split, shuffled
 from micronet_lib.lab.host.files import only_one, write_atomically
 from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.machine import default_device, environment
@@ -88,21 +87,14 @@ BUDGETS = {
 
 
 def deal_folds(targets: Tensor, folds: int, seed: int) -> list[Tensor]:
-    """Split images into folds of equal size, each class evenly.
-
-    Args:
-        targets: int64 [N].
-        folds: K.
-        seed: of the shuffle before.
+    """Deal images with targets int64 [N] into K folds of equal size, each class evenly.
 
     Returns:
         K tensors of indices, int64, each ascending, together every image once.
     """
-    labels = targets.cpu().numpy()
-    # The raw stream of PCG64 never changes between releases of NumPy; its shuffle may.
-    shuffled = np.argsort(np.random.PCG64(seed).random_raw(len(labels)), kind="stable")
-    in_classes = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    return [torch.from_numpy(np.sort(in_classes[fold::folds])) for fold in range(folds)]
+    order = shuffled(len(targets), seed)
+    in_classes = order[targets.cpu()[order].argsort(stable=True)]
+    return [in_classes[fold::folds].sort().values for fold in range(folds)]
 
 
 def search(
@@ -145,7 +137,7 @@ def search(
             folded = fold_batch_norm(network)
             tried = _first(unseen, config.num_images)
             trials = run_trials(folded, tried, folder, fold, config, seed)
-            best = sorted(trials, key=lambda trial: (trial["loss"], trial["number"]))
+            best = sorted(trials, key=lambda trial: trial["loss"])
             found += [sub for trial in best[: config.keep] for sub in trial["sub_policies"]]
             plain = rate_policies(folded, tried, None, 1, seed)
             rows.append(

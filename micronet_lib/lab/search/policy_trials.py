@@ -80,13 +80,8 @@ def rate_policies(
 ) -> Evaluation:
     """Rate a network on images that policies have changed: the mean over all draws of all images.
 
-    Args:
-        network: in evaluation mode; fastest with its batch norm folded.
-        data: N images.
-        policies: None for the unchanged images, once.
-        num_draws: changes of each image.
-        seed: of the draws. Policies of the same length get the same draws from the same seed, which
-            removes much noise from a comparison.
+    Without policies the images are rated once, unchanged. Policies of the same length get the same
+    draws from the same seed, which removes much noise from a comparison.
     """
     images, targets = data.images, data.targets
     if policies is not None:
@@ -121,15 +116,10 @@ def run_trials(
     config: SearchConfig,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Run the missing trials of a fold.
+    """Run the missing trials of a fold on images that its network has not seen.
 
-    Args:
-        network: of the fold.
-        data: images of the fold, which the network has not seen.
-        folder: of `trials.db`, with one study per fold, readable by Optuna's own tools.
-        fold: its number.
-        config: the budget.
-        seed: of the search.
+    They are stored in `trials.db` below `folder`, with one study per fold, readable by Optuna's own
+    tools.
 
     Returns:
         All trials in order: number, loss, sub_policies.
@@ -173,11 +163,11 @@ def run_trials(
         stored.add_trial(study.tell(trial, found.loss))
     return [
         {
-            "number": number,
+            "number": trial.number,
             "loss": trial.value,
             "sub_policies": propose(optuna.trial.FixedTrial(trial.params), config.set_size),
         }
-        for number, trial in enumerate(study.get_trials(deepcopy=False))
+        for trial in study.get_trials(deepcopy=False)
     ]
 
 
@@ -197,14 +187,8 @@ def compare(
 
     `none` are the unchanged images. `random` are as many uniform sub-policies. `shuffled` has the
     found probabilities and levels with the found operations shuffled, so a gain over it comes from
-    matching operation and strength. `published` is included if its file exists.
-
-    Args:
-        networks: one per fold.
-        data: the unseen images.
-        searched: the policies found.
-        seed: of the controls; its draws differ from those of the search.
-        num_draws: changes of each image.
+    matching operation and strength. `published` is included if its file exists. The draws differ
+    from those of the search.
 
     Returns:
         One row for each fold and type of policies: fold, policies, loss, top1.

@@ -31,11 +31,9 @@ def pack(network: Network) -> dict[str, Any]:
 
 
 def restore(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
-    """Build a network of a file, in evaluation mode on the CPU, in the precision of its tensors.
+    """Build a network from the content of a file (`pack`), on the CPU in evaluation mode.
 
-    Args:
-        spec: name and options, as from `pack`.
-        state: its tensors by name.
+    It has the precision of the tensors.
 
     Raises:
         InputError: the network is not registered, the tensors belong to another network, or a value
@@ -57,13 +55,10 @@ def restore(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
 def export_network(
     network: Network, path: Path, recipe: Recipe | None = None, **more: Any
 ) -> dict[str, Any]:
-    """Write a network for others to read, and return the file's metadata.
+    """Write a network for others to read, trimmed ones included, and return the file's metadata.
 
-    Args:
-        network: any registered network, trimmed ones included.
-        path: ends in `.safetensors`.
-        recipe: of its training, resolved for its profile.
-        more: entries of the metadata, such as `top1=0.8` and `score={...}`.
+    The recipe is that of its training, resolved for its profile. `more` are further entries, such
+    as `top1=0.8` and `score={...}`.
 
     Raises:
         InputError: another ending, a folder that cannot be written, or safetensors not installed.

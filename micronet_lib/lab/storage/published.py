@@ -84,11 +84,9 @@ def _harmless() -> list[Any]:
 
 
 def _is_network(value: object) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(key, str) and _is_plain(tensor) for key, tensor in value.items())
-    )
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(key, str) and _is_plain(tensor) for key, tensor in value.items())
 
 
 def _is_plain(value: object) -> bool:
@@ -120,10 +118,8 @@ _KEY = re.compile(r"^(?:layers\.(\d+)\.)?(.+)\.(\w+)$")
 def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     """Return weights and masks of a file of [kim2020] under this library's names.
 
-    Each prunable tensor has a mask, as in `layers.3.conv2.weight` and `layers.3.conv2.mask`.
-
-    Args:
-        state: tensors under the authors' names. A `module.` prefix (data parallel) is removed.
+    Each prunable tensor has a mask, as in `layers.3.conv2.weight` and `layers.3.conv2.mask`. A
+    prefix `module.` (data parallel) is removed.
 
     Raises:
         InputError: a name outside the authors' scheme.
@@ -137,9 +133,10 @@ def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
         if part not in table:
             raise InputError(f"checkpoint of another network: no place for the tensor {key!r}")
         prefix = "" if block is None else f"blocks.{block}."
-        (masks if leaf == "mask" else weights)[
-            f"{prefix}{table[part]}.{'weight' if leaf == 'mask' else leaf}"
-        ] = value
+        if leaf == "mask":
+            masks[f"{prefix}{table[part]}.weight"] = value
+        else:
+            weights[f"{prefix}{table[part]}.{leaf}"] = value
     return weights, masks
 
 

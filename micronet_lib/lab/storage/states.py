@@ -24,13 +24,9 @@ _HEADER_SIZE = 65
 def save_own(
     path: Path, key: str, content: Mapping[str, Any], previous: Path | None = None
 ) -> None:
-    """Write tensors and plain containers as one file, atomically.
+    """Write tensors and plain containers as one file, atomically. An old file moves to `previous`.
 
-    Args:
-        path: of the file.
-        key: recipe and seed that it belongs to.
-        content: tensors, numbers, strings, lists and dictionaries.
-        previous: path to which an existing file at `path` is moved.
+    The key says to which recipe and seed the content belongs.
 
     Raises:
         InputError: the folder cannot be written.
@@ -54,12 +50,8 @@ def is_own(path: Path) -> bool:
 def load_own(path: Path, key: str | None = None) -> dict[str, Any] | None:
     """Read a file of `save_own` on the CPU. Rename it to `<name>.damaged` if its digest is wrong.
 
-    Args:
-        path: of the file.
-        key: required key; None accepts any.
-
     Returns:
-        The content; None if the file is missing, damaged or has another key.
+        The content; None if the file is missing, damaged or has another key than a given one.
 
     Raises:
         InputError: the file exists but cannot be read or renamed.
@@ -110,11 +102,8 @@ def load_state(folder: Path, key: str) -> dict[str, Any] | None:
     Raises:
         InputError: see `load_own`.
     """
-    for name in ("state.pt", "state.previous.pt"):
-        state = load_own(folder / name, key)
-        if state is not None:
-            return state
-    return None
+    newest = load_own(folder / "state.pt", key)
+    return newest if newest is not None else load_own(folder / "state.previous.pt", key)
 
 
 def forget_states(folder: Path) -> None:

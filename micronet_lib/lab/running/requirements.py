@@ -1,0 +1,133 @@
+"""What must be here before anything runs: for a command, and for a chapter of the book."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from micronet_lib.errors import InputError
+from micronet_lib.lab.host.given import as_overrides, as_seed
+from micronet_lib.lab.host.machine import stamp
+from micronet_lib.lab.host.places import ROOT, data_root
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.running.lineage import Case, Job, cases, jobs, missing_files
+
+# The beginning of a file's path -> its group of `micronet data fetch`.
+GROUPS = {
+    "cifar-100-python/": "cifar100",
+    "kaist/": "kaist",
+    "policies/fast_autoaugment": "policies",
+}
+NUM_SHOWN = 3  # missing files in a message
+
+
+def begin(
+    profile: str,
+    seed: Any = 0,
+    overrides: Any = None,
+    records: Sequence[str] = (),
+    networks: Sequence[str] = (),
+) -> tuple[int, dict[str, Any]]:
+    """Check a chapter's library, settings and files, and print its stamp.
+
+    Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
+    The points of a sweep that trains must all be possible, because the chapter compares them. Of
+    published files, some may be missing, and their points stay `not run`.
+
+    Args:
+        profile: a name of `PROFILES`.
+        seed: see `as_seed`.
+        overrides: see `as_overrides`.
+        records: what the chapter measures: names of sweeps, or `sweep/pattern` for some points.
+        networks: the points whose trained networks it looks at, in the same way.
+
+    Returns:
+        Seed and overrides, checked.
+
+    Raises:
+        InputError: another checkout's library, a setting that cannot be used, or missing files or
+            networks.
+    """
+    check_library(Path.cwd())
+    budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
+
+    def asked(names: Iterable[str]) -> Iterator[list[Case]]:
+        for name in names:
+            sweep, _, pattern = name.partition("/")
+            yield cases(SWEEPS[sweep], budget, seed, overrides, pattern or None)
+
+    impossible: list[Job] = []
+    for points in asked(records):
+        ahead = jobs(points)
+        found = [job for job in ahead if job.does == "impossible"]
+        trains = any(job.case.recipe.train.epochs for job in ahead)
+        if profile in points[0].sweep.profiles and (trains or len(found) == len(ahead)):
+            impossible += found
+    for points in asked(networks):
+        impossible += [job for job in jobs(points, recorded=False) if job.does == "impossible"]
+    if impossible:
+        raise _refusal(impossible)
+    print(stamp(profile, seed))
+    if overrides:
+        print("overrides:", ", ".join(f"{key}={value}" for key, value in overrides.items()))
+    return seed, overrides
+
+
+def check_library(folder: Path) -> None:
+    """Raise an error if the library that runs is not that of the checkout around a folder.
+
+    A copied virtual environment still imports the library of the place where it was made.
+
+    Raises:
+        InputError: both places, and what to do.
+    """
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if (place / "micronet_lib" / "__init__.py").is_file():
+            if place != ROOT:
+                raise InputError(
+                    f"this is the library of {ROOT}, not of {place}: run `make setup` in {place}, "
+                    "and start the notebook with that environment"
+                )
+            return
+
+
+def require(ahead: Sequence[Job]) -> None:
+    """Raise an error if no job is possible here, instead of leaving every point `not run`.
+
+    Raises:
+        InputError: why, and what to do.
+    """
+    if all(job.does == "impossible" for job in ahead):
+        raise _refusal(ahead)
+
+
+def _refusal(impossible: Sequence[Job]) -> InputError:
+    """Return the error for jobs that are impossible here, with what to do."""
+    case, reason = impossible[0].case, impossible[0].reason
+    if reason.startswith("not defined"):
+        return InputError(
+            f"sweep {case.sweep.name!r} is not defined on profile {case.profile.name!r}; "
+            f"choose from {', '.join(case.sweep.profiles)}"
+        )
+    missing = list(dict.fromkeys(name for job in impossible for name in _missing(job)))
+    if not missing:
+        return InputError(reason if case.name in reason else f"{case.name}: {reason}")
+    shown = ", ".join(missing[:NUM_SHOWN])
+    if len(missing) > NUM_SHOWN:
+        shown += f" and {len(missing) - NUM_SHOWN} more"
+    groups = {group: None for name in missing for group in [_group(name)] if group}
+    remedy = f"`micronet data fetch {' '.join(groups)}`" if groups else ""
+    return InputError(
+        f"{case.name} at {case.profile.name} needs {shown} below {data_root()}; "
+        + (f"{remedy} gets what is missing" if groups else "it is in the repository")
+    )
+
+
+def _missing(job: Job) -> list[str]:
+    """Return the missing files of a job, for its training if it has none yet."""
+    return missing_files(job.case, job.case.recipe.train.epochs > 0)
+
+
+def _group(path: str) -> str | None:
+    """Return the group of a file, or None for a file of the repository."""
+    return next((group for start, group in GROUPS.items() if path.startswith(start)), None)
