@@ -5,6 +5,7 @@ errors print one line on stderr and exit with status 2.
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows ASCII only gets the result
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _run(words)

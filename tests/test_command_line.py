@@ -476,6 +476,25 @@ def test_an_import_that_catches_everything_is_stopped_too(tmp_path):
     assert (child.returncode, out, err) == (130, "", "micronet: stopped\n")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("more", [["--json"], []], ids=["json", "text"])
+def test_an_output_that_knows_few_letters_gets_the_whole_result(encoding, more, tmp_path):
+    own = os.environ | {
+        "PYTHONIOENCODING": encoding,
+        "MICRONET_RUNS": str(tmp_path / "\u00fc\u2603"),
+    }
+    words = ["measure", "expand_ratio", "--profile", "smoke", "--point", "1.0", *more]
+    ran = subprocess.run(
+        [sys.executable, "-m", "micronet_lib", *words],
+        capture_output=True,
+        check=False,
+        env=own | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    text = ran.stdout.decode(encoding)
+    assert json.loads(text)["points"] if more else "this run" in text
+
+
 def test_a_reader_who_leaves_early_is_no_fault(tmp_path):
     gone, pipe = os.pipe()
     os.close(gone)

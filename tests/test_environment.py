@@ -87,3 +87,21 @@ def test_an_environment_of_another_place_is_made_again(tmp_path, made_for, statu
     (checkout / ".venv" / ".setup").write_text(text + "\n", encoding="utf-8")
     done = subprocess.run(["make", "-q", ".venv/.setup"], cwd=checkout, check=False)
     assert done.returncode == status
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")
+@pytest.mark.parametrize("autocrlf", ["true", "false", "input"])
+@pytest.mark.parametrize("eol", ["crlf", "lf", "native"])
+def test_a_clone_has_the_same_bytes_whatever_git_is_told(autocrlf, eol, tmp_path):
+    """Shells need LF, and digests of policies are in records."""
+    git = ["git", "-c", f"core.autocrlf={autocrlf}", "-c", f"core.eol={eol}"]
+    words = ["checkout-index", "--prefix", f"{tmp_path}/", ".ci/run", "Makefile", "README.md"]
+    words += ["data/policies/searched.json", "data/paper/srip.csv", "micronet_lib/errors.py"]
+    done = subprocess.run([*git, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if "dubious ownership" in done.stderr:
+        pytest.skip("git refuses this checkout")
+    assert done.returncode == 0, done.stderr
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 6
+    assert [path for path in written if b"\r" in path.read_bytes()] == []
+    assert (tmp_path / ".ci" / "run").stat().st_mode & 0o100

@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity
 
 from micronet_lib.errors import InputError, check_choice, unknown
 from micronet_lib.lab.data import embedded
-from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root
+from micronet_lib.lab.host.places import CIFAR100_CLASSES, data_root, of_checkout
 
 DATA_SETS = ("embedded", "cifar100")
 SPLITS = ("train", "validation", "test")
@@ -147,7 +147,7 @@ def load_labels(name: str) -> Labels:
             superclass_of = torch.tensor(embedded.SUPERCLASS_OF)
             return Labels(embedded.CLASS_NAMES, embedded.SUPERCLASS_NAMES, superclass_of)
         case "cifar100":
-            rows = pd.read_csv(CIFAR100_CLASSES)
+            rows = pd.read_csv(of_checkout(CIFAR100_CLASSES))
             superclasses = sorted(rows["superclass"].unique())  # the published numbering
             numbers = [superclasses.index(superclass) for superclass in rows["superclass"]]
             return Labels(tuple(rows["class"]), tuple(superclasses), torch.tensor(numbers))

@@ -23,8 +23,10 @@ def default_device() -> torch.device:
 def set_up(device: torch.device) -> None:
     """Make PyTorch fast and exact for training on a device, for the whole process.
 
-    On a GPU, float32 convolutions do not use TF32, and cuDNN benchmarks its algorithms, because
-    shapes do not change.
+    Called before training and timing only. On a GPU, float32 convolutions do not use TF32, and
+    cuDNN benchmarks its algorithms, because shapes do not change. On a CPU, the allocator keeps
+    freed memory. The only other setting of the whole process is the compiler's limit of
+    recompilations, which `training.captured` raises when it compiles on a GPU.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -120,6 +122,7 @@ def _code_commit() -> tuple[str, str]:
             env={**os.environ, "LC_ALL": "C"},
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
         )
         if done.returncode and (ROOT / ".git").exists():

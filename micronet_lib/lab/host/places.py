@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from micronet_lib.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[3]
 PAPER_TABLES = ROOT / "data" / "paper"
 MEASURED = ROOT / "data" / "measured"
@@ -16,15 +18,42 @@ POLICY_FILES = {
 }
 
 
+def of_checkout(path: Path) -> Path:
+    """Return a path of the repository, if the library runs in a checkout of it.
+
+    Tables, records and policies are files of the repository and not of the package. Without this
+    check, an installed copy would find none and write runs beside itself.
+
+    Raises:
+        InputError: the library is installed without the repository, and the path does not exist.
+    """
+    if not path.exists() and not (ROOT / "pyproject.toml").is_file():
+        raise InputError(
+            f"the library in {ROOT} is a copy without the repository, which has {path.name}: "
+            "install a checkout with `pip install -e .`, or let MICRONET_DATA and MICRONET_RUNS "
+            "name folders, which is enough for training"
+        )
+    return path
+
+
 def data_root() -> Path:
-    """Return the folder of downloads: `$MICRONET_DATA`, or the repository's `data/`."""
+    """Return the folder of downloads: `$MICRONET_DATA`, or the repository's `data/`.
+
+    Raises:
+        InputError: there is neither.
+    """
     given = os.environ.get("MICRONET_DATA")
-    return Path(given).expanduser() if given else ROOT / "data"
+    return Path(given).expanduser() if given else of_checkout(ROOT / "data")
 
 
 def runs_root() -> Path:
-    """Return the folder of this machine's records and networks: `$MICRONET_RUNS`, or `runs/`."""
-    return Path(os.environ.get("MICRONET_RUNS") or ROOT / "runs")
+    """Return the folder of this machine's records and networks: `$MICRONET_RUNS`, or `runs/`.
+
+    Raises:
+        InputError: there is neither.
+    """
+    given = os.environ.get("MICRONET_RUNS")
+    return Path(given).expanduser() if given else of_checkout(ROOT / "runs")
 
 
 def checkpoint_path(name: str) -> Path:

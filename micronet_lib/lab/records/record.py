@@ -13,7 +13,7 @@ from typing import Any
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import published_digests
 from micronet_lib.lab.host.files import set_aside, sha256_of, write_atomically
-from micronet_lib.lab.host.places import MEASURED, SEARCHED_POLICIES
+from micronet_lib.lab.host.places import MEASURED, SEARCHED_POLICIES, of_checkout
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
@@ -135,6 +135,8 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     Raises:
         InputError: a file of this sweep is damaged.
     """
+    if root == MEASURED:
+        of_checkout(root)
     folder = root / profile / sweep.name
     own = [read(path) for path in sorted(folder.glob("*.json"))]
     trained: dict[str, dict[int, Record]] = {}
@@ -184,4 +186,4 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
                 f"{path} was not measured with the published {file.name}, or does not say so: "
                 "`micronet data fetch` gets it; then measure the point again"
             )
-    return write(record, root)
+    return write(record, of_checkout(root) if root == MEASURED else root)

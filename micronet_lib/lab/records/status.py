@@ -5,7 +5,7 @@
 
 import pandas as pd
 
-from micronet_lib.lab.host.places import MEASURED
+from micronet_lib.lab.host.places import MEASURED, of_checkout
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.records.record import Record, read, read_sweep
@@ -14,7 +14,7 @@ from micronet_lib.lab.records.tables import NOT_RUN, table
 
 def machines() -> pd.DataFrame:
     """Return the committed records by machine and code: number, time, newest date."""
-    records = [read(path) for path in sorted(MEASURED.rglob("*.json"))]
+    records = [read(path) for path in sorted(of_checkout(MEASURED).rglob("*.json"))]
     runs = pd.DataFrame([{**run.env, "run": _identity(run)} for run in records])
     key = ["device", "torch", "python", "commit"]
     once = runs.drop_duplicates([*key, "run"]).groupby(key)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from micronet_lib.architecture.layers import named_kind
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES
+from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES, of_checkout
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, read_sweep
 
@@ -18,7 +18,9 @@ NOT_RUN = "not run"
 
 def paper(stem: str) -> pd.DataFrame:
     """Return the transcribed numbers of one chapter: point, metric, value, source, locator."""
-    return pd.read_csv(PAPER_TABLES / f"{stem}.csv", dtype={"point": str, "value": float})
+    return pd.read_csv(
+        of_checkout(PAPER_TABLES / f"{stem}.csv"), dtype={"point": str, "value": float}
+    )
 
 
 def paper_wide(stem: str, source: str) -> pd.DataFrame:

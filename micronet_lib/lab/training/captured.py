@@ -22,6 +22,7 @@ from micronet_lib.lab.training.evaluation import GPU_BATCH_SIZE, evaluate
 from micronet_lib.lab.training.step import Step
 
 WARM_UP = 3
+RECOMPILE_LIMIT = 256
 WORTH_COMPILING = 2000
 """Steps. Shorter runs do not save the minute that compiling takes."""
 
@@ -141,7 +142,9 @@ def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor
 
 def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # One process may train many networks of a sweep, and each needs its own compilation.
-    torch._dynamo.config.recompile_limit = 256
+    # The limit is that of the whole process, and only raised.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     # With it, dropout draws the same numbers as without the compiler.
     return torch.compile(loss_of, fullgraph=True, dynamic=False, options={"fallback_random": True})
 
