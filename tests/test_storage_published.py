@@ -1,8 +1,13 @@
 """Reading the files that teams published: every form they come in, and nothing else."""
 
+import os
 import pickle
 import re
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from published_format import authors_name, pruned_network, published_state, save
@@ -13,6 +18,7 @@ from micronet_lib.architecture import NetworkSpec, build
 from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.storage.networks import load_network
 from micronet_lib.lab.storage.published import (
     FORMATS,
     from_kaist,
@@ -145,6 +151,59 @@ def test_a_team_with_another_format_is_one_function(tmp_path, monkeypatch):
     assert load_published(ours).spec == NetworkSpec("micronet_v1_released")
     with pytest.raises(InputError, match="not a file of theirs"):
         load_published(save({"x.weight": torch.ones(1)}, path))
+
+
+# --------------------------------------------------------------------------- as people save them
+
+
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        *(np.float64(0.8), np.float32(1), np.int64(3), np.uint8(3), np.bool_(True), np.float16(2)),
+        *(np.arange(6).reshape(2, 3), np.array([], np.float32), [np.float64(1), (np.int32(2),)]),
+        Namespace(lr=0.1, best=np.float64(0.8), args=Namespace(epochs=np.int64(3))),
+        {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+    ],
+    ids=lambda beside: type(beside).__name__,
+)
+def test_data_beside_the_network_is_read(beside, as_zip, network, state, tmp_path):
+    content = {"net": state, "beside": beside, "epoch": 3}
+    path = save(content, tmp_path / "network.t7", as_zip=as_zip)
+    assert same_network(load_published(path), network)
+
+
+@pytest.mark.parametrize(
+    "beside", [nn.Linear(1, 1), print, os.system, datetime.now(UTC), Path("a")]
+)
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
+def test_what_else_a_file_asks_for_is_named_and_not_run(beside, as_zip, state, tmp_path):
+    path = save({"net": state, "beside": beside}, tmp_path / "network.t7", as_zip=as_zip)
+    message = refusal(path)
+    kind = beside if callable(beside) and not isinstance(beside, nn.Module) else type(beside)
+    assert kind.__name__ in message
+    assert "nothing of it was executed" in message
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("wrapped", ["{}", "module.{}"])
+@pytest.mark.parametrize(
+    "name", ["micronet_v1", "micronet_v2_released", "table1_2.0", *TORCHVISION]
+)
+def test_a_plain_state_dict_of_ours_is_read(name, wrapped, seed, tmp_path):
+    torch.manual_seed(seed)
+    model = build(name).eval()
+    state = {wrapped.format(key): value for key, value in model.state_dict().items()}
+    for content in (state, {"net": state, "top1": np.float64(0.8)}):
+        loaded = load_network(save(content, tmp_path / "network.pt"))
+        assert loaded.spec == NetworkSpec(name)
+        assert same_network(loaded, model)
+    damaged = {key: value * torch.nan for key, value in state.items()}
+    with pytest.raises(InputError, match="NaN"):
+        load_network(save(damaged, tmp_path / "network.pt"))
+    del state[next(iter(state))]
+    with pytest.raises(InputError, match=f"nearest is {re.escape(name)} with 1 difference"):
+        load_network(save(state, tmp_path / "network.pt"))
 
 
 # --------------------------------------------------------------------------- what is refused

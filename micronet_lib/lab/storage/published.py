@@ -2,29 +2,35 @@
 
 A file cannot run code. It is a dictionary of tensors, bare or under a key such as `net4`. It does
 not name its network; names and shapes of the tensors identify it. Each team's format is one
-function in `FORMATS`, from the team's names to this library's.
+function in `FORMATS`, from the team's names to this library's. A plain `state_dict()` of a
+registered network is read as well.
 """
 
 import re
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from micronet_lib.architecture.network import NETWORKS, Network, NetworkSpec, build
 from micronet_lib.errors import InputError
 
+_ASKED = re.compile(r"GLOBAL (\S+)")
 _REMEDY = "`micronet data fetch kaist` gets the published ones"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a published checkpoint under the authors' names, on the CPU.
 
-    Unpickling is restricted to tensors and plain containers, so a file cannot run code.
+    Unpickling is restricted to tensors, plain containers, NumPy numbers and arrays, and the
+    arguments of a command line, so a file cannot run code.
 
     Raises:
         InputError: no such file; truncated; not a checkpoint; other content than dense tensors of
@@ -33,13 +39,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}; {_REMEDY}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_harmless()):
             warnings.simplefilter("ignore")  # of odd files, which get one line of ours below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        asked = _ASKED.search(str(error))
+        if asked is None:
+            raise InputError(
+                f"{path} is damaged or no checkpoint; nothing of it was executed; {_REMEDY}"
+            ) from error
         raise InputError(
-            f"{path} is not a checkpoint of plain tensors (damaged, or it asks to run code); "
-            f"nothing of it was executed; {_REMEDY}"
+            f"{path} asks for {asked[1]}, which may run code; nothing of it was executed: save "
+            "the network's state_dict() alone, or copy the file again if it may be damaged"
         ) from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): make it readable") from error
@@ -58,6 +69,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no network, which is a dictionary of named dense tensors; {_REMEDY}"
         )
     return dict(state)
+
+
+def _harmless() -> list[Any]:
+    """Return what people save beside tensors, and what only holds data."""
+    arrays = np._core.multiarray  # type: ignore[attr-defined]
+    numbers = np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"
+    makers = [
+        (getattr(arrays, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")  # the name before NumPy 2, and since
+    ]
+    return [Namespace, bytes, np.ndarray, np.dtype, *{type(np.dtype(c)) for c in numbers}, *makers]
 
 
 def _is_network(value: object) -> bool:
@@ -117,7 +140,19 @@ def from_kaist(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     return weights, masks
 
 
-FORMATS: dict[str, Format] = {"kaist": from_kaist}
+def from_ours(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """Return the weights of a plain `state_dict()` of a registered network, without masks.
+
+    Raises:
+        InputError: no tensor has a name of such a network.
+    """
+    weights = {key.removeprefix("module."): value for key, value in state.items()}
+    if not any(weights.keys() & (_shapes(network) or {}).keys() for network in NETWORKS):
+        raise InputError("no tensor has a name of a registered network")
+    return weights, {}
+
+
+FORMATS: dict[str, Format] = {"kaist": from_kaist, "ours": from_ours}
 """Every team's format. A function returns weights and masks, and raises for other names."""
 
 
