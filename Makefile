@@ -18,6 +18,10 @@ unexport MPLBACKEND
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 
+# Our line and not papermill's own traceback; that of a failed cell stays.
+PAPERMILL := $(PY) -c 'import sys; sys.tracebacklimit = 0; \
+	from papermill.__main__ import papermill; papermill(prog_name="papermill")'
+
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-sanitize-with=tests/nbval_sanitize.cfg
 
@@ -80,7 +84,7 @@ $(STAMP): pyproject.toml constraints.txt
 book: $(STAMP) ## execute every chapter at profile smoke into runs/book, then build the site
 	@rm -rf runs/book && mkdir -p runs/book
 	@for chapter in $(notdir $(CHAPTERS)); do \
-	  MICRONET_RUNS="$(CURDIR)/runs/book" $(PY) -m papermill \
+	  MICRONET_RUNS="$(CURDIR)/runs/book" $(PAPERMILL) \
 	    "book/$$chapter" "runs/book/$$chapter" --cwd book -p profile smoke || exit 1; \
 	done
 	@$(PY) -m sphinx -n -W --keep-going -q book $(SITE)
@@ -124,7 +128,7 @@ lab: $(STAMP) ## open the book in JupyterLab
 
 run: known-chapter $(STAMP) ## run one chapter: make run CH=05_pruning PROFILE=full ARGS="-p seed 1"
 	@mkdir -p runs
-	$(PY) -m papermill book/$(CH).ipynb runs/$(CH)-$(PROFILE).ipynb --cwd book -p profile $(PROFILE) $(ARGS)
+	@$(PAPERMILL) book/$(CH).ipynb runs/$(CH)-$(PROFILE).ipynb --cwd book -p profile $(PROFILE) $(ARGS)
 
 known-chapter:
 	@case " $(notdir $(basename $(CHAPTERS))) " in \
