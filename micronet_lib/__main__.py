@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -173,7 +174,8 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
         model = apply_savings(model, args.save) if args.save else model
         name = model.spec.name
     try:
-        found = score_network(model, rules, args.input or (3, 32, 32))
+        with redirect_stdout(sys.stderr):
+            found = score_network(model, rules, args.input or (3, 32, 32))
     except InputError:
         raise
     except Exception as error:
@@ -201,8 +203,10 @@ def _imported(name: str, options: dict[str, Any]) -> Any:
     module, _, attribute = name.partition(":")
     if not (module and attribute):
         raise InputError(f"{name!r} is not MODULE:NAME, such as torchvision.models:mobilenet_v2")
+    sys.path.insert(0, str(Path.cwd()))  # the installed command does not look there
     try:
-        made = attrgetter(attribute)(import_module(module))(**options)
+        with redirect_stdout(sys.stderr):  # whatever a constructor prints
+            made = attrgetter(attribute)(import_module(module))(**options)
     except Exception as error:  # code of others may raise anything
         raise InputError(f"{name}: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):

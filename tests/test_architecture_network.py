@@ -19,6 +19,7 @@ from micronet_lib.architecture import (
 )
 from micronet_lib.architecture import network as contract
 from micronet_lib.architecture.micronet import ARCHITECTURES, Architecture, MicroNet, Stage
+from micronet_lib.architecture.network import takes
 from micronet_lib.errors import InputError
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
@@ -141,3 +142,10 @@ def test_an_architecture_of_no_registered_name_has_a_spec_too() -> None:
     model = MicroNet(TINY)
     assert build(through_json(model.spec)).architecture == TINY
     assert copy.deepcopy(model).spec == model.spec
+
+
+def test_an_option_is_one_that_the_function_names(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "open", lambda **options: build("micronet_v1", **options))
+    assert not takes("open", "width_mult")
+    assert takes("micronet_v1", "width_mult")
+    assert not takes(TORCHVISION[0], "width_mult")

@@ -37,6 +37,8 @@ OVERRIDES = (
     '{"train.weight_decay": 0.0001}',  # as papermill's -p passes it
 )
 
+SETTINGS = [*enumerate(OVERRIDES), (SEEDS - 1, {})]
+
 
 def refusal(stem: str, **parameters: object) -> str:
     """The line with which a chapter's setup cell stops, or nothing."""
@@ -88,23 +90,16 @@ def test_a_chapter_ends_well_at_settings_drawn_at_random(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", CHAPTERS)
-@pytest.mark.parametrize("overrides", OVERRIDES, ids=str)
-def test_every_override_on_offer(tmp_path, stem, overrides):
-    check(tmp_path, stem, "smoke", 0, overrides, ())
+@pytest.mark.parametrize(("seed", "overrides"), SETTINGS)
+def test_ten_seeds_and_every_override_on_offer(tmp_path, stem, seed, overrides):
+    check(tmp_path, stem, "smoke", seed, overrides, ())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stem", CHAPTERS)
-@pytest.mark.parametrize("seed", [*range(1, 10), SEEDS - 1])
-def test_ten_seeds(tmp_path, stem, seed):
-    check(tmp_path, stem, "smoke", seed, {}, ())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", CHAPTERS)
-@pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("files", FILES, ids=lambda files: "+".join(files) or "nothing")
-def test_every_profile_with_every_set_of_files(tmp_path, stem, profile, files):
+@pytest.mark.parametrize("profile", ["quick", "full"])
+@pytest.mark.parametrize("files", [("cifar100", "policies"), ("cifar100", "kaist"), GROUPS])
+def test_real_images_with_the_files_that_suffice(tmp_path, stem, profile, files):
     check(tmp_path, stem, profile, 0, {}, files)
 
 

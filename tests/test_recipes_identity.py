@@ -72,7 +72,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
             chosen["start"] is not None,
             chosen["prune"] != PruneConfig(),
         )
-        return sum(starts) < 2
+        return sum(starts) < 2 and not (chosen["prune"].sparsities and chosen["changes"])
 
     return drawn.filter(possible).map(lambda chosen: Recipe(**chosen))
 

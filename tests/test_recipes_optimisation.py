@@ -57,3 +57,9 @@ def test_a_wrong_setting_is_refused_in_one_line():
         with pytest.raises(InputError, match=named) as caught:
             TrainConfig(**settings)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("factor", ["abc", None, True, -1.0, float("nan"), float("inf")])
+def test_a_factor_of_the_learning_rate_is_a_number(factor):
+    with pytest.raises(InputError, match="lr_factors"):
+        TrainConfig(lr_factors={"head.*": factor})

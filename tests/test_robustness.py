@@ -119,7 +119,7 @@ WRONG_WORDS = {
         FETCH_KAIST,
     ),
     "measure published --profile smoke": ("'published'", "'smoke'", "full"),
-    "measure published --profile full": ("kaist/micronet_v1_pr_60.t7", FETCH_KAIST),
+    "measure published --profile full": ("kaist/micronet_v1_pr_60.t7", "fetch kaist cifar100"),
     "recipe width 1.0 --profile smoke": ("'width'", "expand_ratio, printed_table"),
     "recipe expand_ratio 9.9 --profile smoke": ("'9.9'", "1.0, 1.5, 2.0"),
     "recipe expand_ratio 1.0 --profile huge": ("'huge'", *PROFILES),

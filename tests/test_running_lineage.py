@@ -91,6 +91,18 @@ def test_a_network_whose_record_is_there_is_trained_again_only_when_asked(lab, w
     assert case.record_path.read_bytes() == record
 
 
+def test_a_lost_network_is_found_under_any_name_of_its_record(lab):
+    """The dense network of the pipeline is a stage too."""
+    ensure(SWEEPS["stages"], "smoke", point="3.0-cutmix", progress=False)
+    case = case_of(PIPELINE, "dense")
+    assert state_of(case).does == "rate"
+    case.network_path.unlink()
+    state = state_of(case)
+    assert (state.does, state.lost) == ("impossible", True)
+    assert "stages/3.0-cutmix has a record" in state.reason
+    assert state_of(case, retrain=True).does == "train"
+
+
 def test_a_profile_that_a_sweep_does_not_have_is_impossible(lab):
     state = state_of(case_of(SWEEPS["published"], "v1_pr_60"))
     assert (state.does, state.reason) == ("impossible", "not defined at smoke")

@@ -19,7 +19,7 @@ from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.lab.running import measure as running
-from micronet_lib.lab.running.lineage import Case, cases
+from micronet_lib.lab.running.lineage import Case, cases, jobs
 from micronet_lib.lab.running.measure import ensure, measure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.training.loop import DivergedError
@@ -312,3 +312,35 @@ def test_a_trained_network_is_that_of_its_record(lab):
     ours, theirs = network.state_dict(), again.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert lab.trained == lab.recorded == ["srip_placement/fc"]
+
+
+def test_a_file_that_is_gone_before_a_job_costs_no_training_state(lab):
+    (job,) = jobs(cases(PLACEMENT, PROFILES["smoke"], point="fc"))
+    job.case.folder.mkdir(parents=True)
+    state = job.case.folder / "state.pt"
+    state.write_bytes(b"of an epoch")
+    gone = dataclasses.replace(job.case.recipe, checkpoint="gone")
+    job = dataclasses.replace(job, case=dataclasses.replace(job.case, recipe=gone))
+    state = job.case.folder / "state.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"of an epoch")
+    with pytest.raises(InputError, match=r"gone\.t7"):
+        running.perform(job, progress=False)
+    assert list(state.parent.glob("state.pt*")) != []
+
+
+def test_a_network_that_is_trained_again_gets_a_new_record(lab):
+    ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    (case,) = cases(PLACEMENT, PROFILES["smoke"], point="fc")
+    text = case.record_path.read_text()
+    case.record_path.write_text(text.replace('"seed": 0', '"seed": 0, "notes": ["old"]', 1))
+    case.network_path.unlink()
+    ensure(PLACEMENT, "smoke", point="fc", progress=False, retrain=True)
+    assert lab.trained == ["srip_placement/fc"] * 2
+    assert records.read(case.record_path).notes == []
+
+
+def test_a_bill_that_has_no_price_leaves_the_rest_of_the_record(lab):
+    recipe = dataclasses.replace(ORN, model=TORCHVISION[1])
+    sweep = dataclasses.replace(sweep_of(other=recipe), measures=("accuracy", "bill"))
+    assert ensure(sweep, "smoke", progress=False)["n"].item() == 1

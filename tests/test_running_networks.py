@@ -30,6 +30,7 @@ from micronet_lib.lab.training import loop
 from micronet_lib.lab.training.loop import Run
 from micronet_lib.pruning.masks import HeldMasks, current_masks
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
+from micronet_lib.srip.penalty import SripConfig
 
 TINY = Profile(
     *("tiny", "embedded", "tests"),
@@ -268,3 +269,28 @@ def test_a_file_says_how_its_network_was_trained(lab):
     assert content["spec"]["name"] == case.recipe.model
     assert {"device", "torch", "commit", "date", "wall_s"} <= content["env"].keys()
     assert len(content["curve"]["train_loss"]) == case.recipe.train.epochs
+
+
+def test_rewinding_returns_to_weights_that_the_teacher_has_shaped(lab):
+    """The dense run's first epoch, by hand, with its teacher."""
+    taught = replace(ORN, teacher=replace(ORN, srip=SripConfig(coef=0.0)))
+    sweep, twice = rounds(taught, CONFIGS["early"]), {"train.epochs": 2}
+    (case,) = cases(sweep, PROFILES["smoke"], 0, twice, "dense")
+    trained(sweep, "dense", "smoke", 0, twice, progress=False)
+    device = torch.device("cpu")
+    data, _ = training_data(case.recipe, case.profile, device)
+    found = networks._weights_after(case.recipe, case.profile, 0, data, 2)
+    content = content_of(case.recipe, case.profile, 0)
+    assert same({name: found[name] for name in content["model"]}, dict(content["model"]))
+
+
+def test_every_stage_of_a_chain_draws_anew():
+    half = replace(ORN, start=ORN)
+    assert [r.depth for r in (ORN, half, replace(ORN, start=half))] == [0, 1, 2]
+    assert replace(ORN, start=Recipe(checkpoint="a")).depth == 0
+    assert replace(ORN, prune=CONFIGS["paper"]).depth == 2
+
+
+def test_rounds_and_changes_do_not_go_together():
+    with pytest.raises(InputError, match="together"):
+        replace(ORN, prune=CONFIGS["paper"], changes=(PruneTo(0.6),))

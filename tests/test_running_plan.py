@@ -11,6 +11,7 @@ import pytest
 from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
+from micronet_lib.architecture.network import build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -21,6 +22,8 @@ from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.plan import plan
 from micronet_lib.lab.running.requirements import require
+from micronet_lib.lab.storage.networks import pack
+from micronet_lib.lab.storage.states import save_own
 
 SWEEP = SWEEPS["srip_placement"]
 
@@ -165,3 +168,15 @@ def test_the_command_line_prints_a_plan_and_tells_by_its_status_what_was_not_mea
     assert "srip_placement/fc seed 0: the loss became" in shown.err
     assert "not run" in shown.out
     assert main(words) == 0
+
+
+def test_a_start_that_was_trained_needs_its_file_no_more(lab):
+    """Measuring works without it, so the plan does too, without a time."""
+    start = replace(ORN, checkpoint="gone")
+    sweep = sweep_of(student=replace(ORN, start=start))
+    (case,) = cases(sweep, PROFILES["smoke"])
+    network = build("c_efficientnet_1.0", width_mult=0.1)
+    save_own(case.needs[0].network_path, case.needs[0].id, pack(network))
+    ahead = plan(sweep, "smoke")
+    assert ahead["state"].tolist() == ["to train"]
+    assert ahead["minutes"].isna().all()

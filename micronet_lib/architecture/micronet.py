@@ -294,8 +294,8 @@ def _spec(architecture: Architecture) -> NetworkSpec:
     return NetworkSpec(architecture.name, differing)
 
 
-def _build_named(name: str, /, **options: Any) -> MicroNet:
-    return MicroNet(replace(ARCHITECTURES[name], **_tables(options)))
+def _build_named(name: str, /, width_mult: float = 1.0, **options: Any) -> MicroNet:
+    return MicroNet(replace(ARCHITECTURES[name], width_mult=width_mult, **_tables(options)))
 
 
 for _name in ARCHITECTURES:

@@ -101,13 +101,12 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 
 def takes(name: str, option: str) -> bool:
-    """Return whether a registered network has an option of that name.
+    """Return whether a registered function names an option; `**options` names none.
 
     Raises:
         InputError: unknown name.
     """
-    parameters = signature(NETWORKS[name]).parameters.values()
-    return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
+    return option in signature(NETWORKS[name]).parameters
 
 
 def build(model: str | NetworkSpec, /, **options: Any) -> Network:

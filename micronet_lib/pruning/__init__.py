@@ -9,12 +9,20 @@ from micronet_lib.pruning.masks import (
     prunable_weights,
     weight_groups,
 )
-from micronet_lib.pruning.schedules import README_PRUNING, SCHEDULES, exponential
+from micronet_lib.pruning.schedules import (
+    README_PRUNING,
+    SCHEDULES,
+    PruneConfig,
+    PruneTo,
+    exponential,
+)
 
 __all__ = [
     "README_PRUNING",
     "SCHEDULES",
     "HeldMasks",
+    "PruneConfig",
+    "PruneTo",
     "apply_masks",
     "current_masks",
     "density_table",

@@ -119,7 +119,7 @@ def _shares(num_exits: int, exit_rates: Sequence[float] | None) -> list[float]:
     """Return the fraction of images that reach each exit."""
     if exit_rates is None:
         return [1] * num_exits
-    if len(exit_rates) < num_exits or min(exit_rates) < 0 or abs(sum(exit_rates) - 1) > 1e-6:
+    if len(exit_rates) != num_exits or min(exit_rates) < 0 or abs(sum(exit_rates) - 1) > 1e-6:
         raise InputError(
             f"exit_rates {list(exit_rates)}: give the fraction of images of each of {num_exits} "
             "exits, 1 in all"

@@ -298,7 +298,8 @@ def record_operations(
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(f"{type(model).__name__} is scripted: the counter cannot look inside")
-    like = next(chain(model.parameters(), model.buffers()), torch.zeros(()))
+    values = chain(model.parameters(), model.buffers())
+    like = next((each for each in values if each.is_floating_point()), torch.zeros(()))
     image = torch.zeros((1, *input_shape), dtype=like.dtype, device=like.device)
     training = {module: module.training for module in model.modules()}
     model.eval()

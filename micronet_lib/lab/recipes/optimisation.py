@@ -111,6 +111,15 @@ class TrainConfig:
         for name in ("momentum", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"train.{name} is 1, which forgets nothing: give less than 1")
+        for pattern, factor in self.lr_factors.items():
+            if (
+                isinstance(factor, bool)
+                or not isinstance(factor, int | float)
+                or not (0 <= factor < math.inf)
+            ):
+                raise InputError(
+                    f"train.lr_factors has {factor!r} for {pattern!r}; give a number from 0"
+                )
         if self.epochs % self.cycles:
             raise InputError(
                 f"train.epochs is {self.epochs}; give a multiple of train.cycles, {self.cycles}"

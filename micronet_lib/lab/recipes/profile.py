@@ -136,8 +136,8 @@ def resolved(
     The digest of the policies that our own search found becomes a part of it.
 
     Overrides change the recipe itself; the prefix `start.` or `teacher.` changes those two.
-    Overrides of `prune` describe the rounds. A recipe without rounds ignores them, so that all
-    kinds of rounds start from the same dense network.
+    Overrides of `prune` describe the rounds. A dense recipe ignores them, so that all kinds of
+    rounds start from the same network; one that starts from another network refuses rewinding.
 
     Raises:
         InputError: unknown key, a value of another type, or settings that are wrong together.

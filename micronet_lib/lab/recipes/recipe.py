@@ -81,6 +81,11 @@ class Recipe:
                 "prune is for rounds after a dense training of the same recipe; a recipe with a "
                 "start prunes by a change, PruneTo"
             )
+        if self.prune.sparsities and self.changes:
+            raise InputError(
+                "prune and changes do not go together: let another recipe start from the last "
+                "round and make the changes"
+            )
 
     @property
     def parent(self) -> "Recipe | None":
@@ -95,6 +100,14 @@ class Recipe:
     def needs(self) -> tuple["Recipe", ...]:
         """The recipes whose networks must exist before this one is trained."""
         return tuple(recipe for recipe in (self.parent, self.teacher) if recipe is not None)
+
+    @property
+    def depth(self) -> int:
+        """How many trainings lie behind the network that it starts from. Each draws anew."""
+        before = 0
+        if self.start is not None:
+            before = self.start.depth + bool(self.start.train.epochs)
+        return len(self.prune.sparsities) + before
 
     @property
     def learns(self) -> bool:

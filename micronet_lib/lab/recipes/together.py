@@ -1,10 +1,14 @@
 """Settings of a recipe that are valid each, but wrong together; refused before anything runs."""
 
+import math
+
+from micronet_lib.architecture import NETWORKS
 from micronet_lib.distillation import DistillationConfig
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.pruning.schedules import PruneTo
+from micronet_lib.scoring.dead_channels import SAVINGS
 from micronet_lib.scoring.rules import rules_of
 
 
@@ -21,6 +25,11 @@ def check_together(recipe: Recipe, dataset: str) -> None:
     Raises:
         InputError: the two settings, and how to correct them.
     """
+    check_choice("model", recipe.model, NETWORKS)
+    for saving in recipe.savings:
+        check_choice("saving", saving, SAVINGS)
+    if not 0 < recipe.width_mult < math.inf:
+        raise InputError(f"width_mult is {recipe.width_mult}; give a finite number above 0")
     _check_images(recipe, dataset)
     _check_rounds(recipe)
     _check_teacher(recipe)

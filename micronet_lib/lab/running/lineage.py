@@ -138,10 +138,12 @@ class State:
         does: `nothing`, the record exists; `count`, the recipe trains nothing; `rate`, the network
             exists; `train`; or `impossible`.
         reason: why it is impossible here.
+        lost: whether it is because a recorded network is missing.
     """
 
     does: Action
     reason: str = ""
+    lost: bool = False
 
 
 def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
@@ -168,13 +170,23 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
         return State("count")
     if there:
         return State("rate" if recorded else "nothing")
-    if measured and not retrain:
+    recorded_as = None if retrain else _name_of_record(case)
+    if recorded_as is not None:
         return State(
             "impossible",
-            f"{case.name} has a record, but its network is gone or damaged: copy "
+            f"{recorded_as} has a record, but its network is gone or damaged: copy "
             f"{case.folder.name} into {case.folder.parent}, or give --retrain to train it again",
+            lost=True,
         )
     return State("train")
+
+
+def _name_of_record(case: Case) -> str | None:
+    """Return the name of a record of a case's training, under whatever sweep, or None."""
+    paths = (runs_root() / case.profile.name).glob(f"*/*-s{case.seed}.json")
+    found = (readable(path) for path in sorted(paths))
+    identity = recipe_id(case.recipe)
+    return next((f"{r.sweep}/{r.point}" for r in found if r and r.recipe_id == identity), None)
 
 
 @dataclass(frozen=True)
@@ -187,6 +199,7 @@ class Job:
         recorded: whether a record is requested.
         reason: why it is impossible.
         needs: identities of the networks that it needs.
+        lost: as in `State`.
     """
 
     case: Case
@@ -194,11 +207,7 @@ class Job:
     recorded: bool
     reason: str = ""
     needs: tuple[str, ...] = ()
-
-    @property
-    def lost(self) -> bool:
-        """Whether a needed network is missing although its record is here."""
-        return self.does == "impossible" and self.case.record() is not None
+    lost: bool = False
 
 
 def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) -> list[Job]:
@@ -220,7 +229,7 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
             return trainings[case.id]
         state = state_of(case, wanted, retrain)
         own = (case.id,) if state.does == "rate" else ()
-        job = Job(case, state.does, wanted, state.reason, own)
+        job = Job(case, state.does, wanted, state.reason, own, state.lost)
         if state.does == "train" and case.id in trainings:
             before = trainings[case.id]
             does: Action = "rate" if before.does == "train" else before.does

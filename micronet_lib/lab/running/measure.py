@@ -27,7 +27,7 @@ from micronet_lib.lab.running.lineage import (
 )
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, inputs_of, network_of, train_network
-from micronet_lib.lab.storage.states import forget_states
+from micronet_lib.lab.storage.states import forget_states, is_whole
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
@@ -109,12 +109,13 @@ def perform(job: Job, progress: bool = True) -> None:
         write(measure(case, progress), runs_root())
         return
     with only_one(case.folder / "lock", f"{case.name} seed {case.seed}"):
-        if job.does == "train" and state_of(case, recorded=False, retrain=True).does == "train":
+        trains = job.does == "train" and not is_whole(case.network_path, case.id)
+        if trains:
             train_network(recipe, case.profile, case.seed, case.name, progress)
         else:
             forget_states(case.folder)  # of a process killed after writing the network
         # Another process may have measured it before this one got the lock.
-        if job.recorded and state_of(case).does != "nothing":
+        if job.recorded and (trains or state_of(case).does != "nothing"):
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 

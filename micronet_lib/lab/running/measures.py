@@ -23,6 +23,7 @@ from micronet_lib.label_smoothing import class_similarity
 from micronet_lib.pruning.density import density_table
 from micronet_lib.scoring.bill import score_network
 from micronet_lib.scoring.dead_channels import apply_savings
+from micronet_lib.scoring.rules import UnpricedError
 from micronet_lib.srip.penalty import exact_deviation, spectrum, srip_weights
 
 if TYPE_CHECKING:
@@ -174,8 +175,11 @@ def sparsity(case: "Case", network: nn.Module, progress: bool) -> Found:
 
 
 def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
-    """Return the per-layer table of the winners' final counter."""
-    table = score_network(network, "published").table().drop(columns=["score"])
+    """Return the per-layer table of the winners' final counter, if it prices the network."""
+    try:
+        table = score_network(network, "published").table().drop(columns=["score"])
+    except UnpricedError:
+        return Found()
     return Found(layers=table.to_dict("records"))
 
 

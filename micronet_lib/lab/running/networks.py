@@ -51,7 +51,7 @@ def fresh_network(recipe: Recipe, seed: int) -> Network:
     """
     options = dict(recipe.options)
     if recipe.width_mult != 1.0:
-        options["width_mult"] = recipe.width_mult
+        options["width_mult"] = options.get("width_mult", 1.0) * recipe.width_mult
     torch.manual_seed(seed)
     network = build(recipe.model, **options)
     if recipe.train.initialization != "default":
@@ -193,13 +193,9 @@ def train_network(
     load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
     resumed = load_state(folder, key) is not None
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = network_of(recipe.teacher, profile, seed).to(device)
-        teacher = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
-    round_seed = seed + 1000 * len(recipe.prune.sparsities)
+    teacher = _teacher_of(recipe, profile, seed, device)
     inputs = inputs_of(recipe, profile, seed)
-    run = Run(network, recipe, data, round_seed, hooks, teacher, inputs)
+    run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs)
     trained = train(run, folder, key, name, progress)
     content = {
         **pack(trained.network),
@@ -212,6 +208,16 @@ def train_network(
     }
     save_own(folder / "network.pt", key, content)
     forget_states(folder)
+
+
+def _teacher_of(
+    recipe: Recipe, profile: Profile, seed: int, device: torch.device
+) -> Network | None:
+    """Return the teacher on a device, or None without one."""
+    if recipe.teacher is None:
+        return None
+    teacher = network_of(recipe.teacher, profile, seed).to(device)
+    return teacher.to(memory_format=torch.channels_last).requires_grad_(False)
 
 
 def _begin(
@@ -245,20 +251,24 @@ def _begin_round(
     rewound = None
     if config.rewind != "none":
         epochs = 0 if config.rewind == "initial" else config.early_epoch
-        rewound = before["model"] if resumed else _weights_after(recipe, seed, data, epochs)
+        rewound = (
+            before["model"] if resumed else _weights_after(recipe, profile, seed, data, epochs)
+        )
     index = len(config.sparsities) - 1
     masks = prune_round(network, config, index, before["masks"] or None, before["model"], rewound)
     return network, masks
 
 
-def _weights_after(recipe: Recipe, seed: int, data: TrainingData, epochs: int) -> dict[str, Tensor]:
+def _weights_after(
+    recipe: Recipe, profile: Profile, seed: int, data: TrainingData, epochs: int
+) -> dict[str, Tensor]:
     """Return the dense run's weights after some epochs, by repeating these epochs.
 
     They are the same to the last bit on a CPU, and those of a run with the same seed on a GPU.
     """
-    dense = replace(recipe, prune=PruneConfig())
-    network = fresh_network(dense, seed).to(data.train.images.device)
-    run = Run(network, dense, data, seed)
+    dense, device = replace(recipe, prune=PruneConfig()), data.train.images.device
+    teacher = _teacher_of(recipe, profile, seed, device)
+    run = Run(fresh_network(dense, seed).to(device), dense, data, seed, teacher=teacher)
     while run.epoch < epochs:
         run.run_epoch()
     return {name: value.cpu() for name, value in run.network.state_dict().items()}

@@ -1,7 +1,9 @@
 """Plans: the work and time that measuring a sweep would take, before anything runs."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
@@ -10,6 +12,7 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.network import Network
+from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
@@ -62,8 +65,9 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
         if trains:
             shape = repr(_shape(asdict(case.recipe)))
             if shape not in speeds:
-                speeds[shape] = speed_of(case.recipe, case.profile)
-            speed = speeds[shape]
+                with suppress(InputError):  # the file of a start that was trained is gone
+                    speeds[shape] = speed_of(case.recipe, case.profile)
+            speed = speeds.get(shape, math.nan)
         rows.append(
             {
                 "point": case.point if case.sweep is sweep else case.name,
@@ -161,6 +165,9 @@ def _untrained(recipe: Recipe) -> Network:
 
 def _disk_mb(recipe: Recipe) -> float:
     """Return the largest size of a run's folder: a network and two training states."""
-    num = sum(p.numel() for p in _untrained(recipe).parameters())
+    try:
+        num = sum(p.numel() for p in _untrained(recipe).parameters())
+    except InputError:
+        return math.nan
     copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
     return copies * num * FLOAT_BYTES / 1e6

@@ -36,7 +36,7 @@ from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
@@ -254,7 +254,7 @@ def search_policies(
         {"profile": profile_name, "dataset": profile.dataset, "recipe_id": recipe_id(recipe)},
     )
     # For readers. Not part of the setting, because a later version may add fields with defaults.
-    content[PROVENANCE]["recipe"] = asdict(recipe)
+    content[PROVENANCE]["recipe"] = plain_recipe(recipe)
     path = output or folder / "searched.json"
     write_policies(content, path)
     return path, content
