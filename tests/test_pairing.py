@@ -1,10 +1,9 @@
 """A chapter opens in JupyterLab, and keeps its text, after any order of pull, execute and sync."""
 
+import contextlib
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jupytext
@@ -12,8 +11,7 @@ import nbformat
 import pytest
 from chapter_cells import BOOK, CHAPTERS
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
-
-JUPYTEXT = [sys.executable, "-m", "jupytext", "--quiet", "--sync"]
+from jupytext.cli import jupytext as command_line
 
 
 @pytest.fixture
@@ -30,7 +28,8 @@ def pair(tmp_path) -> tuple[Path, Path]:
 
 def sync(path: Path) -> None:
     root = next(each for each in path.parents if (each / "jupytext.toml").is_file())
-    subprocess.run([*JUPYTEXT, path.relative_to(root)], cwd=root, check=True)
+    with contextlib.chdir(root):  # jupytext looks for its settings from here
+        command_line(["--quiet", "--sync", str(path.relative_to(root))])
 
 
 def opened(notebook: Path) -> dict:

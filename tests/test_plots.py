@@ -1,7 +1,9 @@
 """Every figure draws the committed records, and shows what its table says."""
 
 import re
+from types import SimpleNamespace
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from micronet_lib import plots
 from micronet_lib.architecture.layers import KINDS
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.plots import style
 from micronet_lib.plots.style import KIND_STYLES
 
 PUBLISHED = records.measured(SWEEPS["published"])
@@ -101,3 +104,28 @@ def test_a_table_of_gains_tells_one_run_from_none():
     assert all(re.fullmatch(r"[-+]?\d+\.\d+", cell) for cell in b[4:])
     assert c == ["c", "a", "1 / 3", "+10.00", "–", "–", "–", "–", "–"]
     assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]
+
+
+def test_a_figure_ignores_the_readers_matplotlibrc():
+    def drawn() -> np.ndarray:
+        fig, (axes,) = style.figure()
+        axes.plot([1, 2], label="a line")
+        axes.legend()
+        fig.canvas.draw()
+        return np.asarray(fig.canvas.buffer_rgba())
+
+    expected = drawn()
+    odd = {"text.usetex": True, "font.size": 30, "axes.facecolor": "black", "figure.dpi": 20}
+    with mpl.rc_context(odd):
+        assert np.array_equal(drawn(), expected)
+
+
+def test_figures_appear_in_a_notebook_whatever_the_backend(monkeypatch):
+    asked = []
+    shell = SimpleNamespace(kernel=object(), enable_matplotlib=asked.append)
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    style.show_inline()
+    assert asked == ["inline"]
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)  # a script, or a test
+    style.show_inline()
+    assert asked == ["inline"]
