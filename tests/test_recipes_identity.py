@@ -80,7 +80,7 @@ def recipes() -> st.SearchStrategy[Recipe]:
 @given(recipes(), recipes(), st.sampled_from(sorted(VALUES)))
 def test_recipes_have_the_same_id_exactly_if_they_are_equal(one, other, name):
     assert (recipe_id(one) == recipe_id(other)) == (one == other)
-    if name not in ("checkpoint", "start", "prune"):
+    if name not in ("checkpoint", "start", "changes", "prune"):  # some do not go together
         near = replace(one, **{name: getattr(other, name)})
         assert (recipe_id(one) == recipe_id(near)) == (one == near)
 
