@@ -174,7 +174,7 @@ def test_data_beside_the_network_is_read(beside, as_zip, network, state, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "beside", [nn.Linear(1, 1), print, os.system, datetime.now(UTC), Path("a")]
+    "beside", [nn.Linear(1, 1), sorted, os.system, datetime.now(UTC), Path("a")]
 )
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "legacy"])
 def test_what_else_a_file_asks_for_is_named_and_not_run(beside, as_zip, state, tmp_path):
