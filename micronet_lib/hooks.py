@@ -46,8 +46,16 @@ class Hook:
 class Change(Protocol):
     """A change that a recipe makes to a network before training: a frozen dataclass of settings."""
 
-    def apply(self, network: Network) -> Network:
+    @property
+    def num_images(self) -> int:
+        """The number of training images that `apply` reads, 0 for none. They carry no labels."""
+
+    def apply(self, network: Network, images: Tensor) -> Network:
         """Return the changed network, which may be the same object.
+
+        Args:
+            network: on the CPU.
+            images: `[num_images, 3, 32, 32]`, normalised and not augmented.
 
         Raises:
             InputError: the change does not fit the network.

@@ -9,7 +9,7 @@ stays pruned.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -163,8 +163,9 @@ class PruneTo:
     sparsity: float | None = None
     scope: Scope = "global"
     mask_updates: bool = False
+    num_images: ClassVar[int] = 0
 
-    def apply(self, network: Network) -> Network:
+    def apply(self, network: Network, images: Tensor | None = None) -> Network:
         """Prune in place.
 
         Raises:

@@ -35,6 +35,8 @@ class TrainConfig:
         decay_all: decay biases and batch norm as well.
         lr_factors: factors of the learning rate: pattern of a parameter's name -> factor. The first
             pattern that fits counts.
+        relative_lr: multiply the learning rate of a parameter by the root mean square of its
+            non-zero values at the start of the training.
         freeze: patterns of module names, such as `blocks.*`. Their parameters are not trained, and
             their batch norm keeps its averages.
         dropout: probability of every dropout layer.
@@ -68,6 +70,7 @@ class TrainConfig:
     weight_decay: float = 1e-5
     decay_all: bool = False
     lr_factors: Mapping[str, float] = field(default_factory=dict)
+    relative_lr: bool = False
     freeze: tuple[str, ...] = ()
     dropout: float = 0.3
     bn_momentum: float = 0.01

@@ -118,6 +118,12 @@ PROFILES = Registry(
                 bn_momentum=0.1,
             ),
             Profile(
+                "day",
+                "cifar100",
+                "two CPU cores and hours a point: a fortieth of the paper's epochs",
+                epoch_share=1 / 40,
+            ),
+            Profile(
                 "full",
                 "cifar100",
                 "the paper's schedule on one GPU; the reproduction",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from micronet_lib.hooks import Change
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -270,12 +271,20 @@ def missing_files(case: Case, trains: bool) -> list[str]:
         images = Path("cifar-100-python")
         if case.recipe.learns and any(MEASURES[name].on_test for name in case.sweep.measures):
             needed.append(images / "test")
-        if trains:
+        if trains or any(change.num_images for change in _changes(case.recipe)):
             needed.append(images / "train")
-            if case.recipe.augment.policy in POLICY_FILES:
-                needed.append(policy_path(case.recipe.augment.policy))
+        if trains and case.recipe.augment.policy in POLICY_FILES:
+            needed.append(policy_path(case.recipe.augment.policy))
     missing = [path for path in needed if not (data_root() / path).exists()]
     return [str(path).removeprefix(f"{data_root()}/") for path in missing]
+
+
+def _changes(recipe: Recipe) -> Iterator[Change]:
+    """Yield the changes of a recipe, and those of the networks that it needs and nobody trains."""
+    yield from recipe.changes
+    for other in recipe.needs:
+        if not other.train.epochs:
+            yield from _changes(other)
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from micronet_lib.architecture.network import Network, build
 from micronet_lib.augmentation.policies import Policies, load_policies, uniform_policies
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
-from micronet_lib.lab.data.images import load_dataset
+from micronet_lib.lab.data.images import load_dataset, load_split, normalize
 from micronet_lib.lab.host.files import sha256_of
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_path, runs_root
@@ -82,9 +82,27 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
         return restore(content["spec"], content["model"])
     # Always seed 0: one fresh network in forty draws a weight of exactly zero.
     network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
-    for change in recipe.changes:
-        network = change.apply(network)
+    network = _changed(network, recipe, profile, seed)
     return apply_savings(network, recipe.savings).eval() if recipe.savings else network.eval()
+
+
+def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> Network:
+    """Return the network after a recipe's changes. Each reads images that it has drawn anew."""
+    for index, change in enumerate(recipe.changes):
+        images = torch.empty((0, 3, 32, 32))
+        if change.num_images:
+            known = load_split(profile.dataset, "train").images
+            if change.num_images > len(known):
+                raise InputError(
+                    f"{type(change).__name__}.num_images is {change.num_images}; the data set "
+                    f"{profile.dataset} has {len(known)} training images"
+                )
+            drawn = torch.Generator().manual_seed(seed + 1000 * recipe.depth + index)
+            images = normalize(
+                known[torch.randperm(len(known), generator=drawn)[: change.num_images]]
+            )
+        network = change.apply(network, images)
+    return network
 
 
 def _started(recipe: Recipe, profile: Profile, seed: int) -> Network | None:
@@ -230,9 +248,7 @@ def _begin(
         network = network.to(device)
         return network, [HeldMasks(network, masks, recipe.prune.mask_updates)], masks
     network = _started(recipe, profile, seed) or fresh_network(recipe, seed)
-    for change in recipe.changes:
-        network = change.apply(network)
-    network = network.to(device)
+    network = _changed(network, recipe, profile, seed).to(device)
     return network, [hook for change in recipe.changes for hook in change.hooks(network)], {}
 
 

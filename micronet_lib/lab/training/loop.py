@@ -8,7 +8,7 @@ and resumed from its last saved epoch ends with the same weights, bit by bit, as
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,19 @@ from micronet_lib.lab.recipes.optimisation import learning_rate
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.states import load_state, save_state
 from micronet_lib.lab.training.captured import fastest_step, fastest_top1
+from micronet_lib.lab.training.divergence import Divergence
 from micronet_lib.lab.training.hooks import MomentumRestart, WeightAverage
 from micronet_lib.lab.training.step import Step
 
-CURVES = ("lr", "train_loss", "srip_penalty", "validation_top1", "test_top1")
+CURVES = (
+    "lr",
+    "train_loss",
+    "srip_penalty",
+    "validation_top1",
+    "validation_divergence",
+    "test_top1",
+)
+RATED = ("validation_top1", "validation_divergence", "test_top1")
 SAVE_EVERY_S = 30.0
 
 
@@ -63,8 +72,8 @@ class Trained:
 
     Attributes:
         network: after the last epoch, in evaluation mode; the moving average if there is one.
-        best_state: state dict after the epoch that was best on the validation images; after the
-            last epoch if there are none.
+        best_state: state dict after the epoch that was best on the validation images: nearest to
+            the teacher if there is one, else most accurate. After the last epoch without images.
         curve: one number per epoch under each name of `CURVES` that the run has.
         seconds: training time of all processes, without rating.
         images_per_s: training speed, without rating.
@@ -129,16 +138,20 @@ class Run:
             self.step.hooks.append(average)
             self.rated = average.network
         self.take_step = fastest_step(self.step, self.steps * train.epochs)
-        self.top1 = {
+        self.ratings: dict[str, Callable[[], float]] = {
             name: fastest_top1(self.rated, images)
             for name, images in (("validation_top1", data.validation), ("test_top1", data.test))
             if images is not None and (name != "test_top1" or train.watch_test)
         }
+        if teacher is not None and data.validation is not None:
+            self.ratings["validation_divergence"] = Divergence(
+                self.rated, teacher, data.validation, data.policies, recipe.augment
+            )
         self.epoch = 0
         self.seconds = 0.0
         self.commits = [COMMIT]
         self.curve: dict[str, list[float]] = {
-            name: [] for name in CURVES if not name.endswith("_top1") or name in self.top1
+            name: [] for name in CURVES if name not in RATED or name in self.ratings
         }
         self.best_state: dict[str, Tensor] = {}
 
@@ -171,7 +184,7 @@ class Run:
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
         try:
-            losses |= {name: top1() for name, top1 in self.top1.items()}
+            losses |= {name: rate() for name, rate in self.ratings.items()}
         except NotFiniteError as error:
             raise DivergedError(
                 f"the logits became NaN or infinite in epoch {self.epoch}: no record is written; "
@@ -179,8 +192,9 @@ class Run:
             ) from error
         for name, values in self.curve.items():
             values.append(losses[name])
-        validation = self.curve.get("validation_top1", [0.0])
-        if validation[-1] >= max(validation):
+        nearness = [-value for value in self.curve.get("validation_divergence", ())]
+        goodness = nearness or self.curve.get("validation_top1", [0.0])
+        if goodness[-1] >= max(goodness):
             self.best_state = _copy(self.rated.state_dict())
         if bar is not None:
             bar.rated(losses["train_loss"], losses.get("validation_top1"))

@@ -230,7 +230,8 @@ def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimi
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             factors = (f for pattern, f in train.lr_factors.items() if fnmatchcase(name, pattern))
-            key = (parameter.ndim > 1, next(factors, 1.0))
+            factor = next(factors, 1.0) * (_size(parameter) if train.relative_lr else 1.0)
+            key = (parameter.ndim > 1, factor)
             groups.setdefault(key, []).append(parameter)
     params = [
         {
@@ -252,6 +253,13 @@ def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimi
     kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
     on_gpu = next(network.parameters()).is_cuda
     return kind(params, lr=train.lr, betas=(train.momentum, 0.999), fused=True, capturable=on_gpu)
+
+
+@torch.no_grad()
+def _size(parameter: Tensor) -> float:
+    """Return the root mean square of the non-zero values."""
+    mean_square = parameter.square().sum() / parameter.count_nonzero().clamp_min(1)
+    return max(1e-4, mean_square.sqrt().item())
 
 
 class _Float32Conv2d(nn.Conv2d):

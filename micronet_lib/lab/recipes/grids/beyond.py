@@ -1,0 +1,54 @@
+"""Chapter 11: networks below the winning score, from the published ones."""
+
+from micronet_lib.beyond.changes import Quantize
+from micronet_lib.distillation import DistillationConfig
+from micronet_lib.hooks import Change
+from micronet_lib.lab.recipes.bases import PAPER_POLICY
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import ACCURACY, Sweep
+
+TRIMMED = Recipe(checkpoint="micronet_v1_pr_60", savings=("dead_gates", "dead_channels"))
+"""The winning network without what no logit depends on."""
+
+TEACHER = Recipe(checkpoint="micronet_v2_pr_30")
+"""The most accurate of the published networks."""
+
+
+def _distilled(start: Recipe, *changes: Change, epochs: int, lr: float) -> Recipe:
+    """Return a training by a teacher alone. `epochs` are those of `day`, a fortieth."""
+    return Recipe(
+        start=start,
+        changes=changes,
+        teacher=TEACHER,
+        distillation=DistillationConfig(temperature=2.0),
+        augment=PAPER_POLICY,
+        train=TrainConfig(
+            epochs=40 * epochs,
+            batch_size=64,
+            optimizer="adam",
+            lr=lr,
+            min_lr=0.0,
+            relative_lr=True,
+            weight_decay=0.0,
+            dropout=0.0,
+            num_validation=2000,
+        ),
+    )
+
+
+_POINTS = {
+    "w8a8-distilled": _distilled(TRIMMED, Quantize(8, 8, 8, 10), epochs=1, lr=1e-3),
+}
+
+SWEEPS = (
+    Sweep(
+        name="beyond",
+        title="Below the winning score, rung by rung",
+        chapter="11_beyond",
+        axes={"point": tuple(_POINTS)},
+        make=lambda point: _POINTS[point],
+        metrics=(*ACCURACY, "official.score"),
+        profiles=("day", "full"),
+    ),
+)
