@@ -44,6 +44,14 @@ class Network(nn.Module):
         """The last linear layer; its weight has one row for each class."""
         raise TypeError(f"{type(self).__name__} has no classifier: define the property")
 
+    def counted(self) -> nn.Module:
+        """Return the network whose operations are charged; by default this one.
+
+        A network that simulates narrow numbers with many operations returns one with the operations
+        that it stands for, and their widths.
+        """
+        return self
+
     def exits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every exit, the last exit at the end; by default one."""
         return [self(x)]

@@ -1,17 +1,8 @@
 """A MicroNet in integers: trained with rounded numbers, run with nothing but integers.
 
 Batch norm is folded first. In training mode every layer reads rounded inputs and rounded weights,
-as floats with gradients. In evaluation mode the network computes what an integer machine computes:
-
-1. A convolution adds integer products to an integer bias. Its sum is exact.
-2. `requantize`: the sum is shifted to 16 bits, multiplied by the 15-bit integer of its channel and
-   shifted. This carries the scales of weights and inputs.
-3. HardSwish: add 3, one product, one shift. `quantizers.hard_swish_grid` makes 3 an integer.
-4. The stream between blocks, pooled features and logits are integers of 16 bits. The gate's sigmoid
-   is read from a table of 1 024 integers of 16 bits.
-
-So the result does not depend on the order of additions or on the machine, and `integer`, a loop of
-numpy over a file, gives the same predictions (chapter `11_beyond`).
+as floats with gradients. In evaluation mode the network computes what an integer machine computes,
+see `arithmetic` (chapter `11_beyond`).
 """
 
 import math
@@ -19,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,9 +17,22 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from micronet_lib.architecture.micronet import MBConv, MicroNet
 from micronet_lib.architecture.network import Network, NetworkSpec, build, register
+from micronet_lib.beyond.arithmetic import (
+    GATE_BITS,
+    GATE_UNIT,
+    LOGIT_UNIT,
+    STREAM_BITS,
+    Sums,
+    gated,
+    hard_swish,
+    on_grid,
+    pooled,
+    saturated,
+    scale_factors,
+)
+from micronet_lib.beyond.counting import counted
 from micronet_lib.beyond.quantizers import (
     FLOAT_BITS,
-    OCTAVE,
     FakeQuantize,
     Grid,
     bias_unit,
@@ -47,13 +50,7 @@ from micronet_lib.errors import InputError
 
 NAME = "integer_micronet"
 IMAGE_BITS = 8
-STREAM_BITS = 16
-GATE_BITS = 10
-GATE_UNIT = 2.0**-6
-LOGIT_UNIT = 2.0**-10
 PIXEL_UNIT = 2.0**-6
-EXACT = 2**24
-"""Sums below it are exact in float32, in any order."""
 
 # As `lab.data.images.normalize` does it: the network reads normalised images.
 MEAN = (0.5071, 0.4865, 0.4409)
@@ -77,21 +74,6 @@ class Widths:
     inputs: Mapping[str, int] = field(default_factory=dict)
     biases: Mapping[str, int] = field(default_factory=dict)
     pre: int = 12
-
-
-def requantize(total: np.ndarray, factor: np.ndarray, width: int) -> np.ndarray:
-    """Return `total * factor`, rounded, by a 16-bit product and two shifts.
-
-    Args:
-        total: int64 sums, channels last or broadcast against `factor`.
-        factor: positive float64.
-        width: bits of the widest sum, sign included; above 16 the sum is shifted first.
-    """
-    down = max(0, width - STREAM_BITS)
-    first = np.floor(total * 2.0**-down + 0.5)
-    mantissa, exponent = np.frexp(factor * 2.0**down)
-    multiplier = np.rint(mantissa * 2**15)
-    return np.floor(first * multiplier * np.exp2(exponent - 15.0) + 0.5)
 
 
 class _Layer(nn.Module):
@@ -154,6 +136,23 @@ class _Layer(nn.Module):
             bias = through(bias, codes * unit)
         return weight, bias
 
+    def sums(self) -> Sums:
+        """Return the layer in integers, as it is now. All widths must be set."""
+        reads = self.reads
+        if isinstance(reads, Pixels):
+            step, zeros = PIXEL_UNIT, torch.tensor(MIDDLE, dtype=torch.float64)
+        else:
+            grid = reads.grid()
+            step, zeros = grid.step, torch.tensor([grid.zero], dtype=torch.float64)
+        largest = self.scale.detach().clamp_min(1e-8).max().item()
+        scale = scale_factors(largest, self.stored_scales()) * step
+        codes, unit = self.bias_codes()
+        bias = torch.floor(codes.double() * unit.double() / scale + 0.5)
+        shape: tuple[int, ...] = ()
+        if isinstance(self, nn.Conv2d):
+            shape = (self.stride[0], int(self.padding[0]), self.groups)
+        return Sums(self.codes(), bias, scale, zeros, reads.bits, *shape)
+
 
 class QuantizedConv2d(_Layer, nn.Conv2d):
     """A convolution with integer weights and biases.
@@ -212,6 +211,10 @@ class Quantizer(nn.Module):
 
     Args:
         hard_swish: apply HardSwish first.
+
+    Attributes:
+        tap: function of the quantizer and of what it is about to round, for those who look in. In a
+            network of floats it replaces that value by its result.
     """
 
     zero: Tensor
@@ -233,7 +236,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, clip: bool = True) -> None:
-        """Set step and zero by least squares over some inputs."""
+        """Set step and zero by least squares over values that it would round."""
         if self.bits == FLOAT_BITS:
             return
         step, zero = fitted_step(_some(x), self.bits, self.hard_swish, clip)
@@ -242,10 +245,11 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded inputs as floats."""
-        if self.tap is not None:
-            x = self.tap(self, x)
         if self.bits == FLOAT_BITS:
-            return F.hardswish(x) if self.hard_swish else x
+            y = F.hardswish(x) if self.hard_swish else x
+            return y if self.tap is None else self.tap(self, y)
+        if self.tap is not None:
+            self.tap(self, F.hardswish(x) if self.hard_swish else x)
         return FakeQuantize.apply(x, self.step, self.grid(), self.pre_bits)
 
 
@@ -456,6 +460,16 @@ class IntegerMicroNet(Network):
             return self._float_forward(x)
         return self._integer_forward(x)
 
+    def counted(self) -> nn.Module:
+        """Return a MicroNet of integers that says what its operations cost.
+
+        Raises:
+            InputError: a layer or quantizer is still in floats.
+        """
+        if self.in_floats:
+            raise InputError("this network is in floats: set all widths to price it")
+        return counted(self)
+
     def _float_forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)))
 
@@ -466,7 +480,7 @@ class IntegerMicroNet(Network):
         tensors = [*self.parameters(), *self.buffers()]
         version = hash(tuple((id(each), each._version) for each in tensors))
         if self._sums is None or self._sums[0] != version:
-            made = {name: Sums(layer) for name, layer in self.layers.items()}
+            made = {name: layer.sums() for name, layer in self.layers.items()}
             self._sums = version, made
         return self._sums[1]
 
@@ -474,153 +488,34 @@ class IntegerMicroNet(Network):
     def _integer_forward(self, x: Tensor) -> Tensor:
         sums = self.sums()
         point = 2.0 ** -int(self.stream_bits_after_point.item())
-        first = self._blocks()[0].quant_input
-        x = self.stem.pixels.centred(x)
-        codes = sums["stem.conv"].hard_swish(x, first)
-        stream = None
-        for index, block in enumerate(self._blocks()):
+
+        def swished(name: str, codes: Tensor, after: Quantizer) -> Tensor:
+            grid = after.grid()
+            found = sums[name].outputs(codes, 3 / grid.three)
+            return hard_swish(found, grid, after.pre_bits)
+
+        blocks = self._blocks()
+        codes = swished("stem.conv", self.stem.pixels.centred(x), blocks[0].quant_input)
+        stream = codes
+        for index, block in enumerate(blocks):
             name = f"blocks.{index}"
-            if stream is not None:
-                codes = _codes(stream, point, block.quant_input.grid())
-            out = sums[f"{name}.conv_expand"].hard_swish(codes, block.quant_dw)
-            out = sums[f"{name}.conv_dw"].hard_swish(out, block.quant_project)
-            out = sums[f"{name}.conv_project"].scaled(out, point, STREAM_BITS)
+            if index:
+                codes = on_grid(stream, point, block.quant_input.grid())
+            out = swished(f"{name}.conv_expand", codes, block.quant_dw)
+            out = swished(f"{name}.conv_dw", out, block.quant_project)
+            out = sums[f"{name}.conv_project"].outputs(out, point, STREAM_BITS)
             if block.se is not None:
-                out = self._gated(out, block.se, f"{name}.se", sums, point)
+                means = on_grid(pooled(out), point, block.se.quant_reduce.grid())
+                means = swished(f"{name}.se.conv_reduce", means, block.se.quant_expand)
+                logits = sums[f"{name}.se.conv_expand"].outputs(means, GATE_UNIT, GATE_BITS)
+                out = gated(out, logits)
             if block.config.stride == 1:
                 if block.conv_shortcut is not None:
-                    shortcut = sums[f"{name}.conv_shortcut"].scaled(codes, point, STREAM_BITS)
-                else:
-                    assert stream is not None
-                    shortcut = stream
-                out = _saturate(out + shortcut, STREAM_BITS)
+                    stream = sums[f"{name}.conv_shortcut"].outputs(codes, point, STREAM_BITS)
+                out = saturated(out + stream, STREAM_BITS)
             stream = out
-        assert stream is not None
-        codes = _codes(_pooled(stream), point, self.head.quant.grid())[:, :, 0, 0]
-        return sums["head.classifier"].scaled(codes, LOGIT_UNIT, STREAM_BITS) * LOGIT_UNIT
-
-    def _gated(
-        self, out: Tensor, se: Gate, name: str, sums: "dict[str, Sums]", point: float
-    ) -> Tensor:
-        codes = _codes(_pooled(out), point, se.quant_reduce.grid())
-        codes = sums[f"{name}.conv_reduce"].hard_swish(codes, se.quant_expand)
-        logits = sums[f"{name}.conv_expand"].scaled(codes, GATE_UNIT, GATE_BITS)
-        table = torch.from_numpy(sigmoid_table()).to(out.device, out.dtype)
-        gates = table[(logits + 2 ** (GATE_BITS - 1)).long()]
-        return torch.floor((out.double() * gates.double()) * 2.0**-15 + 0.5).to(out.dtype)
-
-
-def sigmoid_table() -> np.ndarray:
-    """Return the sigmoid of every gate integer from the smallest, as integers of 2^-15."""
-    values = np.arange(-(2 ** (GATE_BITS - 1)), 2 ** (GATE_BITS - 1)) * GATE_UNIT
-    return np.rint(2**15 / (1 + np.exp(-values)))
-
-
-def _saturate(x: Tensor, bits: int) -> Tensor:
-    return x.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def _pooled(stream: Tensor) -> Tensor:
-    """Return the rounded means over positions, `[N, C, 1, 1]`. The sums are exact."""
-    return torch.floor(stream.double().mean((2, 3), keepdim=True) + 0.5).to(stream.dtype)
-
-
-def _product(x: Tensor, factor: Tensor) -> Tensor:
-    """Return a product with a factor of 15 bits and a shift, rounded: exact in float64."""
-    mantissa, exponent = torch.frexp(factor)
-    rounded = torch.ldexp(torch.round(mantissa * 2**15), exponent - 15)
-    return torch.floor(x.double() * rounded + 0.5)
-
-
-def _codes(stream: Tensor, point: float, grid: Grid) -> Tensor:
-    """Return integers of the stream's on a grid, counted from zero."""
-    factor = torch.tensor(point / grid.step, dtype=torch.float64)
-    return _product(stream, factor).clamp(grid.low, grid.high).to(stream.dtype)
-
-
-class Sums:
-    """A layer's integers, and the functions that turn its inputs into the next integers.
-
-    Args:
-        layer: with all widths set.
-
-    Attributes:
-        weight: integers, of the weight's shape, as floats.
-        bias: integers added to the sums, `[out_chs]`, float64.
-        scale: of a sum, float64 `[out_chs]`.
-        low: smallest sum, whatever the inputs and the order of additions, `[out_chs]`.
-        high: largest one.
-        width: bits of the widest sum, sign included.
-    """
-
-    def __init__(self, layer: Quantized) -> None:
-        reads = layer.reads
-        self.layer = layer
-        self.weight = layer.codes()
-        step = reads.step if isinstance(reads, Pixels) else reads.grid().step
-        largest = layer.scale.detach().clamp_min(1e-8).max()
-        self.scale = scale_factors(largest.item(), layer.stored_scales()) * step
-        codes, unit = layer.bias_codes()
-        self.bias = torch.floor(codes.double() * unit.double() / self.scale + 0.5)
-        # What a machine adds: unsigned integers, whose zero is inside the bias.
-        zeros = self._zeros().double()
-        rows = self.weight.double().flatten(1)
-        per_input = (
-            zeros.repeat_interleave(rows.shape[1] // len(zeros)) if len(zeros) > 1 else zeros
-        )
-        self.start = self.bias - (rows * per_input).sum(1)
-        top = 2**reads.bits - 1
-        self.low = self.start + rows.clamp(max=0).sum(1) * top
-        self.high = self.start + rows.clamp(min=0).sum(1) * top
-        reach = max(-self.low.min().item(), self.high.max().item() + 1, 1.0)
-        self.width = 1 + math.ceil(math.log2(reach))
-        self.exact = max(self.weight.abs().flatten(1).sum(1).max().item() * top, reach) < EXACT
-
-    def _zeros(self) -> Tensor:
-        """Return the integer that stands for 0, for each colour or for all inputs."""
-        reads = self.layer.reads
-        if isinstance(reads, Pixels):
-            return torch.tensor(MIDDLE, dtype=torch.float64)
-        return torch.tensor([reads.grid().zero], dtype=torch.float64)
-
-    def __call__(self, codes: Tensor) -> Tensor:
-        """Return the sums of integers that count from zero."""
-        dtype = torch.float32 if self.exact else torch.float64
-        layer, weight = self.layer, self.weight.to(dtype)
-        codes = codes.to(dtype)
-        bias = self.bias.to(dtype)
-        if isinstance(layer, QuantizedLinear):
-            return F.linear(codes, weight) + bias
-        out = F.conv2d(codes, weight, None, layer.stride, layer.padding, groups=layer.groups)
-        return out + bias.view(1, -1, 1, 1)
-
-    def _requantized(self, codes: Tensor, unit: float) -> Tensor:
-        total, down = self(codes), max(0, self.width - STREAM_BITS)
-        first = torch.floor(total * 2.0**-down + 0.5)
-        factor = self.scale / unit * 2.0**down
-        return _product(first, factor.view(1, -1, *[1] * (total.ndim - 2)))
-
-    def scaled(self, codes: Tensor, unit: float, bits: int) -> Tensor:
-        """Return the outputs as integers of that unit and width."""
-        return _saturate(self._requantized(codes, unit), bits).to(codes.dtype)
-
-    def hard_swish(self, codes: Tensor, after: Quantizer) -> Tensor:
-        """Return the integers after HardSwish, counted from zero."""
-        grid = after.grid()
-        up = self._requantized(codes, 3 / grid.three) + grid.three
-        up = up.clamp(0, 2**after.pre_bits - 1).to(codes.dtype)
-        product = (up - grid.three) * up.clamp(max=2 * grid.three)
-        return torch.floor(product * 2.0**-grid.shift + 0.5).clamp(grid.low, grid.high)
-
-
-OCTAVES = (1.0, 0.8408964152537145, 0.7071067811865476, 0.5946035575013605)
-"""2^(-k/4) for k from 0 to 3."""
-
-
-def scale_factors(largest: float, places: Tensor) -> Tensor:
-    """Return the scales at those places of a layer's grid, float64."""
-    table = torch.tensor(OCTAVES, dtype=torch.float64)
-    return largest * table[places % OCTAVE] * torch.exp2(-(places // OCTAVE).double())
+        codes = on_grid(pooled(stream), point, self.head.quant.grid())[:, :, 0, 0]
+        return sums["head.classifier"].outputs(codes, LOGIT_UNIT, STREAM_BITS) * LOGIT_UNIT
 
 
 def _blocks(model: MicroNet) -> list[MBConv]:

@@ -328,13 +328,12 @@ def fitted_step(
     """Return the step with the smallest squared error, and the integer that stands for 0.
 
     Args:
-        values: any shape; before HardSwish if `hard_swish`.
+        values: any shape.
         bits: of the integers.
-        hard_swish: round HardSwish of the values. Its smallest value is -3/8.
+        hard_swish: whether they are of HardSwish, whose smallest value is -3/8.
         clip: whether extreme values may be cut off.
     """
     flat = values.detach().flatten().float()
-    flat = torch.nn.functional.hardswish(flat) if hard_swish else flat
     low, high = -min(0.0, flat.min().item()), max(1e-6, flat.max().item())
     low = 0.375 if hard_swish else low
     best, smallest = (1.0, 0), math.inf

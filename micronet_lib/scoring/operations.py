@@ -6,7 +6,7 @@ activations, residual additions and gate products as well as modules, and follow
 names it and the calling module. `scoring.rules` prices the list.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -23,11 +23,35 @@ from micronet_lib.errors import InputError
 from micronet_lib.scoring.dataflow import Dataflow, storage, tensors
 from micronet_lib.scoring.functions import RULES
 
+SAID = (
+    *("weight_bits", "activation_bits", "accumulator_bits"),
+    *("scale_bits", "bias_bits", "constant_bits", "work"),
+)
+"""Attributes of a module that say what its operations cost."""
+
 Kind = Literal[
     "conv", "linear", "matmul", "batch_norm", "pool", "sum", "max", "bilinear",
     "hard_swish", "hard_sigmoid", "swish", "sigmoid", "relu", "relu6", "leaky_relu",
     "compare", "unary", "gate", "residual", "product", "shift", "permutation",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiplications and additions of one output position of a layer, where they are not plain.
+
+    Attributes:
+        mult_widths: width -> number of multiplications.
+        add_widths: width of the result -> number of additions in a tree of additions.
+    """
+
+    mult_widths: Mapping[int, int]
+    add_widths: Mapping[int, int]
+
+    @property
+    def num_adds(self) -> int:
+        """The number of additions."""
+        return sum(self.add_widths.values())
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,11 @@ class Operation:
         weight_bits: width of the weights, where the layer sets it (`record_operations`).
         activation_bits: width of the inputs, likewise.
         accumulator_bits: width of the sums, likewise.
+        scale_bits: stored width of a filter's scale, likewise.
+        bias_bits: stored width of a bias, likewise.
+        constant_bits: bits of further constants of the layer, likewise, such as the unit of its
+            scales.
+        work: what one position costs, likewise, where equal weights and shared sums save some.
     """
 
     name: str
@@ -79,6 +108,10 @@ class Operation:
     weight_bits: int | None = None
     activation_bits: int | None = None
     accumulator_bits: int | None = None
+    scale_bits: int | None = None
+    bias_bits: int | None = None
+    constant_bits: int | None = None
+    work: Work | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -171,7 +204,7 @@ class Recorder(TorchFunctionMode):
             fields["weight_shape"] = tuple(constant.shape) or (1,)
             fields["nonzeros"] = int(constant.count_nonzero())
             fields["shared"] = first != index
-        for key in ("weight_bits", "activation_bits", "accumulator_bits"):
+        for key in SAID:
             modules = [self.modules[path] for path in (owner, running) if path is not None]
             said = [getattr(module, key, None) for module in modules]
             fields[key] = next((bits for bits in said if bits is not None), None)
@@ -285,8 +318,9 @@ def record_operations(
     tensor is stored, not the parameters behind it, and only with the first operation that reads it.
     A parameter that no operation reads is not stored.
 
-    A module with quantised layers sets the attributes `weight_bits`, `activation_bits` and
-    `accumulator_bits`. They hold for operations with its parameters and in its `forward`.
+    A module with quantised layers sets attributes of `SAID`, such as `weight_bits`. They hold for
+    operations with its parameters and in its `forward`. Of a network that returns another one as
+    `counted`, the operations of that one are returned.
 
     A network with several exits is run by its method `exits`. An operation that no exit needs
     counts for the first. The decision to leave is not counted.
@@ -296,6 +330,8 @@ def record_operations(
     Raises:
         InputError: a function without a rule, or scripted code.
     """
+    if isinstance(model, Network):
+        model = model.counted()
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(f"{type(model).__name__} is scripted: the counter cannot look inside")
     values = chain(model.parameters(), model.buffers())

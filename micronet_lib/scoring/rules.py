@@ -17,7 +17,7 @@ from math import ceil, log2
 from typing import Literal, cast, get_args
 
 from micronet_lib.errors import InputError, Registry, check_choice
-from micronet_lib.scoring.operations import Operation
+from micronet_lib.scoring.operations import Operation, Work
 
 FULL_BITS = 32
 FREEBIE_BITS = 16
@@ -148,12 +148,27 @@ class OfficialRules(RuleSet):
     Attributes:
         precision: widths of a quantised network, which has no freebie; None: not quantised.
         accumulator: width of the additions inside a quantised dot product: `fp32`; `integer`, wide
-            enough for the exact sum; `adder_tree`, one more bit at each level.
+            enough for the exact sum; `adder_tree`, one more bit at each level. The widths of sums
+            that a layer proves count with `integer`, and bound those of `adder_tree`.
     """
 
     name: str = "official"
     precision: Precision | None = None
     accumulator: Accumulator = "fp32"
+
+    def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
+        """Return the operations.
+
+        Raises:
+            UnpricedError: narrow sums, but the network is not quantised.
+        """
+        operations = tuple(operations)
+        proven = any(op.accumulator_bits for op in operations)
+        if self.accumulator != "fp32" and self.precision is None and not proven:
+            raise UnpricedError(
+                f"{self.name} is for a network in integers, whose layers say how wide sums are"
+            )
+        return operations
 
     def price(self, operation: Operation) -> Iterable[Item]:
         """Return what one operation costs."""
@@ -168,7 +183,7 @@ class OfficialRules(RuleSet):
         elif op.kind in ("pool", "sum"):
             adds += op.reads - outputs
         yield Item(op.name, op.kind, "mult", mults, op.activation_bits or other)
-        yield Item(op.name, op.kind, "add", adds, op.accumulator_bits or FULL_BITS)
+        yield Item(op.name, op.kind, "add", adds, self._sum_bits(op))
         yield from self._storage(op, op.weight_bits or other)
 
     def _dot_products(self, op: Operation) -> Iterable[Item]:
@@ -177,31 +192,54 @@ class OfficialRules(RuleSet):
         weight_bits = op.weight_bits or p.weight_bits
         if op.kind == "matmul":
             weight_bits = input_bits
-        add_bits = op.accumulator_bits or self._add_bits(
-            weight_bits + input_bits, terms=op.macs / outputs
-        )
-        yield Item(op.name, op.kind, "mult", op.macs, max(weight_bits, input_bits))
-        yield Item(op.name, op.kind, "add", op.macs - outputs, add_bits)
+        if op.work is None:
+            add_bits = self._add_bits(op, weight_bits + input_bits, terms=op.macs / outputs)
+            yield Item(op.name, op.kind, "mult", op.macs, max(weight_bits, input_bits))
+            yield Item(op.name, op.kind, "add", op.macs - outputs, add_bits)
+        else:
+            yield from self._work(op, op.work)
         if biases:
-            yield Item(op.name, op.kind, "add", outputs, FULL_BITS)
+            yield Item(op.name, op.kind, "add", outputs, self._sum_bits(op))
         if self.precision or min(weight_bits, input_bits) < FREEBIE_BITS:
+            stored = op.scale_bits or p.scale_bits
             yield Item(op.name, op.kind, "mult", outputs, p.scale_bits)
-            yield Item(op.name, op.kind, "param", 0 if op.shared else op.out_chs, p.scale_bits)
+            yield Item(op.name, op.kind, "param", 0 if op.shared else op.out_chs, stored)
         yield from self._storage(op, weight_bits)
-        yield Item(op.name, op.kind, "param", 0 if op.bias_shared else biases, p.bias_bits)
+        bias_bits = op.bias_bits or p.bias_bits
+        yield Item(op.name, op.kind, "param", 0 if op.bias_shared else biases, bias_bits)
+        if op.constant_bits:
+            yield Item(op.name, op.kind, "param", op.constant_bits / FULL_BITS, FULL_BITS)
+
+    def _work(self, op: Operation, work: Work) -> Iterable[Item]:
+        """Return the multiplications and additions of a layer with exact savings."""
+        positions = op.num_outputs / op.out_chs
+        for bits, count in work.mult_widths.items():
+            yield Item(op.name, op.kind, "mult", count * positions, bits)
+        if self.accumulator == "adder_tree":
+            for bits, count in work.add_widths.items():
+                yield Item(op.name, op.kind, "add", count * positions, min(bits, FULL_BITS))
+        else:
+            yield Item(op.name, op.kind, "add", work.num_adds * positions, self._sum_bits(op))
 
     def _storage(self, op: Operation, bits: int) -> Iterable[Item]:
         if not op.shared:
             yield Item(op.name, op.kind, "param", op.nonzeros, bits)
             yield Item(op.name, op.kind, "mask", op.num_weights if op.sparsity else 0, 1)
 
-    def _add_bits(self, product_bits: int, terms: float) -> float:
+    def _sum_bits(self, op: Operation) -> int:
+        """Return the width of an operation's sums: 32, unless it proves less and that counts."""
+        if self.accumulator == "fp32" or op.accumulator_bits is None:
+            return FULL_BITS
+        return min(FULL_BITS, op.accumulator_bits)
+
+    def _add_bits(self, op: Operation, product_bits: int, terms: float) -> float:
         if self.accumulator == "fp32" or terms <= 1:
             return FULL_BITS
-        levels = ceil(log2(terms))
-        if self.accumulator == "integer":
-            return min(FULL_BITS, product_bits + levels)
-        return min(FULL_BITS, _mean_tree_bits(product_bits, terms))
+        if self.accumulator == "adder_tree":
+            return min(self._sum_bits(op), _mean_tree_bits(product_bits, terms))
+        if op.accumulator_bits is not None:
+            return self._sum_bits(op)
+        return min(FULL_BITS, product_bits + ceil(log2(terms)))
 
 
 def _mean_tree_bits(product_bits: int, terms: float) -> float:
@@ -266,6 +304,8 @@ RULE_SETS: Registry[RuleSet] = Registry(
             WinnersRules("revised", biases=True, mask=False),
             WinnersRules("published", biases=True, mask=True),
             OfficialRules(),
+            OfficialRules("official_integer", accumulator="integer"),
+            OfficialRules("official_adder_tree", accumulator="adder_tree"),
             QuirkRules("official_quirk"),
         )
     },
