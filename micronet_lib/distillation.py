@@ -7,11 +7,12 @@ factor `T^2` keeps the size of the gradient when the temperature changes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from micronet_lib.errors import InputError
 
@@ -38,6 +39,23 @@ class DistillationConfig:
             raise InputError(
                 f"distillation.temperature is {self.temperature}; give a finite number above 0"
             )
+
+
+class Committee(nn.Module):
+    """Several teachers as one: the mean of their predictions.
+
+    Args:
+        teachers: networks of the same classes.
+    """
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.teachers = nn.ModuleList(teachers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logarithms of the mean probabilities, `[N, C]`, which serve as logits."""
+        found = torch.stack([teacher(x).log_softmax(1) for teacher in self.teachers])
+        return found.logsumexp(0) - math.log(len(self.teachers))
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -55,7 +55,7 @@ class Change(Protocol):
 
         Args:
             network: on the CPU.
-            images: `[num_images, 3, 32, 32]`, normalised and not augmented.
+            images: `[num_images, 3, 32, 32]`, augmented as the recipe says, and normalised.
 
         Raises:
             InputError: the change does not fit the network.

@@ -9,21 +9,25 @@ worth.
 - a hidden channel goes, replaced by its mean, if all its weights and products cost more.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.beyond.network import Block, IntegerMicroNet, Pixels, Quantized, Quantizer, Widths
-from micronet_lib.beyond.quantizers import FLOAT_BITS, bias_unit, fitted_scales, weight_codes
+from micronet_lib.beyond.quantizers import bias_unit, fitted_scales, weight_codes
 from micronet_lib.beyond.sensitivity import ACTIVATION_WIDTHS, Sensitivity
 from micronet_lib.errors import InputError
-from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
+from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network
 
 WEIGHT_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 BIAS_WIDTHS = (5, 6, 7, 8, 9, 10)
+LOWEST_PRICE, HIGHEST_PRICE = 5.0, 2000.0
+PRICE_TOLERANCE = 0.01
 ADD_BITS = 32
 """Additions are charged in full: the default reading."""
 
@@ -246,7 +250,12 @@ def apply_allocation(network: IntegerMicroNet, sensitivity: Sensitivity, plan: A
     """Set the zeros of a plan in place, and put the means of removed channels into biases.
 
     The widths are not set, so that the network can be trimmed first.
+
+    Raises:
+        InputError: a network that is rounded already.
     """
+    if network.widths.weights:
+        raise InputError("zeros are planned for a network in floats, and this one is rounded")
     for index, channels in plan.removed.items():
         block = network.blocks[index]
         assert isinstance(block, Block)
@@ -255,5 +264,83 @@ def apply_allocation(network: IntegerMicroNet, sensitivity: Sensitivity, plan: A
     for name, kept in plan.kept.items():
         layer = network.layers[name]
         layer.weight *= kept
-    if network.widths.weights and FLOAT_BITS not in network.widths.weights.values():
-        raise InputError("zeros are planned for a network in floats")
+
+
+@torch.no_grad()
+def trimmed(network: IntegerMicroNet) -> IntegerMicroNet:
+    """Return a network in floats without the hidden channels that no projection reads.
+
+    Raises:
+        InputError: a network that is rounded already.
+    """
+    if network.widths.weights:
+        raise InputError("only a network in floats is trimmed; this one is rounded")
+    live = [
+        block.conv_project.weight.abs().flatten(1).sum(0) > 0
+        for block in network.blocks
+        if isinstance(block, Block)
+    ]
+    architecture = network.architecture
+    configs = tuple(
+        replace(config, hidden_chs=max(1, int(mask.sum())))
+        for config, mask in zip(architecture.blocks, live, strict=True)
+    )
+    smaller = MicroNet(replace(architecture, cut_blocks=configs))
+    made = IntegerMicroNet({"name": smaller.spec.name, "options": smaller.spec.options})
+    state = network.state_dict()
+    for index, mask in enumerate(live):
+        if not mask.any():
+            mask[0] = True
+        for name in ("conv_expand", "conv_dw"):
+            for part in ("weight", "bias", "scale"):
+                key = f"blocks.{index}.{name}.{part}"
+                state[key] = state[key][mask]
+        key = f"blocks.{index}.conv_project.weight"
+        state[key] = state[key][:, mask]
+    made.load_state_dict(state)
+    return made.train(network.training)
+
+
+def allocated(
+    network: IntegerMicroNet, allocator: Allocator, price: float, images: Tensor
+) -> IntegerMicroNet:
+    """Return the network that a price leads to: pruned, trimmed, rounded and calibrated.
+
+    Args:
+        network: in floats; it is not changed.
+        allocator: made of it.
+        price: in nats for a score of 1.
+        images: normalised, to calibrate with.
+    """
+    plan = allocator.at(price)
+    made = copy.deepcopy(network)
+    apply_allocation(made, allocator.sensitivity, plan)
+    made = trimmed(made)
+    made.set_widths(plan.widths)
+    made.calibrate(images)
+    return made
+
+
+def cheapest_price(
+    network: IntegerMicroNet, allocator: Allocator, score: float, images: Tensor
+) -> float:
+    """Return the lowest price whose network scores no more, by halving intervals.
+
+    Raises:
+        InputError: no price reaches the score.
+    """
+    low, high = math.log(LOWEST_PRICE), math.log(HIGHEST_PRICE)
+
+    def found(price: float) -> float:
+        made = allocated(network, allocator, price, images)
+        return score_network(made, "official").score
+
+    if found(HIGHEST_PRICE) > score:
+        raise InputError(f"no allocation reaches a score of {score}; give a higher one")
+    while high - low > PRICE_TOLERANCE:
+        middle = (low + high) / 2
+        if found(math.exp(middle)) > score:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)

@@ -7,9 +7,19 @@ from torch import Tensor
 
 from micronet_lib.architecture.layers import layer_weights
 from micronet_lib.architecture.network import Network
+from micronet_lib.beyond.allocation import (
+    Allocator,
+    allocated,
+    cheapest_price,
+    output_positions,
+)
 from micronet_lib.beyond.network import IntegerMicroNet, Widths, in_integers
+from micronet_lib.beyond.sensitivity import measure_sensitivity
 from micronet_lib.hooks import Hook
 from micronet_lib.pruning.masks import HeldMasks, current_masks
+
+NUM_TO_CALIBRATE = 512
+NUM_TO_PRICE = 32
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,43 @@ class Quantize:
         )
         made.calibrate(images, self.clip)
         return made
+
+    def hooks(self, network: Network) -> Sequence[Hook]:
+        """Return the hook that holds pruned weights at 0."""
+        return held_zeros(network)
+
+
+@dataclass(frozen=True)
+class Allocate:
+    """Choose widths, zeros and channels together, so that the network costs no more than a score.
+
+    Attributes:
+        score: by the official rules, additions at 32 bits, exact savings included.
+        pre_bits: of the integer before HardSwish.
+        rounding_weight: what a nat of rounding counts against one of zeros. Training repairs
+            rounding better.
+        num_images: training images to measure sensitivities with; the first 512 calibrate.
+    """
+
+    score: float = 0.0034
+    pre_bits: int = 10
+    rounding_weight: float = 1.0
+    num_images: int = 2560
+
+    def apply(self, network: Network, images: Tensor) -> IntegerMicroNet:
+        """Return the network in integers.
+
+        Raises:
+            InputError: a network that cannot be put in integers, or a score that no plan reaches.
+        """
+        floats = in_integers(network)
+        sensitivity = measure_sensitivity(floats, images)
+        allocator = Allocator(
+            floats, sensitivity, output_positions(floats), self.pre_bits, self.rounding_weight
+        )
+        few = images[:NUM_TO_CALIBRATE]
+        price = cheapest_price(floats, allocator, self.score, few[:NUM_TO_PRICE])
+        return allocated(floats, allocator, price, few)
 
     def hooks(self, network: Network) -> Sequence[Hook]:
         """Return the hook that holds pruned weights at 0."""

@@ -91,7 +91,7 @@ def measure_sensitivity(network: IntegerMicroNet, images: Tensor, seed: int = 0)
                 _add_rounding(found, network, tapped, steps)
     rounded = min(len(images), ROUNDED_BATCHES * BATCH_SIZE)
     for group in (found.weights, found.biases, found.channels):
-        for value in group.values():  # type: ignore[attr-defined]
+        for value in group.values():
             value /= len(images)
     for widths in found.rounding.values():
         for bits in widths:

@@ -31,6 +31,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     ]
     for name, other in (("start", recipe.start), ("teacher", recipe.teacher)):
         settings[name] = None if other is None else plain_recipe(other)
+    settings["more_teachers"] = [plain_recipe(teacher) for teacher in recipe.more_teachers]
     return settings
 
 

@@ -7,7 +7,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 
 
 def input_paths(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe's own step reads; not those of its start and teacher."""
+    """Return the files that a recipe's own step reads; not those of its start and teachers."""
     names = [recipe.checkpoint]
     if not recipe.checkpoint and recipe.start is None:
         names.append(recipe.train.initialize_from)
@@ -18,6 +18,6 @@ def input_paths(recipe: Recipe) -> list[Path]:
 
 
 def all_input_paths(recipe: Recipe) -> list[Path]:
-    """Return the files that a recipe, its start and its teacher read."""
-    others = [other for other in (recipe.start, recipe.teacher) if other is not None]
+    """Return the files that a recipe, its start and its teachers read."""
+    others = [*([] if recipe.start is None else [recipe.start]), *recipe.teachers]
     return [*input_paths(recipe), *(path for other in others for path in all_input_paths(other))]

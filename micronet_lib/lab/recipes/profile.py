@@ -59,16 +59,12 @@ class Profile:
                 raise InputError(f"{name} of profile {self.name!r} is {getattr(self, name)}")
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """Return the recipe on this budget, its start and teacher included.
+        """Return the recipe on this budget, its start and teachers included.
 
         The settings of a recipe that trains nothing do not change.
         """
         train = recipe.train
-        recipe = replace(
-            recipe,
-            start=recipe.start and self.apply(recipe.start),
-            teacher=recipe.teacher and self.apply(recipe.teacher),
-        )
+        recipe = recipe.with_others(self.apply)
         if not train.epochs:
             return recipe
         fresh = not recipe.checkpoint and recipe.start is None
@@ -161,13 +157,8 @@ def resolved(
 
 
 def _with_digest(recipe: Recipe) -> Recipe:
-    """Return the recipe with the digest of the searched policies, start and teacher included."""
+    """Return the recipe with the digest of the searched policies, start and teachers included."""
     augment, path = recipe.augment, policy_path("searched")
     if augment.policy == "searched" and not augment.policy_digest and path.is_file():
         augment = replace(augment, policy_digest=sha256_of(path)[:DIGEST_DIGITS])
-    return replace(
-        recipe,
-        augment=augment,
-        start=recipe.start and _with_digest(recipe.start),
-        teacher=recipe.teacher and _with_digest(recipe.teacher),
-    )
+    return replace(recipe, augment=augment).with_others(_with_digest)

@@ -1,6 +1,6 @@
 """Recipes: a `Recipe` is a step from one network to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -46,6 +46,7 @@ class Recipe:
         start: recipe of the network to start from.
         changes: applied before training, in this order.
         teacher: recipe of the network whose logits are learned from.
+        more_teachers: further ones; the mean of all their predictions is learned from.
         distillation: weight and temperature of the teacher's loss term.
         savings: names of `dead_channels.SAVINGS`, applied in this order.
         price: bit widths that the official rules charge for.
@@ -64,6 +65,7 @@ class Recipe:
     start: "Recipe | None" = None
     changes: tuple[Change, ...] = ()
     teacher: "Recipe | None" = None
+    more_teachers: "tuple[Recipe, ...]" = ()
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     savings: tuple[str, ...] = ()
     price: Price = field(default_factory=Price)
@@ -81,6 +83,8 @@ class Recipe:
                 "prune is for rounds after a dense training of the same recipe; a recipe with a "
                 "start prunes by a change, PruneTo"
             )
+        if self.more_teachers and self.teacher is None:
+            raise InputError("more_teachers are besides a teacher: set teacher too")
         if self.prune.sparsities and self.changes:
             raise InputError(
                 "prune and changes do not go together: let another recipe start from the last "
@@ -99,7 +103,21 @@ class Recipe:
     @property
     def needs(self) -> tuple["Recipe", ...]:
         """The recipes whose networks must exist before this one is trained."""
-        return tuple(recipe for recipe in (self.parent, self.teacher) if recipe is not None)
+        return (*(() if self.parent is None else (self.parent,)), *self.teachers)
+
+    @property
+    def teachers(self) -> tuple["Recipe", ...]:
+        """The recipes of all teachers."""
+        return (*(() if self.teacher is None else (self.teacher,)), *self.more_teachers)
+
+    def with_others(self, change: "Callable[[Recipe], Recipe]") -> "Recipe":
+        """Return the recipe with the same change made to its start and its teachers."""
+        return replace(
+            self,
+            start=self.start and change(self.start),
+            teacher=self.teacher and change(self.teacher),
+            more_teachers=tuple(map(change, self.more_teachers)),
+        )
 
     @property
     def depth(self) -> int:

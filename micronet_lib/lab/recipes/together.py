@@ -13,7 +13,7 @@ from micronet_lib.scoring.rules import rules_of
 
 
 def check_together(recipe: Recipe, dataset: str) -> None:
-    """Check a resolved recipe, its start and its teacher.
+    """Check a resolved recipe, its start and its teachers.
 
     A setting that a recipe has no use for, such as `mix_alpha` without a mix, is ignored. Refused
     is what would train, rate or price something else than the settings say.
@@ -46,9 +46,10 @@ def check_together(recipe: Recipe, dataset: str) -> None:
             f"train.initialize_from is {train.initialize_from!r} and train.initialization is "
             f"{train.initialization!r}; trained_distribution needs a file, and no other takes one"
         )
-    for other in (recipe.start, recipe.teacher):
-        if other is not None:
-            check_together(other, dataset)
+    if recipe.start is not None:
+        check_together(recipe.start, dataset)
+    for teacher in recipe.teachers:
+        check_together(teacher, dataset)
 
 
 def _check_images(recipe: Recipe, dataset: str) -> None:
@@ -106,5 +107,5 @@ def _check_teacher(recipe: Recipe) -> None:
         return
     if not recipe.train.epochs:
         raise InputError("a teacher needs a training; train.epochs is 0")
-    if not recipe.teacher.learns:
+    if not all(teacher.learns for teacher in recipe.teachers):
         raise InputError("the teacher was never trained: give it a checkpoint, or train.epochs")

@@ -72,7 +72,7 @@ class Case:
 
     @property
     def needs(self) -> tuple["Case", ...]:
-        """The trainings whose networks must exist first: of the start and of the teacher."""
+        """The trainings whose networks must exist first: of the start and of the teachers."""
         found = {case.id: case for case in map(self._of, _trainings(self.recipe.needs))}
         return tuple(found.values())
 
@@ -292,6 +292,6 @@ def _files(recipe: Recipe) -> Iterator[Path]:
     for name in (recipe.checkpoint, recipe.train.initialize_from):
         if name:
             yield Path("kaist") / f"{name}.t7"
-    for other in (recipe.start, recipe.teacher):
+    for other in (recipe.start, *recipe.teachers):
         if other is not None and not other.train.epochs:
             yield from _files(other)

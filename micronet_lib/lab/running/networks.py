@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from micronet_lib.architecture.initialization import (
     WeightDistribution,
@@ -17,7 +17,14 @@ from micronet_lib.architecture.initialization import (
     initialize,
 )
 from micronet_lib.architecture.network import Network, build
-from micronet_lib.augmentation.policies import Policies, load_policies, uniform_policies
+from micronet_lib.augmentation.policies import (
+    Policies,
+    augment,
+    draw,
+    load_policies,
+    uniform_policies,
+)
+from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import load_dataset, load_split, normalize
@@ -31,6 +38,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
+from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.loop import Run, TrainingData, train
 from micronet_lib.pruning.masks import HeldMasks
 from micronet_lib.pruning.schedules import PruneConfig, prune_round
@@ -98,9 +106,13 @@ def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> N
                     f"{profile.dataset} has {len(known)} training images"
                 )
             drawn = torch.Generator().manual_seed(seed + 1000 * recipe.depth + index)
-            images = normalize(
-                known[torch.randperm(len(known), generator=drawn)[: change.num_images]]
-            )
+            images = known[torch.randperm(len(known), generator=drawn)[: change.num_images]]
+            policies, _ = policies_of(recipe, profile)
+            draws = draw(
+                policies, len(images), drawn, images.device,
+                crop=recipe.augment.crop, flip=recipe.augment.flip,
+            )  # fmt: skip
+            images = normalize(augment(images, draws))
         network = change.apply(network, images)
     return network
 
@@ -230,12 +242,13 @@ def train_network(
 
 def _teacher_of(
     recipe: Recipe, profile: Profile, seed: int, device: torch.device
-) -> Network | None:
-    """Return the teacher on a device, or None without one."""
+) -> nn.Module | None:
+    """Return the teacher, or all teachers as one, on a device, or None without one."""
     if recipe.teacher is None:
         return None
-    teacher = network_of(recipe.teacher, profile, seed).to(device)
-    return teacher.to(memory_format=torch.channels_last).requires_grad_(False)
+    teachers = [fold_batch_norm(network_of(each, profile, seed)) for each in recipe.teachers]
+    teacher = teachers[0] if len(teachers) == 1 else Committee(teachers)
+    return teacher.to(device).requires_grad_(False)
 
 
 def _begin(

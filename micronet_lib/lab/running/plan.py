@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.network import Network
+from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
@@ -121,6 +122,7 @@ def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         _shape(start) if start else (*network[:3], network[3] or {}),
         _shape(teacher) if teacher else None,
+        tuple(map(_shape, recipe.get("more_teachers") or ())),
         recipe["train"]["precision"],
     )
 
@@ -140,7 +142,8 @@ def timed_images_per_s(recipe: Recipe) -> float:
     device, train = default_device(), recipe.train
     set_up(device)
     network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
-    teacher = None if recipe.teacher is None else _untrained(recipe.teacher).to(device).eval()
+    teachers = [_untrained(each).to(device).eval() for each in recipe.teachers]
+    teacher = Committee(teachers) if teachers else None
     generator = torch.Generator(device).manual_seed(0)
     step = Step(network, recipe, generator, teacher=teacher)
     batch = train.batch_size if device.type == "cuda" else min(train.batch_size, TIMED_BATCH)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix
@@ -111,7 +111,7 @@ class Run:
         data: TrainingData,
         seed: int,
         hooks: Sequence[Hook] = (),
-        teacher: Network | None = None,
+        teacher: nn.Module | None = None,
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed

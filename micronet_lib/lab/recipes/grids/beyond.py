@@ -1,6 +1,6 @@
 """Chapter 11: networks below the winning score, from the published ones."""
 
-from micronet_lib.beyond.changes import Quantize
+from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.bases import PAPER_POLICY
@@ -11,8 +11,8 @@ from micronet_lib.lab.recipes.sweep import ACCURACY, Sweep
 TRIMMED = Recipe(checkpoint="micronet_v1_pr_60", savings=("dead_gates", "dead_channels"))
 """The winning network without what no logit depends on."""
 
-TEACHER = Recipe(checkpoint="micronet_v2_pr_30")
-"""The most accurate of the published networks."""
+TEACHERS = (Recipe(checkpoint="micronet_v2_pr_30"), Recipe(checkpoint="micronet_v2_pr_15"), TRIMMED)
+"""The two most accurate of the published networks, and the network itself before any rounding."""
 
 
 def _distilled(start: Recipe, *changes: Change, epochs: int, lr: float) -> Recipe:
@@ -20,7 +20,8 @@ def _distilled(start: Recipe, *changes: Change, epochs: int, lr: float) -> Recip
     return Recipe(
         start=start,
         changes=changes,
-        teacher=TEACHER,
+        teacher=TEACHERS[0],
+        more_teachers=TEACHERS[1:],
         distillation=DistillationConfig(temperature=2.0),
         augment=PAPER_POLICY,
         train=TrainConfig(
@@ -38,7 +39,9 @@ def _distilled(start: Recipe, *changes: Change, epochs: int, lr: float) -> Recip
 
 
 _POINTS = {
-    "w8a8-distilled": _distilled(TRIMMED, Quantize(8, 8, 8, 10), epochs=1, lr=1e-3),
+    "distilled": _distilled(TRIMMED, Quantize(8, 8, 10, 12), epochs=1, lr=5e-4),
+    "allocated-33": _distilled(TRIMMED, Allocate(0.0033), epochs=4, lr=5e-4),
+    "allocated-28": _distilled(TRIMMED, Allocate(0.00285), epochs=8, lr=5e-4),
 }
 
 SWEEPS = (
