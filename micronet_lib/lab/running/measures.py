@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from micronet_lib.architecture.layers import layer_weights, weight_kinds
+from micronet_lib.architecture.layers import layer_weights, named_kind, weight_kinds
 from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
-from micronet_lib.lab.host.places import checkpoint_path
-from micronet_lib.lab.running.networks import content_of
+from micronet_lib.lab.host.places import MEASURED, checkpoint_path, of_checkout, runs_root
+from micronet_lib.lab.recipes.profile import Profile
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
-from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
+from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
 from micronet_lib.label_smoothing import class_similarity
 from micronet_lib.pruning.density import density_table
 from micronet_lib.scoring.bill import score_network
@@ -134,6 +136,69 @@ def _published_logits(path: Path, dataset: str, progress: bool) -> tuple[Tensor,
     return single, logits_of(network.double(), images, progress=progress)
 
 
+def compression(case: "Case", network: Network, progress: bool) -> Found:
+    """Rate a network in integers once, and say what a judge would ask.
+
+    `agreement` is the fraction of test images on which it gives the first teacher's answer, a
+    yardstick that nothing was chosen by; without a teacher, the answer of the network it starts
+    from. `divergence` is the distance to the teachers on validation images after the last epoch.
+    `test_touches` counts the networks of this sweep that were rated on the test images before and
+    now. `compliance` is the judge's list. `bill` has the cost of each kind of layer.
+    """
+    recipe, test = case.recipe, load_split(case.profile.dataset, "test")
+    logits = logits_of(network.eval(), test.images, progress=progress)
+    found = rate(logits, test.targets, seconds=float("inf")).metrics()
+    metrics = {name: found[name] for name in RATINGS}
+    other = next(iter(recipe.teachers), recipe.start or recipe)
+    answers = _answers(other, case.profile, case.seed)
+    metrics["agreement"] = (logits.argmax(1) == answers).double().mean().item()
+    metrics["test_touches"] = _touches(case)
+    chosen = "widths set by hand; nothing was chosen by any measurement of this network"
+    if recipe.train.epochs:
+        content = content_of(recipe, case.profile, case.seed)
+        metrics["divergence"] = content["curve"]["validation_divergence"][-1]
+        metrics["train_loss"] = content["curve"]["train_loss"][-1]
+        metrics["train_images_per_s"] = content["images_per_s"]
+        chosen = "the last epoch of a fixed schedule"
+    rows = score_network(network, "official").table()
+    kinds = rows["layer"].map(named_kind)
+    kinds = kinds.where(kinds != "other", rows["kind"])
+    costs = rows.groupby([kinds, "quantity"], sort=False)["score"].sum()
+    bill = {f"{kind}.{quantity}": round(value, 9) for (kind, quantity), value in costs.items()}
+    compliance = {
+        "outside_data": "none: CIFAR-100 training images without labels, and published networks",
+        "starts_from": recipe.start.checkpoint if recipe.start else recipe.checkpoint,
+        "start_saw": "all 50 000 training images; its epoch was chosen on the test images",
+        "chosen_by": chosen,
+        "accumulator": "simulated: exact integers, of a width that is proven for every order",
+        "bits_executed": "every layer's integers have the width that is charged",
+        "num_test_images": len(test),
+        "seed": case.seed,
+    }
+    return Found(metrics, {"compliance": compliance, "bill": bill})
+
+
+@lru_cache(maxsize=4)
+def _answers(recipe: Recipe, profile: Profile, seed: int) -> Tensor:
+    """Return the answers of another network on the test images, `[N]`."""
+    images = load_split(profile.dataset, "test").images
+    return logits_of(fold_batch_norm(network_of(recipe, profile, seed)), images).argmax(1)
+
+
+def _touches(case: "Case") -> int:
+    """Return how many networks of a case's sweep were rated on the test images, its own included.
+
+    Networks with a record, here or committed, at any seed of this profile.
+    """
+    folder = Path(case.profile.name) / case.sweep.name
+    there = {
+        p.name
+        for root in (runs_root(), of_checkout(MEASURED))
+        for p in (root / folder).glob("*.json")
+    }
+    return len(there | {case.record_path.name})
+
+
 def similarity(case: "Case", network: Network, progress: bool) -> Found:
     """Return the cosine similarities of the classifier's rows, `[C, C]`, and their statistics."""
     matrix = class_similarity(network.classifier.weight.detach())
@@ -186,6 +251,7 @@ def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
 MEASURES = {
     "accuracy": Measure(accuracy, on_test=True),
     "same_logits": Measure(same_logits, on_test=True),
+    "compression": Measure(compression, on_test=True),
     "class_similarity": Measure(similarity),
     "spectrum": Measure(spectra),
     "sparsity": Measure(sparsity),
