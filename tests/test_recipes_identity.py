@@ -28,6 +28,7 @@ VALUES = {  # the default, and what differs from it
     "start": [None, Recipe(), Recipe(checkpoint="micronet_v1_pr_60"), PAPER, Recipe(start=PAPER)],
     "changes": [(), (PruneTo(),), (PruneTo(0.5),), (PruneTo(0.5), PruneTo(0.6, "layer"))],
     "teacher": [None, Recipe(), PAPER],
+    "more_teachers": [(), (PAPER,), (PAPER, Recipe()), (Recipe(), PAPER)],
     "distillation": [DistillationConfig(), DistillationConfig(0.5), DistillationConfig(1.0, 4.0)],
     "savings": [(), ("dead_gates",), ("dead_gates", "sixth"), ("sixth", "dead_gates")],
     "price": [Price(), Price(8), Price(0, 8), Price(8, 8, "integer")],
@@ -122,8 +123,12 @@ def test_a_field_added_later_leaves_older_ids_alone(monkeypatch):
     def now(recipe: Recipe | None) -> Recipe | None:
         if recipe is None:
             return None
-        changes = tuple(prune_now(**vars(change)) for change in recipe.changes)
+        changes = tuple(
+            prune_now(**vars(change)) if isinstance(change, PruneTo) else change
+            for change in recipe.changes
+        )
         chain = {"start": now(recipe.start), "teacher": now(recipe.teacher), "changes": changes}
+        chain["more_teachers"] = tuple(map(now, recipe.more_teachers))
         return recipe_now(**{**vars(recipe), **chain})
 
     monkeypatch.setattr(identity, "Recipe", recipe_now)

@@ -26,7 +26,7 @@ def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     for entry in (record(), record(seed=1), record("table1_3.0", recipe_id=copy)):
         records.write(entry, tmp_path)
     found = status.coverage().set_index("profile")
-    assert list(found.index) == ["quick", "full"]  # smoke says nothing about accuracy
+    assert list(found.index) == ["quick", "day", "full"]  # smoke says nothing about accuracy
     quick, full = found.loc["quick"], found.loc["full"]
     counts = ["points", "measured", "n", "records", "measurements"]
     assert quick[counts].tolist() == [3, 2, "1/2", 3, 2]

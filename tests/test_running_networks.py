@@ -253,7 +253,12 @@ def test_a_student_starts_from_its_parent_and_learns_from_its_teacher(lab, monke
     assert runs[0][2] is None
     teacher = runs[1][2]
     assert not teacher.training
-    assert same(dict(teacher.state_dict()), dict(dense))
+    images = torch.randn(4, 3, 32, 32)
+    (case,) = cases(sweep, PROFILES["smoke"], point="dense")
+    taught = network_of(case.recipe, case.profile, case.seed)
+    assert same(dict(taught.state_dict()), dict(dense))
+    with torch.no_grad():  # batch norm is folded in the teacher
+        torch.testing.assert_close(teacher(images), taught(images), rtol=1e-3, atol=1e-3)
     pruned = {name: w for name, w in started[1].items() if w.ndim > 1}
     zeros = {name: w == 0 for name, w in pruned.items()}
     for name, weight in pruned.items():

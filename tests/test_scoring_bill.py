@@ -18,6 +18,10 @@ from micronet_lib.scoring.dead_channels import apply_savings
 from micronet_lib.scoring.operations import Operation, record_operations
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
 
+PLAIN_RULES = [
+    name for name in RULE_SETS if name not in ("official_integer", "official_adder_tree")
+]
+
 MEASURED = Path(__file__).resolve().parent.parent / "data" / "measured" / "full"
 KAIST = Path(os.environ.get("MICRONET_DATA", "data")) / "kaist"
 
@@ -131,13 +135,14 @@ def test_every_committed_score_is_counted_again() -> None:
                 for parameter in model.parameters():
                     parameter.data += (parameter == 0) & (parameter.ndim > 1)  # a draw of zero
             operations = record_operations(apply_savings(model, record.recipe["savings"]))
-            for name, rules in RULE_SETS.items():
+            for name in PLAIN_RULES:
+                rules = RULE_SETS[name]
                 for key, value in score_operations(operations, rules).metrics().items():
                     compared += 1
                     if record.metrics[f"{name}.{key}"] != value:
                         wrong.append(f"{path.name} {name}.{key}")
     assert not wrong
-    assert compared >= 2 * len(EXPAND_RATIOS) * len(RULE_SETS) * 7
+    assert compared >= 2 * len(EXPAND_RATIOS) * len(PLAIN_RULES) * 7
 
 
 class TwoExits(Network):

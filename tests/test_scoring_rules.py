@@ -6,12 +6,12 @@ from torch import nn
 
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.bill import score_network
-from micronet_lib.scoring.operations import record_operations
+from micronet_lib.scoring.operations import Work, record_operations
 from micronet_lib.scoring.rules import (
-    RULE_SETS,
     Item,
     OfficialRules,
     Precision,
+    UnpricedError,
     rules_of,
 )
 
@@ -38,7 +38,7 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("rules", RULE_SETS)
+@pytest.mark.parametrize("rules", BY_HAND)
 def test_a_sparse_convolution_by_hand(rules: str, half_empty: nn.Sequential) -> None:
     items = items_of(half_empty, rules, (8, 5, 5))
     totals = [
@@ -126,7 +126,7 @@ def test_quantised_multiplications_cost_the_wider_input_and_the_image_has_eight_
 
 
 def test_a_layer_without_bias_and_batch_norm_is_charged_none() -> None:
-    for rules in RULE_SETS:
+    for rules in BY_HAND:
         found = score_network(nn.Conv2d(8, 4, 1, bias=False), rules, (8, 5, 5))
         assert (found.num_params, found.num_adds) == (32, 25 * 4 * 7)
 
@@ -138,12 +138,55 @@ def test_the_widths_of_a_layer_go_before_those_of_the_rules() -> None:
     model = nn.Sequential(Layer(3, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False))
     model[0].weight.data.fill_(1.0)
     model[1].weight.data.fill_(1.0)
-    own = [("mult", 12, 4), ("add", 8, 12), ("mult", 4, 16), ("param", 4, 16), ("param", 12, 2)]
+    own = [("mult", 12, 4), ("add", 8, 32), ("mult", 4, 16), ("param", 4, 16), ("param", 12, 2)]
     half = [("mult", 16, 16), ("add", 12, 32), ("param", 16, 16)]
     eight = [("mult", 16, 8), ("add", 12, 32), ("mult", 4, 16), ("param", 4, 16), ("param", 16, 8)]
     for rules, rest in ((OfficialRules(), half), (rules_of("official", 8, 8), eight)):
         items = [item for item in score_network(model, rules, (3, 1, 1)).items if item.count]
         assert [(i.quantity, i.count, i.bits) for i in items] == own + rest
+
+
+READINGS = ("official_integer", "official_adder_tree")
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_narrow_sums_count_where_a_layer_proves_them(reading: str) -> None:
+    class Layer(nn.Conv2d):
+        weight_bits, activation_bits, accumulator_bits = 2, 4, 12
+
+    model = Layer(5, 4, 1)
+    model.weight.data.fill_(1.0)
+    adds = [
+        (item.count, item.bits)
+        for item in score_network(model, reading, (5, 1, 1)).items
+        if item.quantity == "add"
+    ]
+    # Sums of 5 products of 6 bits as a tree: two of 6 bits, one of 7, one of 7 and 6 (8 bits wide).
+    tree = tree_adds(5, 6) / 4
+    assert adds == [(16, pytest.approx(12 if reading == READINGS[0] else tree)), (4, 12)]
+    model.accumulator_bits = 3  # less than any addition of the tree
+    items = score_network(model, reading, (5, 1, 1)).items
+    assert {item.bits for item in items if item.quantity == "add"} == {3}
+    with pytest.raises(UnpricedError, match=reading):
+        score_network(nn.Conv2d(5, 4, 1), reading, (5, 1, 1))
+
+
+def test_what_a_layer_says_of_its_storage_and_work_is_charged() -> None:
+    class Layer(nn.Conv2d):
+        weight_bits, activation_bits, accumulator_bits = 2, 4, 12
+        scale_bits, bias_bits, constant_bits = 5, 7, 72
+        work = Work({3: 2, 6: 1}, {5: 4, 8: 1})
+
+    items = score_network(Layer(5, 4, 1), "official", (5, 2, 3)).items
+    found = [(i.quantity, i.count, i.bits) for i in items if i.count]
+    assert found == [
+        *[("mult", 12, 3), ("mult", 6, 6), ("add", 30, 32)],  # six positions
+        *[("add", 24, 32), ("mult", 24, 16), ("param", 4, 5)],  # biases, scales
+        *[("param", 20, 2), ("param", 4, 7), ("param", 2.25, 32)],
+    ]
+    tree = score_network(Layer(5, 4, 1), "official_adder_tree", (5, 2, 3)).items
+    sums = [(i.count, i.bits) for i in tree if i.quantity == "add"]
+    assert sums == [(24, 5), (6, 8), (24, 12)]
 
 
 def test_widths_of_activations() -> None:

@@ -179,6 +179,7 @@ def hard_swish_grid(step: float, bits: int, pre_bits: int) -> Grid:
         bits: of the result.
         pre_bits: of the integer that stands for `y + 3`. It must reach as far as the result.
     """
+    step = max(step, 0.375 / (2**bits - 1))  # else 0 would be no integer
     # y reaches as far as h(y), which is y itself from 3 on.
     reach = max(3.0, step * (2**bits - 1) - 0.375)
     largest = (2**pre_bits - 1) / (1 + reach / 3)

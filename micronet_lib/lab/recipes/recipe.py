@@ -83,8 +83,6 @@ class Recipe:
                 "prune is for rounds after a dense training of the same recipe; a recipe with a "
                 "start prunes by a change, PruneTo"
             )
-        if self.more_teachers and self.teacher is None:
-            raise InputError("more_teachers are besides a teacher: set teacher too")
         if self.prune.sparsities and self.changes:
             raise InputError(
                 "prune and changes do not go together: let another recipe start from the last "

@@ -102,6 +102,8 @@ def _sparsity(recipe: Recipe) -> float:
 
 def _check_teacher(recipe: Recipe) -> None:
     if recipe.teacher is None:
+        if recipe.more_teachers:
+            raise InputError("more_teachers are besides a teacher: set teacher too")
         if recipe.distillation != DistillationConfig():
             raise InputError("distillation needs a teacher: set teacher too, or leave it out")
         return

@@ -1,0 +1,154 @@
+"""A MicroNet in integers: the same in floats, exact in evaluation, refused where it must be."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from integer_networks import NAMES, images, integer_network, random_widths
+from small_networks import TORCHVISION, seeded
+
+from micronet_lib.architecture import NetworkSpec, build
+from micronet_lib.beyond import network as module
+from micronet_lib.beyond.arithmetic import rescaled, scale_factors
+from micronet_lib.beyond.network import MEAN, STD, IntegerMicroNet, Widths, in_integers
+from micronet_lib.beyond.quantizers import scale_grid
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data import images as lab_images
+from micronet_lib.lab.storage.networks import pack, restore
+from micronet_lib.lab.training.evaluation import fold_batch_norm
+
+
+def test_it_reads_images_as_the_lab_normalises_them():
+    assert (MEAN, STD) == (lab_images.MEAN, lab_images.STD)
+    raw = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8, generator=seeded(0))
+    centred = module.Pixels().centred(lab_images.normalize(raw))
+    assert torch.equal(centred + torch.tensor(module.MIDDLE).view(3, 1, 1), raw.float())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_floats_it_is_the_folded_network(name):
+    """But for padding, which reads the nearest whole pixel instead of the mean colour."""
+    plain = integer_network(name, widths=None)[0]
+    x = images(8)
+    ours = in_integers(plain).eval()
+    with torch.no_grad():
+        inner = fold_batch_norm(plain)(x)
+        assert ours.in_floats
+        assert (ours(x) - inner).abs().max() < 0.05 * inner.abs().max()
+        x = x.clone()
+        x[:] = ours.stem.pixels(x)[:, :, :1, :1] * 0  # the middle colour everywhere: no border
+    assert ours.classifier is ours.head.classifier
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_and_rounded_floats_agree(name, seed):
+    """But for sums that are shortened to 16 bits, whose rounding grows from layer to layer."""
+    _, network = integer_network(name, seed=seed, widths=8)
+    x = images(16)
+    with torch.no_grad():
+        floats = network.train()(x)
+        integers = network.eval()(x)
+    spread = floats.std().item()
+    assert (floats - integers).abs().mean().item() < 0.2 * spread
+    assert torch.equal(integers, network(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluation_does_not_depend_on_batches_precision_or_memory(name):
+    _, network = integer_network(name, widths=random_widths(3))
+    x = images(7)
+    network.eval()
+    whole = network(x)
+    assert torch.equal(whole, torch.cat([network(each[None]) for each in x]))
+    assert torch.equal(whole, network(x.to(memory_format=torch.channels_last)))
+    assert torch.equal(whole, copy.deepcopy(network)(x))
+    units = whole / 2.0**-10
+    assert torch.equal(units, units.round())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_partial_sum_leaves_its_width(seed):
+    """Every positive weight reads the largest integer, or every negative one does."""
+    _, network = integer_network(widths=random_widths(seed), seed=seed)
+    for sums in network.sums().values():
+        rows = sums.weight.double().flatten(1)
+        top = 2**sums.bits - 1
+        for sign in (1, -1):
+            inputs = (rows * sign > 0).double() * top
+            ordered = (rows * inputs).cumsum(1) + sums.start[:, None]
+            low, high = sums.reach
+            assert (ordered >= low[:, None]).all()
+            assert (ordered <= high[:, None]).all()
+            assert ordered.abs().max() <= 2 ** (sums.width - 1)
+        # What tensors compute, from integers counted from zero, is the same sum.
+        assert sums.width == 1 + int(max(-low.min(), high.max() + 1).log2().ceil())
+
+
+def test_a_change_of_weights_is_seen():
+    _, network = integer_network(widths=8)
+    network.eval()
+    x = images(4)
+    before = network(x)
+    with torch.no_grad():
+        network.head.classifier.bias += 1.0
+    assert not torch.equal(network(x), before)
+
+
+def test_a_file_of_it_gives_the_same_logits():
+    _, network = integer_network(widths=random_widths(5))
+    content = pack(network.eval())
+    again = restore(content["spec"], content["model"])
+    x = images(4)
+    assert torch.equal(again(x), network(x))
+    assert again.spec == network.spec
+
+
+def test_scales_by_hand():
+    places = torch.arange(32)
+    grid = scale_factors(0.75, places)
+    assert torch.allclose(grid, scale_grid(torch.tensor(0.75, dtype=torch.float64)))
+    assert grid[4].item() == 0.375
+    half = torch.tensor(0.5, dtype=torch.float64)
+    assert rescaled(torch.tensor([5.0, -5.0]), half).tolist() == [3, -2]
+
+
+def test_what_cannot_be_put_in_integers_is_refused():
+    for name in TORCHVISION:
+        with pytest.raises(InputError, match="MicroNet"):
+            in_integers(build(name))
+    with pytest.raises(InputError, match="dead_gates"):
+        in_integers(build("micronet_v1_released", width_mult=0.25))
+    six = build(NetworkSpec("micronet_v1", {"width_mult": 0.25, "activation": "hard_swish_x6"}))
+    with pytest.raises(InputError, match="hard_swish_x6"):
+        in_integers(six)
+    _, network = integer_network(widths=8)
+    with pytest.raises(InputError, match="no images"):
+        network.calibrate(images(4)[:0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weights": {"stem.conv": 0}}, "stem.conv"),
+        ({"weights": {"stem.conv": 33}}, "stem.conv"),
+        ({"biases": {"stem.conv": 1}}, "bias"),
+        ({"inputs": {"head.quant": 0}}, "head.quant"),
+        ({"inputs": {"blocks.0.quant_dw": 12}}, "before"),
+        ({"weights": {"stem.conf": 4}}, "stem.conf"),
+        ({"inputs": {"stem.conv": 4}}, "stem.conv"),
+        ({"pre": 33}, "HardSwish"),
+        ({"pre": 2}, "HardSwish"),
+    ],
+)
+def test_wrong_widths_are_refused_and_change_nothing(change, words):
+    _, network = integer_network(widths=8)
+    spec = network.spec
+    with pytest.raises(InputError, match=words):
+        network.set_widths(replace(network.widths, **{"pre": 10, **change}))
+    assert network.spec == spec
+    rebuilt = build(spec)
+    assert isinstance(rebuilt, IntegerMicroNet)
+    assert rebuilt.widths == network.widths
+    assert Widths() != network.widths
