@@ -10,7 +10,7 @@ from small_networks import TORCHVISION, seeded
 
 from micronet_lib.architecture import NetworkSpec, build
 from micronet_lib.beyond import network as module
-from micronet_lib.beyond.arithmetic import rescaled, scale_factors
+from micronet_lib.beyond.arithmetic import Sums, rescaled, scale_factors
 from micronet_lib.beyond.network import MEAN, STD, IntegerMicroNet, Widths, in_integers
 from micronet_lib.beyond.quantizers import scale_grid
 from micronet_lib.errors import InputError
@@ -152,3 +152,28 @@ def test_wrong_widths_are_refused_and_change_nothing(change, words):
     assert isinstance(rebuilt, IntegerMicroNet)
     assert rebuilt.widths == network.widths
     assert Widths() != network.widths
+
+
+@pytest.mark.parametrize("kind", ["linear", "pointwise", "depthwise"])
+def test_sums_beyond_float32_are_exact(kind):
+    generator = seeded(3)
+    shape = {"linear": (6, 400), "pointwise": (6, 400, 1, 1), "depthwise": (400, 1, 3, 3)}[kind]
+    weight = torch.randint(-128, 129, shape, generator=generator).float()
+    weight[:2] = 128  # the largest sum
+    codes = torch.randint(-2048, 2048, (3, 400, 5, 5), generator=generator).float()
+    codes[0] = 2047
+    geometry = {"linear": (), "pointwise": (1, 0, 1), "depthwise": (2, 1, 400)}[kind]
+    bias = torch.arange(len(weight), dtype=torch.float64) * 1001
+    sums = Sums(weight, bias, bias + 1, torch.zeros(1), 12, *geometry)
+    if kind == "linear":
+        codes = codes[:, :, 0, 0]
+        wanted = codes.long() @ weight.long().T
+    else:
+        stride, padding, groups = geometry
+        wanted = torch.nn.functional.conv2d(
+            codes.double(), weight.double(), None, stride, padding, groups=groups
+        ).long()
+    wanted = wanted + bias.long().view(1, -1, *[1] * (wanted.ndim - 2))
+    found = sums(codes)
+    assert torch.equal(found.long(), wanted)
+    assert kind == "depthwise" or wanted.abs().max() > 2**24

@@ -154,18 +154,17 @@ def test_narrow_sums_count_where_a_layer_proves_them(reading: str) -> None:
     class Layer(nn.Conv2d):
         weight_bits, activation_bits, accumulator_bits = 2, 4, 12
 
-    model = Layer(5, 4, 1)
+    model = Layer(4, 4, 1)
     model.weight.data.fill_(1.0)
     adds = [
         (item.count, item.bits)
-        for item in score_network(model, reading, (5, 1, 1)).items
+        for item in score_network(model, reading, (4, 1, 1)).items
         if item.quantity == "add"
     ]
-    # Sums of 5 products of 6 bits as a tree: two of 6 bits, one of 7, one of 7 and 6 (8 bits wide).
-    tree = tree_adds(5, 6) / 4
-    assert adds == [(16, pytest.approx(12 if reading == READINGS[0] else tree)), (4, 12)]
+    tree = tree_adds(4, 6) / 3
+    assert adds == [(12, pytest.approx(12 if reading == READINGS[0] else tree)), (4, 12)]
     model.accumulator_bits = 3  # less than any addition of the tree
-    items = score_network(model, reading, (5, 1, 1)).items
+    items = score_network(model, reading, (4, 1, 1)).items
     assert {item.bits for item in items if item.quantity == "add"} == {3}
     with pytest.raises(UnpricedError, match=reading):
         score_network(nn.Conv2d(5, 4, 1), reading, (5, 1, 1))

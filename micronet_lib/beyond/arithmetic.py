@@ -29,6 +29,7 @@ LOGIT_UNIT = 2.0**-10
 MULTIPLIER_BITS = 15
 EXACT = 2**24
 """Sums below it are exact in float32, in any order."""
+PART = 64
 OCTAVES = (1.0, 0.8408964152537145, 0.7071067811865476, 0.5946035575013605)
 """2^(-k/4) for k from 0 to 3."""
 
@@ -139,18 +140,23 @@ class Sums:
         return 1 + math.ceil(math.log2(max(-low.min().item(), high.max().item() + 1, 1.0)))
 
     @cached_property
-    def _dtype(self) -> torch.dtype:
+    def _is_small(self) -> bool:
         most = self.weight.abs().flatten(1).sum(1).max().item() * 2**self.bits
-        return torch.float32 if most + self.bias.abs().max().item() < EXACT else torch.float64
+        return most + self.bias.abs().max().item() < EXACT
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Return the exact sums of integers that count from zero."""
-        codes, weight = codes.to(self._dtype), self.weight.to(self._dtype)
-        bias = self.bias.to(self._dtype)
+        if self._is_small:
+            total = self._products(codes)
+        else:  # in two parts, each exact in float32
+            high = torch.floor(codes / PART)
+            total = self._products(high).double() * PART + self._products(codes - high * PART)
+        return total + self.bias.to(total.dtype).view(1, -1, *[1] * (total.ndim - 2))
+
+    def _products(self, codes: Tensor) -> Tensor:
         if not self.stride:
-            return F.linear(codes, weight) + bias
-        out = F.conv2d(codes, weight, None, self.stride, self.padding, groups=self.groups)
-        return out + bias.view(1, -1, 1, 1)
+            return F.linear(codes, self.weight)
+        return F.conv2d(codes, self.weight, None, self.stride, self.padding, groups=self.groups)
 
     def outputs(self, codes: Tensor, unit: float, bits: int = 0) -> Tensor:
         """Return the outputs as integers of that unit.
