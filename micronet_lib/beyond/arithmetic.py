@@ -49,8 +49,9 @@ def rescaled(values: Tensor, factor: Tensor) -> Tensor:
     """
     mantissa, exponent = torch.frexp(factor)
     multiplier = torch.round(mantissa * 2**MULTIPLIER_BITS)
-    product = values.double() * multiplier
-    return torch.floor(torch.ldexp(product, exponent - MULTIPLIER_BITS) + 0.5)
+    # Integer and power of two in one float64: the product is exact.
+    product = values.double() * torch.ldexp(multiplier, exponent - MULTIPLIER_BITS)
+    return product.add_(0.5).floor_()
 
 
 def saturated(values: Tensor, bits: int) -> Tensor:
@@ -72,9 +73,9 @@ def on_grid(values: Tensor, unit: float, grid: Grid) -> Tensor:
 
 def hard_swish(values: Tensor, grid: Grid, pre_bits: int) -> Tensor:
     """Return HardSwish of integers of the unit `3 / grid.three`, on the grid, from its zero."""
-    up = (values + grid.three).clamp(0, 2**pre_bits - 1)
-    product = (up - grid.three) * up.clamp(max=2 * grid.three)
-    return torch.floor(product * 2.0**-grid.shift + 0.5).clamp(grid.low, grid.high)
+    up = (values + grid.three).clamp_(0, 2**pre_bits - 1)
+    product = up.clamp(max=2 * grid.three).mul_(up.sub_(grid.three))
+    return product.mul_(2.0**-grid.shift).add_(0.5).floor_().clamp_(grid.low, grid.high)
 
 
 def sigmoid_table() -> np.ndarray:
@@ -87,7 +88,8 @@ def gated(values: Tensor, logits: Tensor) -> Tensor:
     """Return values times the sigmoid of their channel's gate integer, rounded."""
     table = torch.from_numpy(sigmoid_table()).to(values.device)
     gates = table[(logits + 2 ** (GATE_BITS - 1)).long()]
-    return torch.floor(values.double() * gates * 2.0**-15 + 0.5).to(values.dtype)
+    product = values.double().mul_(gates).mul_(2.0**-MULTIPLIER_BITS)
+    return product.add_(0.5).floor_().to(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +169,7 @@ class Sums:
             bits: width to clip the result to; 0 does not clip.
         """
         total, down = self(codes), max(0, self.width - STREAM_BITS)
-        first = torch.floor(total * 2.0**-down + 0.5)
+        first = total.mul_(2.0**-down).add_(0.5).floor_()
         factor = self.scale / unit * 2.0**down
         found = rescaled(first, factor.view(1, -1, *[1] * (total.ndim - 2)))
         return (saturated(found, bits) if bits else found).to(codes.dtype)
