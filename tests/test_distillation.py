@@ -10,7 +10,7 @@ from small_networks import seeded
 from test_training_step import QUIET, batch, narrow
 
 from micronet_lib.augmentation.mixing import draw_mix, mix
-from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.distillation import Committee, DistillationConfig, distillation_loss
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.training.step import Step
@@ -50,6 +50,15 @@ def test_what_is_out_of_range_or_shape_is_refused():
     for shapes in (((4, 5), (4, 6)), ((4,), (4,))):
         with pytest.raises(InputError, match=r"\[N, C\]"):
             distillation_loss(*map(torch.zeros, shapes))
+
+
+def test_a_committee_predicts_the_mean_of_its_members():
+    members = [torch.nn.Linear(5, 4), torch.nn.Linear(5, 4), torch.nn.Linear(5, 4)]
+    x = torch.randn(6, 5, generator=seeded(1))
+    found = Committee(members)(x).softmax(1)
+    wanted = torch.stack([member(x).softmax(1) for member in members]).mean(0)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(Committee(members)(x).exp().sum(1), torch.ones(6))
 
 
 # ------------------------------------------------------------------------- in a step

@@ -12,8 +12,10 @@ from small_networks import network
 from tiny_lab import sweep_of, tiny_lab
 
 from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.beyond.changes import Quantize
+from micronet_lib.distillation import DistillationConfig
 from micronet_lib.lab.data.images import load_split
-from micronet_lib.lab.recipes.bases import PAPER
+from micronet_lib.lab.recipes.bases import ORN, PAPER
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
@@ -23,6 +25,7 @@ from micronet_lib.lab.running.measure import ensure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.states import save_own
+from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
 from micronet_lib.label_smoothing import class_similarity
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 from micronet_lib.scoring.bill import score_network
@@ -183,3 +186,46 @@ def test_a_saving_that_is_not_free_is_found_out(pruned, monkeypatch):
     assert found["max_logit_difference"] == pytest.approx(0.25, abs=1e-6)
     assert found["max_logit_difference_stored"] == pytest.approx(0.25, abs=1e-6)
     assert found["bit_identical"] == 0
+
+
+def test_a_network_in_integers_says_what_a_judge_asks(tmp_path):
+    """A rung that is only rounded, and one that learns from two teachers; each is rated once."""
+    base = replace(ORN, model="micronet_v1", width_mult=2.5)  # a stem that the first block narrows
+    quantize = Quantize(6, 7, num_images=16)
+    rounded = Recipe(start=base, changes=(quantize,))
+    learns = replace(base.train, batch_size=16, optimizer="adam", lr=1e-3, min_lr=0.0)
+    taught = Recipe(
+        start=base,
+        changes=(quantize,),
+        teacher=base,
+        more_teachers=(rounded,),
+        distillation=DistillationConfig(temperature=2.0),
+        train=replace(learns, initialization="default", relative_lr=True, weight_decay=0.0),
+    )
+    sweep = replace(sweep_of("rungs", rounded=rounded, taught=taught), measures=("compression",))
+    with tiny_lab(tmp_path) as lab:
+        ensure(sweep, "smoke", progress=False)
+        found = {}
+        for case in cases(sweep, PROFILES["smoke"]):
+            record = case.record()
+            found[case.point] = record
+            network_now = network_of(case.recipe, case.profile, case.seed)
+            test = measures.load_split("embedded", "test")
+            logits = logits_of(network_now, test.images)
+            assert record.metrics["correct"] == int((logits.argmax(1) == test.targets).sum())
+            start = fold_batch_norm(network_of(case.recipe.start, case.profile, case.seed))
+            answers = logits_of(start, test.images).argmax(1)
+            agreed = (logits.argmax(1) == answers).double().mean().item()
+            assert record.metrics["agreement"] == pytest.approx(agreed)
+            bill = record.arrays["bill"]
+            assert sum(bill.values()) == pytest.approx(record.metrics["official.score"], abs=1e-6)
+            assert {"depthwise.add", "expand.param", "product.mult"} <= bill.keys()
+            assert record.metrics["official_integer.score"] < record.metrics["official.score"]
+            assert record.arrays["compliance"]["num_test_images"] == len(test)
+        touches = [found[name].metrics["test_touches"] for name in ("rounded", "taught")]
+        assert touches == [1, 2]
+        assert len(lab.trained) == 2  # the network that both start from, and the taught one
+    curve = found["taught"].curve
+    assert found["taught"].metrics["divergence"] == curve["validation_divergence"][-1] > 0
+    assert "divergence" not in found["rounded"].metrics
+    assert found["rounded"].curve == {}

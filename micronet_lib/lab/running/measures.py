@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,6 @@ from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, of_checkout, runs_root
-from micronet_lib.lab.recipes.profile import Profile
-from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
@@ -150,7 +148,7 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
     metrics = {name: found[name] for name in RATINGS}
     other = next(iter(recipe.teachers), recipe.start or recipe)
-    answers = _answers(other, case.profile, case.seed)
+    answers = _answers(replace(case, recipe=other))
     metrics["agreement"] = (logits.argmax(1) == answers).double().mean().item()
     metrics["test_touches"] = _touches(case)
     chosen = "widths set by hand; nothing was chosen by any measurement of this network"
@@ -178,11 +176,17 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     return Found(metrics, {"compliance": compliance, "bill": bill})
 
 
-@lru_cache(maxsize=4)
-def _answers(recipe: Recipe, profile: Profile, seed: int) -> Tensor:
-    """Return the answers of another network on the test images, `[N]`."""
-    images = load_split(profile.dataset, "test").images
-    return logits_of(fold_batch_norm(network_of(recipe, profile, seed)), images).argmax(1)
+_ANSWERS: dict[str, Tensor] = {}
+
+
+def _answers(case: "Case") -> Tensor:
+    """Return the answers of a network on the test images, `[N]`, kept for other points."""
+    key = f"{case.profile.name}/{case.id}"
+    if key not in _ANSWERS:
+        network = network_of(case.recipe, case.profile, case.seed)
+        images = load_split(case.profile.dataset, "test").images
+        _ANSWERS[key] = logits_of(fold_batch_norm(network), images).argmax(1)
+    return _ANSWERS[key]
 
 
 def _touches(case: "Case") -> int:
