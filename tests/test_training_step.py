@@ -245,6 +245,24 @@ def test_rates_are_multiplied_by_the_first_pattern_that_fits():
     assert all(plain[name].any() for name in changed)
 
 
+def test_relative_rates_follow_the_size_of_each_tensor():
+    """Adam's first step is the rate for every entry, so the move is the rate times the size."""
+    model = narrow()
+    with torch.no_grad():
+        model.head.classifier.weight[:, ::2] = 0  # zeros do not count
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    recipe = trained_with(
+        optimizer="adam", weight_decay=0.0, relative_lr=True, lr_factors={"stem.*": 0.5}
+    )
+    Step(model, recipe)(*batch(), None, 0.01)
+    for name in ("head.classifier.weight", "stem.conv.weight"):
+        old = before[name]
+        size = old[old != 0].square().mean().sqrt().item()
+        rate = 0.01 * size * (0.5 if name.startswith("stem") else 1.0)
+        moved = (dict(model.named_parameters())[name].detach() - old).abs()
+        assert moved.max().item() == pytest.approx(rate, rel=0.05), name
+
+
 def test_a_pattern_of_rates_that_fits_nothing_is_refused():
     with pytest.raises(InputError, match=r"lr_factors.*'heads\.\*'"):
         Step(narrow(), trained_with(lr_factors={"heads.*": 2.0}))
