@@ -82,6 +82,14 @@ BUDGETS = {
         num_draws=1,
         num_control=2000,
     ),
+    "day": SearchConfig(
+        folds=2,
+        trials=200,
+        keep=5,
+        num_images=300,
+        num_draws=1,
+        num_control=2000,
+    ),
     "full": SearchConfig(),
 }
 
