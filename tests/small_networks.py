@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture import Network, Wrapped, build, register
 from micronet_lib.architecture.micronet import MicroNet
+from micronet_lib.scoring.rules import RULE_SETS
 
 
 @contextmanager
@@ -44,6 +45,9 @@ def orthogonal_layers() -> nn.Sequential:
             layer.weight.copy_(torch.eye(6).roll(1, 0).view(layer.weight.shape))
     return model
 
+
+PLAIN_RULES = [n for n in RULE_SETS if n not in ("official_integer", "official_adder_tree")]
+"""The rule sets for a network that is not in integers."""
 
 TORCHVISION = ("torchvision_resnet18", "torchvision_mobilenet_v2")
 """Networks of another library, registered here; images are 32x32."""

@@ -23,6 +23,7 @@ import pytest
 import torchvision
 from PIL import Image
 from published_format import pruned_network, published_state, save
+from small_networks import PLAIN_RULES
 
 from micronet_lib import __main__ as command_line
 from micronet_lib.architecture import build
@@ -39,7 +40,7 @@ from micronet_lib.lab.search import policy_search
 from micronet_lib.lab.search.policy_search import SET_NAME
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
-from micronet_lib.scoring.rules import RULE_SETS, rules_of
+from micronet_lib.scoring.rules import rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATION_KEYS = {"correct", "num_examples", "top1", "top5", "loss", "images_per_s"}
@@ -132,7 +133,7 @@ def test_score_of_a_fresh_network_and_of_a_checkpoint(checkpoint, pruned):
         macs = {"macs": expected.macs, "dense_macs": expected.dense_macs}
         found = result("score", "--model", model)
         assert found == {"model": model, "rules": "published", **expected.metrics(), **macs}
-    for rules in RULE_SETS:
+    for rules in PLAIN_RULES:
         found = result("score", "--checkpoint", checkpoint, "--rules", rules)
         assert (found["model"], found["rules"]) == ("micronet_v1_released", rules)
         expected = score_network(pruned, rules).metrics()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from published_format import pruned_network, published_state, save
-from small_networks import TORCHVISION
+from small_networks import PLAIN_RULES, TORCHVISION
 from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.architecture import build
@@ -24,7 +24,7 @@ from micronet_lib.lab.running.measure import ensure, measure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.training.loop import DivergedError
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
-from micronet_lib.scoring.rules import RULE_SETS, rules_of
+from micronet_lib.scoring.rules import rules_of
 
 SWEEP, PLACEMENT, STAGES = (SWEEPS[n] for n in ("expand_ratio", "srip_placement", "stages"))
 NAMES = [point.name for point in SWEEP.points()]
@@ -64,7 +64,7 @@ def test_record_of_a_fresh_network():
     network = build(recipe.model)
     expected = {
         f"{rules}.{name}": score_network(network, rules).metrics()[name]
-        for rules in RULE_SETS
+        for rules in PLAIN_RULES
         for name in SCORE_METRICS
     }
     assert found.metrics == expected

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from small_networks import PLAIN_RULES
 from torch import Tensor, nn
 
 from micronet_lib.architecture import build
@@ -17,10 +18,6 @@ from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score
 from micronet_lib.scoring.dead_channels import apply_savings
 from micronet_lib.scoring.operations import Operation, record_operations
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
-
-PLAIN_RULES = [
-    name for name in RULE_SETS if name not in ("official_integer", "official_adder_tree")
-]
 
 MEASURED = Path(__file__).resolve().parent.parent / "data" / "measured" / "full"
 KAIST = Path(os.environ.get("MICRONET_DATA", "data")) / "kaist"
