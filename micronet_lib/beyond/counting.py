@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from micronet_lib.architecture.micronet import HardSwish, MicroNet
+from micronet_lib.architecture.micronet import Activation, HardSwish, MicroNet
 from micronet_lib.beyond.arithmetic import Sums
 from micronet_lib.beyond.quantizers import SCALE_BITS
 from micronet_lib.beyond.savings import compile_rows, costs
@@ -24,6 +24,7 @@ from micronet_lib.scoring.operations import Work
 if TYPE_CHECKING:
     from micronet_lib.beyond.network import IntegerMicroNet
 
+ACTIVATION: Activation = "hard_swish_x6"
 FLOAT = 32
 STEP_BITS = 32 + 8
 
@@ -35,7 +36,9 @@ def counted(network: "IntegerMicroNet", savings: bool = True) -> MicroNet:
         network: with all widths set.
         savings: whether equal weights are multiplied once and shared sums added once.
     """
-    architecture = replace(network.architecture, activation="hard_swish_x6")
+    architecture = network.architecture
+    blocks = tuple(replace(each, activation=ACTIVATION) for each in architecture.cut_blocks)
+    architecture = replace(architecture, activation=ACTIVATION, cut_blocks=blocks)
     plain = MicroNet(architecture).eval()
     layers = dict(plain.named_modules())
     seen = set[int]()
