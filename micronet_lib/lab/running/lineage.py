@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from micronet_lib.hooks import Change
+from micronet_lib.lab.host.files import is_here
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -265,6 +266,9 @@ def missing_files(case: Case, trains: bool) -> list[str]:
     Args:
         case: any.
         trains: whether it will be trained, or only rated.
+
+    Raises:
+        InputError: a file is there and cannot be read.
     """
     needed = [] if case.recipe.train.epochs and not trains else list(_files(case.recipe))
     if case.profile.dataset == "cifar100":
@@ -275,7 +279,7 @@ def missing_files(case: Case, trains: bool) -> list[str]:
             needed.append(images / "train")
         if trains and case.recipe.augment.policy in POLICY_FILES:
             needed.append(policy_path(case.recipe.augment.policy))
-    missing = [path for path in needed if not (data_root() / path).exists()]
+    missing = [path for path in needed if not is_here(data_root() / path)]
     return [str(path).removeprefix(f"{data_root()}/") for path in missing]
 
 
