@@ -79,6 +79,12 @@ def test_sensitivities_leave_the_network_as_it_was(floats):
     assert all(torch.equal(value, before[name]) for name, value in floats.state_dict().items())
     assert floats.training
     assert all(quantizer.tap is None for quantizer in floats.quantizers.values())
+    frozen = copy.deepcopy(floats).requires_grad_(False)
+    measure_sensitivity(frozen, images(32))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    with pytest.raises(ZeroDivisionError), frozen.tapped(lambda _, value: value / (1 // 0)):
+        frozen(images(2))
+    assert all(quantizer.tap is None for quantizer in frozen.quantizers.values())
 
 
 def test_more_bits_hurt_less(sensitivity):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from integer_networks import NAMES, images, integer_network, random_widths
+from integer_networks import NAMES, integer_network, random_widths
 
 from micronet_lib.architecture import build
 from micronet_lib.beyond.allocation import output_positions
@@ -98,4 +98,3 @@ def test_a_network_in_floats_has_no_such_bill():
         score_network(integer_network(widths=None)[1], "official")
     with pytest.raises(InputError, match="official_integer"):
         score_network(build("micronet_v1", width_mult=0.25), "official_integer")
-    assert len(images(2)) == 2

@@ -9,21 +9,23 @@ from integer_networks import NAMES, images, integer_network, random_widths
 from small_networks import TORCHVISION, seeded
 
 from micronet_lib.architecture import NetworkSpec, build
-from micronet_lib.beyond import network as module
+from micronet_lib.beyond import layers
 from micronet_lib.beyond.arithmetic import Sums, rescaled, scale_factors
-from micronet_lib.beyond.network import MEAN, STD, IntegerMicroNet, Widths, in_integers
+from micronet_lib.beyond.layers import MEAN, STD
+from micronet_lib.beyond.network import IntegerMicroNet, Widths, in_integers
 from micronet_lib.beyond.quantizers import scale_grid
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images as lab_images
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import fold_batch_norm
+from micronet_lib.lab.training.step import _keep_strided_depthwise_in_float32
 
 
 def test_it_reads_images_as_the_lab_normalises_them():
     assert (MEAN, STD) == (lab_images.MEAN, lab_images.STD)
     raw = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8, generator=seeded(0))
-    centred = module.Pixels().centred(lab_images.normalize(raw))
-    assert torch.equal(centred + torch.tensor(module.MIDDLE).view(3, 1, 1), raw.float())
+    centred = layers.Pixels().centred(lab_images.normalize(raw))
+    assert torch.equal(centred + torch.tensor(layers.MIDDLE).view(3, 1, 1), raw.float())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,8 +38,6 @@ def test_in_floats_it_is_the_folded_network(name):
         inner = fold_batch_norm(plain)(x)
         assert ours.in_floats
         assert (ours(x) - inner).abs().max() < 0.05 * inner.abs().max()
-        x = x.clone()
-        x[:] = ours.stem.pixels(x)[:, :, :1, :1] * 0  # the middle colour everywhere: no border
     assert ours.classifier is ours.head.classifier
 
 
@@ -96,6 +96,33 @@ def test_a_change_of_weights_is_seen():
     assert not torch.equal(network(x), before)
 
 
+def test_fitted_scales_are_seen():
+    _, network = integer_network(widths=8)
+    network.eval()
+    x = images(4)
+    network(x)
+    layer = network.blocks[3].conv_expand
+    with torch.no_grad():
+        layer.scale.mul_(1.7)
+    changed = network(x)
+    layer.fit()
+    assert not torch.equal(network(x), changed)
+    assert torch.equal(network(x), copy.deepcopy(network)(x))
+
+
+def test_training_in_bfloat16_computes_it_in_float32():
+    """Also where the lab keeps strided depthwise convolutions out of bfloat16 by their class."""
+    _, network = integer_network(widths=8)
+    network.train()
+    x = images(4)
+    kept = copy.deepcopy(network)
+    _keep_strided_depthwise_in_float32(kept)
+    assert kept.layers.keys() == network.layers.keys()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept(x), network(x))
+        assert kept(x).dtype == torch.float32
+
+
 def test_a_file_of_it_gives_the_same_logits():
     _, network = integer_network(widths=random_widths(5))
     content = pack(network.eval())
@@ -144,10 +171,11 @@ def test_what_cannot_be_put_in_integers_is_refused():
 )
 def test_wrong_widths_are_refused_and_change_nothing(change, words):
     _, network = integer_network(widths=8)
-    spec = network.spec
+    spec, before = network.spec, network.eval()(images(4))
     with pytest.raises(InputError, match=words):
         network.set_widths(replace(network.widths, **{"pre": 10, **change}))
     assert network.spec == spec
+    assert torch.equal(network(images(4)), before)
     rebuilt = build(spec)
     assert isinstance(rebuilt, IntegerMicroNet)
     assert rebuilt.widths == network.widths

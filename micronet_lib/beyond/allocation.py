@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from micronet_lib.architecture.micronet import MicroNet
-from micronet_lib.beyond.network import Block, IntegerMicroNet, Pixels, Quantized, Quantizer, Widths
+from micronet_lib.beyond.layers import Pixels, Quantized, Quantizer
+from micronet_lib.beyond.network import Block, IntegerMicroNet, Widths
 from micronet_lib.beyond.quantizers import bias_unit, fitted_scales, weight_codes
 from micronet_lib.beyond.sensitivity import ACTIVATION_WIDTHS, Sensitivity
 from micronet_lib.errors import InputError
@@ -120,8 +121,8 @@ class Allocator:
         if not 0 < price < math.inf:
             raise InputError(f"the price is {price}; give a positive number of nats per score")
         alive = {name: layer.weight != 0 for name, layer in self.network.layers.items()}
-        chosen, inputs = self._choose(price, alive)
-        removed, lost = self._remove(price, chosen, alive, inputs)
+        chosen, _ = self._choose(price, alive)
+        removed, lost = self._remove(price, chosen, alive)
         chosen, inputs = self._choose(price, alive)
         rounding = self.sensitivity.rounding
         return Allocation(
@@ -187,11 +188,7 @@ class Allocator:
         return min(found, key=lambda choice: choice.total(price))
 
     def _remove(
-        self,
-        price: float,
-        chosen: Mapping[str, _Choice],
-        alive: dict[str, Tensor],
-        inputs: Mapping[str, int],
+        self, price: float, chosen: Mapping[str, _Choice], alive: dict[str, Tensor]
     ) -> tuple[dict[int, Tensor], float]:
         """Choose the hidden channels that go, and remove their weights from `alive`."""
         removed: dict[int, Tensor] = {}
@@ -254,7 +251,7 @@ def apply_allocation(network: IntegerMicroNet, sensitivity: Sensitivity, plan: A
     Raises:
         InputError: a network that is rounded already.
     """
-    if network.widths.weights:
+    if network.is_rounded:
         raise InputError("zeros are planned for a network in floats, and this one is rounded")
     for index, channels in plan.removed.items():
         block = network.blocks[index]
@@ -273,7 +270,7 @@ def trimmed(network: IntegerMicroNet) -> IntegerMicroNet:
     Raises:
         InputError: a network that is rounded already.
     """
-    if network.widths.weights:
+    if network.is_rounded:
         raise InputError("only a network in floats is trimmed; this one is rounded")
     live = [
         block.conv_project.weight.abs().flatten(1).sum(0) > 0

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from micronet_lib.beyond.network import IntegerMicroNet, Quantizer
+from micronet_lib.beyond.layers import Quantizer
+from micronet_lib.beyond.network import IntegerMicroNet
 from micronet_lib.beyond.quantizers import CLIPS
 from micronet_lib.errors import InputError
 
@@ -54,7 +55,7 @@ def measure_sensitivity(network: IntegerMicroNet, images: Tensor, seed: int = 0)
     """
     if not len(images):
         raise InputError("no images to measure sensitivities with")
-    if any(bits != 32 for layer in network.layers.values() for bits in (layer.weight_bits,)):
+    if network.is_rounded:
         raise InputError("sensitivities are of a network in floats, and this one is rounded")
     generator = torch.Generator().manual_seed(seed)
     found = Sensitivity(
@@ -71,24 +72,23 @@ def measure_sensitivity(network: IntegerMicroNet, images: Tensor, seed: int = 0)
         tapped[names[quantizer]] = value
         return value
 
-    for quantizer in names:
-        quantizer.tap = keep
     training = network.training
-    network.train()
-    network.requires_grad_(True)
+    learned = {name: p.requires_grad for name, p in network.named_parameters()}
+    network.train().requires_grad_(True)
     steps: dict[tuple[str, int], tuple[float, int]] = {}
-    for number, batch in enumerate(images.split(BATCH_SIZE)):
-        network.zero_grad()
-        logits = network(batch.contiguous(memory_format=torch.channels_last))
-        labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-        F.cross_entropy(logits, labels, reduction="sum").backward()
-        for name, layer in network.layers.items():
-            found.weights[name] += layer.weight.grad**2
-            found.biases[name] += layer.bias.grad**2
-        with torch.no_grad():
-            _add_channels(found, network, tapped)
-            if number < ROUNDED_BATCHES:
-                _add_rounding(found, network, tapped, steps)
+    with network.tapped(keep):
+        for number, batch in enumerate(images.split(BATCH_SIZE)):
+            network.zero_grad()
+            logits = network(batch.contiguous(memory_format=torch.channels_last))
+            labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+            F.cross_entropy(logits, labels, reduction="sum").backward()
+            for name, layer in network.layers.items():
+                found.weights[name] += layer.weight.grad**2
+                found.biases[name] += layer.bias.grad**2
+            with torch.no_grad():
+                _add_channels(found, network, tapped)
+                if number < ROUNDED_BATCHES:
+                    _add_rounding(found, network, tapped, steps)
     rounded = min(len(images), ROUNDED_BATCHES * BATCH_SIZE)
     for group in (found.weights, found.biases, found.channels):
         for value in group.values():
@@ -96,9 +96,9 @@ def measure_sensitivity(network: IntegerMicroNet, images: Tensor, seed: int = 0)
     for widths in found.rounding.values():
         for bits in widths:
             widths[bits] /= rounded
-    for quantizer in names:
-        quantizer.tap = None
     network.zero_grad()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(learned[name])
     network.train(training)
     return found
 

@@ -273,7 +273,8 @@ class _Float32Conv2d(nn.Conv2d):
 def _keep_strided_depthwise_in_float32(network: nn.Module) -> None:
     """Exclude layers from bfloat16 whose backward pass on a CPU is many times slower in it."""
     for module in network.modules():
-        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1:
+        # A subclass computes in a way of its own.
+        if type(module) is not nn.Conv2d or max(module.stride) == 1:
             continue
         if 1 < module.groups == module.in_channels:
             module.__class__ = _Float32Conv2d
