@@ -14,6 +14,7 @@ from tiny_lab import sweep_of, tiny_lab
 from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.recipes.bases import ORN, PAPER
 from micronet_lib.lab.recipes.identity import recipe_id
@@ -222,6 +223,7 @@ def test_a_network_in_integers_says_what_a_judge_asks(tmp_path):
             assert {"depthwise.add", "expand.param", "product.mult"} <= bill.keys()
             assert record.metrics["official_integer.score"] < record.metrics["official.score"]
             assert record.arrays["compliance"]["num_test_images"] == len(test)
+            assert record.arrays["compliance"]["starts_from"] == recipe_id(case.recipe.start)
         touches = [found[name].metrics["test_touches"] for name in ("rounded", "taught")]
         assert touches == [1, 2]
         assert len(lab.trained) == 2  # the network that both start from, and the taught one
@@ -229,3 +231,6 @@ def test_a_network_in_integers_says_what_a_judge_asks(tmp_path):
     assert found["taught"].metrics["divergence"] == curve["validation_divergence"][-1] > 0
     assert "divergence" not in found["rounded"].metrics
     assert found["rounded"].curve == {}
+    floats = SimpleNamespace(name="rungs/floats")
+    with pytest.raises(InputError, match=r"rungs/floats.*integers"):
+        MEASURES["compression"].of(floats, network("micronet_v1"), False)

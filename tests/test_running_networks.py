@@ -1,7 +1,7 @@
 """From a recipe to its network: fresh, started, changed, trained, and read again."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,13 +11,15 @@ from tiny_lab import chain, rounds, same, sweep_of, tiny_lab
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.places import policy_path
 from micronet_lib.lab.recipes.bases import ORN, PAPER, RELEASED
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.inputs import input_paths
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import networks
-from micronet_lib.lab.running.lineage import cases
+from micronet_lib.lab.running.lineage import Case, cases, missing_files
 from micronet_lib.lab.running.measure import ensure, trained
 from micronet_lib.lab.running.networks import (
     content_of,
@@ -299,3 +301,54 @@ def test_every_stage_of_a_chain_draws_anew():
 def test_rounds_and_changes_do_not_go_together():
     with pytest.raises(InputError, match="together"):
         replace(ORN, prune=CONFIGS["paper"], changes=(PruneTo(0.6),))
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A change that keeps the images that it is given."""
+
+    num_images: int = 8
+
+    def apply(self, network, images):
+        network.seen = images
+        return network
+
+    def hooks(self, network):
+        return []
+
+
+def test_a_change_reads_augmented_training_images_drawn_by_the_seed(tmp_path):
+    publish(tmp_path)
+    base = Recipe(checkpoint="micronet_v1_pr_60", changes=(Looks(), PruneTo(0.8), Looks(4)))
+    plain = replace(base, augment=AugmentConfig(crop=False, flip=False))
+    first, again = (network_of(plain, TINY, 3).seen for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, network_of(plain, TINY, 4).seen)
+    assert first.shape == (4, 3, 32, 32)
+    known = normalize(load_split(TINY.dataset, "train").images)
+    for image in first:  # not augmented, so that each is one of them
+        assert (known == image).flatten(1).all(1).any()
+    assert not torch.equal(first, network_of(base, TINY, 3).seen)
+    for number in (-1, 10**6):
+        with pytest.raises(InputError, match=rf"Looks.num_images is {number}"):
+            network_of(replace(plain, changes=(Looks(number),)), TINY, 0)
+
+
+def test_files_of_a_change_that_reads_images(tmp_path, monkeypatch):
+    """Without any training, its images and policies decide the network too."""
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path))
+    augment = AugmentConfig(policy="fast_autoaugment", policy_set="all")
+    looks = Recipe(checkpoint="a", changes=(Looks(),), augment=augment)
+    taught = Recipe(start=looks, changes=(Looks(0),))
+    named = {
+        name: missing_files(Case(sweep_of(), name, recipe, PROFILES["quick"], 0), trains=False)
+        for name, recipe in {
+            "looks": looks,
+            "starts from it": taught,
+            "blind": replace(looks, changes=(Looks(0),)),
+        }.items()
+    }
+    read = ["cifar-100-python/train", f"policies/{policy_path('fast_autoaugment').name}"]
+    assert named["blind"] == ["kaist/a.t7", "cifar-100-python/test"]
+    assert named["looks"] == named["starts from it"] == [*named["blind"], *read]
+    assert [path.name for path in input_paths(looks)] == ["a.t7", read[1].split("/")[1]]

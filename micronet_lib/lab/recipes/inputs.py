@@ -12,9 +12,14 @@ def input_paths(recipe: Recipe) -> list[Path]:
     if not recipe.checkpoint and recipe.start is None:
         names.append(recipe.train.initialize_from)
     paths = [checkpoint_path(name) for name in names if name]
-    if recipe.train.epochs and recipe.augment.policy in POLICY_FILES:
+    if augments(recipe) and recipe.augment.policy in POLICY_FILES:
         paths.append(policy_path(recipe.augment.policy))
     return paths
+
+
+def augments(recipe: Recipe) -> bool:
+    """Return whether a recipe's own step reads augmented training images."""
+    return bool(recipe.train.epochs) or any(change.num_images for change in recipe.changes)
 
 
 def all_input_paths(recipe: Recipe) -> list[Path]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from micronet_lib.hooks import Change
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id, run_id
+from micronet_lib.lab.recipes.inputs import augments
 from micronet_lib.lab.recipes.profile import Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -266,25 +266,27 @@ def missing_files(case: Case, trains: bool) -> list[str]:
         case: any.
         trains: whether it will be trained, or only rated.
     """
-    needed = [] if case.recipe.train.epochs and not trains else list(_files(case.recipe))
+    may_make = trains or not case.recipe.train.epochs
+    needed = list(_files(case.recipe)) if may_make else []
     if case.profile.dataset == "cifar100":
         images = Path("cifar-100-python")
         if case.recipe.learns and any(MEASURES[name].on_test for name in case.sweep.measures):
             needed.append(images / "test")
-        if trains or any(change.num_images for change in _changes(case.recipe)):
+        read = [each for each in _steps(case.recipe) if augments(each)] if may_make else []
+        if read:
             needed.append(images / "train")
-        if trains and case.recipe.augment.policy in POLICY_FILES:
-            needed.append(policy_path(case.recipe.augment.policy))
+        policies = dict.fromkeys(each.augment.policy for each in read)
+        needed += [policy_path(name) for name in policies if name in POLICY_FILES]
     missing = [path for path in needed if not (data_root() / path).exists()]
     return [str(path).removeprefix(f"{data_root()}/") for path in missing]
 
 
-def _changes(recipe: Recipe) -> Iterator[Change]:
-    """Yield the changes of a recipe, and those of the networks that it needs and nobody trains."""
-    yield from recipe.changes
+def _steps(recipe: Recipe) -> Iterator[Recipe]:
+    """Yield a recipe, and those of the networks that it needs and that are made with it."""
+    yield recipe
     for other in recipe.needs:
         if not other.train.epochs:
-            yield from _changes(other)
+            yield from _steps(other)
 
 
 def _files(recipe: Recipe) -> Iterator[Path]:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.layers import layer_weights, named_kind, weight_kinds
 from micronet_lib.architecture.network import Network
+from micronet_lib.beyond.network import IntegerMicroNet
+from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, of_checkout, runs_root
+from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
@@ -142,7 +145,12 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     from. `divergence` is the distance to the teachers on validation images after the last epoch.
     `test_touches` counts the networks of this sweep that were rated on the test images before and
     now. `compliance` is the judge's list. `bill` has the cost of each kind of layer.
+
+    Raises:
+        InputError: a network that is not in integers.
     """
+    if not isinstance(network, IntegerMicroNet) or network.in_floats:
+        raise InputError(f"{case.name}: compression rates a network in integers, and this is none")
     recipe, test = case.recipe, load_split(case.profile.dataset, "test")
     logits = logits_of(network.eval(), test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
@@ -163,10 +171,13 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     kinds = kinds.where(kinds != "other", rows["kind"])
     costs = rows.groupby([kinds, "quantity"], sort=False)["score"].sum()
     bill = {f"{kind}.{quantity}": round(value, 9) for (kind, quantity), value in costs.items()}
+    first = recipe
+    while first.start is not None:
+        first = first.start
     compliance = {
-        "outside_data": "none: CIFAR-100 training images without labels, and published networks",
-        "starts_from": recipe.start.checkpoint if recipe.start else recipe.checkpoint,
-        "start_saw": "all 50 000 training images; its epoch was chosen on the test images",
+        "outside_data": f"none: images of {case.profile.dataset}, and networks trained on them",
+        "starts_from": first.checkpoint or recipe_id(first),
+        "start_saw": PUBLISHED_SAW if first.checkpoint else "images of this recipe's training",
         "chosen_by": chosen,
         "accumulator": "simulated: exact integers, of a width that is proven for every order",
         "bits_executed": "every layer's integers have the width that is charged",
@@ -176,6 +187,7 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     return Found(metrics, {"compliance": compliance, "bill": bill})
 
 
+PUBLISHED_SAW = "all 50 000 training images; its epoch was chosen on the test images"
 _ANSWERS: dict[str, Tensor] = {}
 
 

@@ -100,7 +100,7 @@ def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> N
         images = torch.empty((0, 3, 32, 32))
         if change.num_images:
             known = load_split(profile.dataset, "train").images
-            if change.num_images > len(known):
+            if not 0 <= change.num_images <= len(known):
                 raise InputError(
                     f"{type(change).__name__}.num_images is {change.num_images}; the data set "
                     f"{profile.dataset} has {len(known)} training images"
