@@ -6,7 +6,7 @@ from test_training_loop import images, start, tiny
 from test_training_step import narrow
 
 from micronet_lib.augmentation.policies import AugmentConfig, uniform_policies
-from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.distillation import distillation_loss
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.training.divergence import Divergence
 from micronet_lib.lab.training.evaluation import logits_of
@@ -47,4 +47,3 @@ def test_the_network_nearest_to_its_teacher_is_the_best():
     assert len(distances) == 4
     nearest = len(distances) - 1 - distances[::-1].index(min(distances))
     assert all(torch.equal(value, run.best_state[n]) for n, value in states[nearest].items())
-    assert DistillationConfig().weight == 1.0

@@ -11,6 +11,7 @@ transcendental function, a division or a change of sign. Copies are free. A perm
 product with a sparse matrix of ones, and that matrix is stored.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil, log2
@@ -44,7 +45,7 @@ class UnpricedError(InputError):
     """A rule set has no price for an operation."""
 
 
-class RuleSet:
+class RuleSet(ABC):
     """Prices for operations.
 
     Attributes:
@@ -53,9 +54,9 @@ class RuleSet:
 
     name: str
 
+    @abstractmethod
     def price(self, operation: Operation) -> Iterable[Item]:
         """Return what one operation costs."""
-        raise NotImplementedError
 
     def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
         """Return the operations as this rule set counts them."""
