@@ -1,6 +1,9 @@
 """Rounded numbers by hand, their gradients, and the grid on which HardSwish is a product."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -192,3 +195,28 @@ def test_widths_out_of_range_are_refused():
     for bits in (1, 12, 32):
         check_bits("bits of x", bits)
     assert math.isfinite(hard_swish_grid(1e-8, 8, 12).step)
+
+
+FUSED = """
+import torch
+from micronet_lib.beyond import quantizers
+x, grid = torch.linspace(-9, 9, 100_003), quantizers.hard_swish_grid(0.02, 8, 10)
+for name, args in (
+    ("hard_swish", quantizers._hard_swish_arguments(grid, 10)),
+    ("linear", (20.0, -8.0, 7.0, 0.05)),
+):
+    plain = quantizers._ELEMENTWISE[name](x, *args)
+    assert torch.equal(quantizers._compiled(name)(x, *args), plain), name
+"""
+
+
+@pytest.mark.slow
+def test_compiled_code_of_one_instruction_set_is_not_run_with_another(tmp_path):
+    """One cache on disk, as in a home folder or a container that moves between CPUs."""
+    for capability in (None, "avx2", "default", None):
+        chosen = {} if capability is None else {"ATEN_CPU_CAPABILITY": capability}
+        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **chosen}
+        ran = subprocess.run(
+            [sys.executable, "-c", FUSED], env=env, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, (capability, ran.stderr[-500:])

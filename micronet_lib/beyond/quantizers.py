@@ -248,7 +248,9 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
 def _compiled(name: str) -> Callable[..., Any]:
     """Return one loop over memory instead of one for each operation, where PyTorch can make it."""
     plain = _ELEMENTWISE[name]
-    fused = torch.compile(plain, dynamic=True)
+    # PyTorch's cache of graphs does not know the instruction set of a loop. Read on another CPU, or
+    # under another ATEN_CPU_CAPABILITY, the loop computes wrong numbers and raises nothing.
+    fused = torch.compile(plain, dynamic=True, options={"fx_graph_cache": False})
 
     def run(*args: Any) -> Any:
         nonlocal fused
