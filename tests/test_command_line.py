@@ -43,7 +43,7 @@ from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 from micronet_lib.scoring.rules import rules_of
 
 ROOT = Path(__file__).resolve().parent.parent
-EVALUATION_KEYS = {"correct", "num_examples", "top1", "top5", "loss", "images_per_s"}
+EVALUATION_KEYS = {"correct", "num_examples", "top1", "top5", "loss", "ece", "images_per_s"}
 
 
 @dataclass(frozen=True)

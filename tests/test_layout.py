@@ -345,13 +345,13 @@ def readme_rows() -> dict[str, list[str]]:
     """The table of sweeps: the cells of each row by the sweep's name."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     table = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
-    rows = [row for row in table if len(row) == 5 and " of " in row[3] + row[4]]
+    rows = [row for row in table if len(row) == 6 and " of " in "".join(row[3:])]
     assert len({row[2] for row in rows}) == len(rows)
     return {row[2].strip("`"): row for row in rows}
 
 
 def test_the_readme_says_what_is_measured():
-    """A row `chapter | stem | sweep | quick | full`: points with a record of all points."""
+    """A row `chapter | stem | sweep | quick | day | full`: points with a record of all points."""
     covered = coverage().set_index(["sweep", "profile"])
     found, offenders = readme_rows(), []
     assert set(found) == set(SWEEPS)
@@ -360,7 +360,7 @@ def test_the_readme_says_what_is_measured():
             f"{covered.at[place, 'measured']} of {covered.at[place, 'points']}"
             if (place := (sweep.name, profile)) in covered.index
             else "-"
-            for profile in ("quick", "full")
+            for profile in ("quick", "day", "full")
         ]
         chapter, module, _, *said = found[sweep.name]
         if sweep.chapter not in chapter or sweep.chapter[3:] not in module or said != counts:

@@ -253,4 +253,4 @@ def test_on_a_gpu_a_run_trains_captured_and_rates_captured():
     assert isinstance(on_gpu.take_step, CapturedStep)
     assert on_gpu.take_step.how == "captured"
     assert on_gpu.curve["train_loss"] == pytest.approx(eager.curve["train_loss"], rel=0.02)
-    assert on_gpu.top1["validation_top1"]() == evaluate(on_gpu.rated, data.validation).top1
+    assert on_gpu.ratings["validation_top1"]() == evaluate(on_gpu.rated, data.validation).top1

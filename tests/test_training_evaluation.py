@@ -7,7 +7,13 @@ from torch import nn
 from micronet_lib.architecture import Network, build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split, normalize
-from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
+from micronet_lib.lab.training.evaluation import (
+    calibration_error,
+    evaluate,
+    fold_batch_norm,
+    logits_of,
+    rate,
+)
 
 
 def scrambled(model: nn.Module) -> nn.Module:
@@ -166,3 +172,28 @@ def test_logits_that_are_not_finite_are_refused() -> None:
     model.classifier.weight.data *= float("inf")
     with pytest.raises(InputError, match="NaN or infinite"):
         evaluate(model, load_split("embedded", "test").subset(torch.arange(10)))
+
+
+# ------------------------------------------------------------------------------ calibration
+
+
+def test_the_calibration_error_is_the_weighted_gap_of_each_bin() -> None:
+    torch.manual_seed(0)
+    logits, targets = 3 * torch.randn(500, 10), torch.randint(10, (500,))
+    confidences, predicted = logits.double().softmax(1).max(1)
+    right = predicted == targets
+    expected = 0.0
+    for number in range(15):
+        low, high = number / 15, (number + 1) / 15
+        inside = (confidences > low) & (confidences <= high)
+        if inside.any():
+            gap = right[inside].double().mean() - confidences[inside].mean()
+            expected += inside.double().mean().item() * abs(gap.item())
+    assert calibration_error(logits, right) == pytest.approx(expected, rel=1e-9)
+    assert rate(logits, targets, 1.0).ece == pytest.approx(expected, rel=1e-9)
+
+
+def test_certain_predictions_are_calibrated_if_they_are_right() -> None:
+    certain = 1e3 * torch.eye(4)
+    assert calibration_error(certain, torch.tensor([True] * 4)) == 0
+    assert calibration_error(certain, torch.tensor([True, False, False, False])) == 0.75

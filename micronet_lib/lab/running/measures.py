@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case
 
 DIGITS = 5
-RATINGS = ("correct", "num_examples", "top1", "top5", "loss")
+RATINGS = ("correct", "num_examples", "top1", "top5", "loss", "ece")
 
 
 @dataclass

@@ -23,17 +23,22 @@ from micronet_lib.lab.host.progress import bar
 
 BATCH_SIZE = 25
 GPU_BATCH_SIZE = 1000
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`: fractions in [0, 1]; `loss` is mean cross-entropy in nats."""
+    """The result of `evaluate`: fractions in [0, 1]; `loss` is mean cross-entropy in nats.
+
+    `ece` is the expected calibration error, see `calibration_error`.
+    """
 
     correct: int
     num_examples: int
     top1: float
     top5: float
     loss: float
+    ece: float
     images_per_s: float
 
     def metrics(self) -> dict[str, float]:
@@ -159,8 +164,26 @@ def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
         top1=correct / num,
         top5=hits.any(1).sum().item() / num,
         loss=loss,
+        ece=calibration_error(logits, hits[:, 0]),
         images_per_s=num / seconds,
     )
+
+
+def calibration_error(logits: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error [guo2017] in 15 bins of equal width.
+
+    It is the mean distance between confidence, the largest probability, and accuracy in a bin,
+    weighted by the images of the bin.
+
+    Args:
+        logits: `[N, num_classes]`.
+        right: whether each prediction is right, `[N]`.
+    """
+    confidence = logits.double().softmax(1).amax(1)
+    excess = confidence - right.double()
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS) - 1
+    sums = excess.new_zeros(CALIBRATION_BINS).index_add_(0, bins, excess)
+    return sums.abs().sum().item() / len(right)
 
 
 def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evaluation:

@@ -5,7 +5,15 @@ from dataclasses import replace
 from micronet_lib.lab.recipes.bases import PAPER, PAPER_SRIP
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
-from micronet_lib.pruning.schedules import PAPER_PRUNING, SCHEDULES, PruneConfig, linear
+from micronet_lib.pruning.schedules import (
+    PAPER_PRUNING,
+    SCHEDULES,
+    PruneConfig,
+    PruneTo,
+    exponential,
+    linear,
+    one_shot,
+)
 
 
 def _round(base: Recipe, config: PruneConfig, number: int) -> Recipe:
@@ -20,6 +28,34 @@ def _rewound(rewind: str, srip: str, number: int) -> Recipe:
     base = replace(PAPER, srip=replace(PAPER_SRIP, coef=coef))
     config = with_overrides(PruneConfig(linear(0.6, 2), early_epoch=30), {"rewind": rewind})
     return _round(base, config, number)
+
+
+_PUBLISHED = Recipe(checkpoint="micronet_v2_pr_15")
+_WAYS = {
+    "linear": linear(0.6, 3, start=0.15),
+    "exponential": exponential(0.6, 3, start=0.15),
+    "one_shot": one_shot(0.6, 3),
+    "no_srip": linear(0.6, 3, start=0.15),
+    "teacher": linear(0.6, 3, start=0.15),
+}
+
+
+def _continued(way: str, number: int) -> Recipe:
+    """Return a short round from the published network of 15 per cent, after the rounds before."""
+    before = _continued(way, number - 1) if number > 1 else None
+    recipe = replace(
+        PAPER,
+        model=_PUBLISHED.model,
+        checkpoint="" if before else _PUBLISHED.checkpoint,
+        start=before,
+        changes=(PruneTo(_WAYS[way][number - 1]),),
+        train=replace(PAPER.train, epochs=240, initialization="default"),
+    )
+    if way == "no_srip":
+        return replace(recipe, srip=replace(PAPER_SRIP, coef=0.0))
+    if way == "teacher":
+        return replace(recipe, teacher=Recipe(checkpoint="micronet_v2_pr_30"))
+    return recipe
 
 
 SWEEPS = (
@@ -55,5 +91,15 @@ SWEEPS = (
         make=lambda rewind, srip, round: _rewound(rewind, srip, round),
         metrics=("sparsity", *TRAINED),
         measures=("accuracy", "sparsity"),
+    ),
+    Sweep(
+        name="rounds",
+        title="Three short rounds from the published network of 15 per cent to 60",
+        chapter="05_pruning",
+        axes={"way": tuple(_WAYS), "round": (1, 2, 3)},
+        make=lambda way, round: _continued(way, round),
+        metrics=("sparsity", *TRAINED[:3], "published.score"),
+        measures=("accuracy", "sparsity"),
+        profiles=("day", "full"),
     ),
 )
