@@ -40,8 +40,19 @@ def capture(body: Callable[[], None], generator: torch.Generator | None) -> Call
     graph = torch.cuda.CUDAGraph()
     if generator is not None:
         graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        body()
+    drawn_from = [] if generator is None else [generator]
+    if torch.cuda.is_available():
+        drawn_from.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    before = [each.clone_state() for each in drawn_from]
+    try:
+        with torch.cuda.graph(graph):
+            body()
+    except BaseException:
+        # A capture that breaks off leaves generators in the state of capturing, which refuses
+        # every draw outside of a graph.
+        for each, state in zip(drawn_from, before, strict=True):
+            each.graphsafe_set_state(state)
+        raise
     return graph.replay
 
 

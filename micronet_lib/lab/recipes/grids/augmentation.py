@@ -9,6 +9,7 @@ from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
 
 _RECIPES = {
     "paper": replace(PAPER, train=replace(PAPER.train, watch_test=True)),
+    "paper_quarter": replace(PAPER, train=replace(PAPER.train, epochs=150)),
     "paper_all_images": replace(PAPER, train=replace(PAPER.train, watch_test=True, hold_out=False)),
     "released_cycle": replace(RELEASED, train=replace(RELEASED.train, epochs=600, cycles=1)),
     "released": RELEASED,
@@ -46,7 +47,7 @@ SWEEPS = (
     ),
     Sweep(
         name="recipes",
-        title="The paper's dense recipe, the same on all images, one released cycle, and all four",
+        title="Dense recipes: the paper's, a quarter of it, all images, and the released cycles",
         chapter="04_augmentation",
         axes={"recipe": tuple(_RECIPES)},
         make=lambda recipe: _RECIPES[recipe],
