@@ -128,12 +128,23 @@ def test_settings_out_of_range_are_refused_in_one_line():
         ({"scope": "per_kind"}, "'per_kind'; choose from global, kind, layer"),
         ({"threshold_from": "best"}, "'best'; choose from same, last_epoch"),
         ({"rewind": "late"}, "'late'; choose from none, initial, early"),
-        ({"rewind": "early", "early_epoch": 0}, "early_epoch is 0"),
+        ({"rewind": "early"}, "early_share is 0"),
+        *(({"early_share": share}, "early_share is") for share in (-0.1, 1.1, 30, float("nan"))),
     ):
         with pytest.raises(InputError, match=named) as caught:
             PruneConfig(**settings)
         assert "\n" not in str(caught.value)
     assert PruneConfig((0, 0.3, 0.3)).sparsities == (0, 0.3, 0.3)
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.05, 1 / 3, 0.5, 1])
+def test_early_is_the_whole_step_nearest_to_its_share(share):
+    early = PruneConfig((0.3,), rewind="early", early_share=share)
+    for num_steps in (1, 2, 7, 20, 248, 210_600):
+        found = early.steps_kept(num_steps)
+        assert 1 <= found <= num_steps
+        assert found == 1 or abs(found - share * num_steps) <= 0.5
+    assert [replace(early, rewind=other).steps_kept(20) for other in ("initial", "none")] == [0, 0]
 
 
 def test_every_configuration_is_plain_data():
@@ -200,7 +211,7 @@ def test_rewinding_goes_back_to_the_weights_and_keeps_the_masks(rewind):
         train(model, held, seed=5, steps=1)
     rewound = state(model)
     train(model, held, seed=0)
-    config, before = PruneConfig((0.3, 0.6), rewind=rewind), None
+    config, before = PruneConfig((0.3, 0.6), rewind=rewind, early_share=0.1), None
     for index, sparsity in enumerate(config.sparsities):
         trained, weights = state(model), prunable_weights(copy.deepcopy(model))
         masks = prune_round(model, config, index, before, rewound=rewound)

@@ -1,10 +1,12 @@
 """A profile changes the budget of a recipe and nothing of its method."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 
 import pytest
 
+from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
@@ -13,20 +15,43 @@ from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 BUDGET = {"epochs", "num_images", "num_validation", "batch_size", "bn_momentum", "precision"}
 
 
-@pytest.mark.parametrize("recipe", [PAPER, RELEASED], ids=["paper", "released"])
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)
-def test_a_profile_changes_budget_only(recipe, profile):
-    before, after = asdict(recipe), asdict(profile.apply(recipe))
-    assert {name for name in before if before[name] != after[name]} <= {"train", "width_mult"}
-    changed = {name for name, value in before["train"].items() if value != after["train"][name]}
-    assert changed <= BUDGET
+def test_a_profile_changes_budget_only(profile):
+    recipes = [point.recipe for sweep in SWEEPS.values() for point in sweep.points()]
+    for recipe in [PAPER, RELEASED, *recipes]:
+        before, after = asdict(recipe), asdict(profile.apply(recipe))
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed <= {"train", "width_mult", "start", "teacher"}
+        changed = {name for name, value in before["train"].items() if value != after["train"][name]}
+        assert changed <= BUDGET
 
 
-def test_rewinding_goes_back_to_the_same_part_of_the_schedule():
-    recipe = replace(PAPER, prune=PruneConfig((0.5,), rewind="early", early_epoch=30))
-    half = replace(PROFILES["quick"], epoch_share=0.5)
-    assert half.apply(recipe).prune.early_epoch == 15
-    assert PROFILES["smoke"].apply(recipe).prune.early_epoch == 1
+def test_only_the_length_of_a_training_is_a_number_of_epochs():
+    """Another one would be another fraction of the training at every profile."""
+    counts = set()
+
+    def walk(config):
+        for each in fields(config):
+            value = getattr(config, each.name)
+            if is_dataclass(value):
+                walk(value)
+            elif isinstance(value, int | float) and ("epoch" in each.name or "step" in each.name):
+                counts.add(each.name)
+
+    for config in (Recipe(), PruneTo()):
+        walk(config)
+    assert counts == {"epochs"}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.77])
+def test_rewinding_goes_back_to_the_same_part_of_the_dense_training_at_every_profile(share):
+    recipe = replace(PAPER, prune=PruneConfig((0.5,), rewind="early", early_share=share))
+    shorter = (replace(PROFILES["quick"], epoch_share=part) for part in (0.5, 1 / 60, 1e-6))
+    for profile in [*PROFILES.values(), *shorter]:
+        found = resolved(recipe, profile)
+        num = found.train.num_images or NUM_IMAGES[profile.dataset]["train"]
+        num_steps = found.train.epochs * (num // found.train.batch_size)
+        assert abs(found.prune.steps_kept(num_steps) / num_steps - share) <= 0.5 / num_steps
 
 
 def test_full_is_the_recipe_itself_in_bfloat16():

@@ -18,16 +18,17 @@ from micronet_lib.lab.recipes.recipe import Price, Recipe, with_overrides
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 
-ROUNDS = replace(PAPER, prune=PruneConfig((0.3, 0.6), rewind="early", early_epoch=30))
+ROUNDS = replace(PAPER, prune=PruneConfig((0.3, 0.6), rewind="early", early_share=0.05))
 FILE = Recipe(checkpoint="micronet_v1_pr_60")
 CHAIN = Recipe(start=PAPER, changes=(PruneTo(0.5),), train=PAPER.train)
 STUDENT = replace(CHAIN, teacher=FILE)
 
 WRONG = [
-    (ROUNDS, {"prune.early_epoch": 601}, ("early_epoch", "epochs")),
+    (ROUNDS, {"prune.early_share": 0}, ("rewind", "early_share")),
+    (ROUNDS, {"prune.rewind": "early", "prune.early_share": 30}, ("early_share", "fraction")),
     (ROUNDS, {"train.epochs": 0}, ("sparsities", "epochs")),
     (CHAIN, {"prune.rewind": "initial"}, ("rewind", "starts from")),
-    (FILE, {"prune.rewind": "early"}, ("rewind", "starts from")),
+    (FILE, {"prune.rewind": "early", "prune.early_share": 0.1}, ("rewind", "starts from")),
     (PAPER, {"train.batch_size": 64, "train.num_images": 63}, ("batch_size", "63")),
     (PAPER, {"train.num_images": 50_001}, ("num_images", "data set")),
     (PAPER, {"train.num_validation": 5_001}, ("num_validation", "data set")),
@@ -93,12 +94,12 @@ def test_nothing_is_trained_before_the_refusal(tmp_path):
         {"train.initialize_from": "a", "train.initialization": "trained_distribution"},
         {"distillation.temperature": 4, "teacher.checkpoint": "a"},
         {"start": None, "checkpoint": "a", "changes": []},
-        {"prune.early_epoch": 3, "train.epochs": 3},
+        {"prune.rewind": "early", "prune.early_share": 0.1},
     ],
     ids=lambda overrides: " and ".join(overrides),
 )
 def test_together_they_may_be_right_in_any_order(overrides):
-    base = ROUNDS if "prune.early_epoch" in overrides else CHAIN
+    base = replace(PAPER, prune=PruneConfig((0.3,))) if "prune.rewind" in overrides else CHAIN
     for profile in PROFILES.values():
         orders = [dict(order) for order in permutations(overrides.items())]
         found = [resolved(base, profile, order) for order in orders]

@@ -227,7 +227,10 @@ def _place(found: Record, path: Path) -> Iterator[str]:
 
 
 def _recipe(found: Record) -> Iterator[str]:
-    """Made from the recipe of today; a field that came later has its default."""
+    """Made from the recipe of today; a field that came later has its default.
+
+    A field that is gone had its default then, or the id would be another.
+    """
     recipe = resolved(SWEEPS[found.sweep].point(found.point).recipe, PROFILES[found.profile])
     if found.recipe_id != recipe_id(recipe):
         yield "measured from another recipe: measure the point again"
@@ -236,6 +239,7 @@ def _recipe(found: Record) -> Iterator[str]:
         then = found.recipe.get(name, defaults[name])
         if isinstance(value, dict) and isinstance(then, dict):
             then = (defaults[name] or {}) | then
+            then = {key: entry for key, entry in then.items() if key in value}
         if then != value:
             yield f"{name} was {then}, is {value}"
 

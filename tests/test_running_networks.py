@@ -30,6 +30,7 @@ from micronet_lib.lab.running.networks import (
 )
 from micronet_lib.lab.training import loop
 from micronet_lib.lab.training.loop import Run
+from micronet_lib.lab.training.step import Step
 from micronet_lib.pruning.masks import HeldMasks, current_masks
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 from micronet_lib.srip.penalty import SripConfig
@@ -47,7 +48,7 @@ CONFIGS = {
     "paper": PruneConfig((0.3, 0.6)),
     "released": PruneConfig((0.3, 0.6), threshold_from="last_epoch", mask_updates=True),
     "initial": PruneConfig((0.3, 0.6), rewind="initial"),
-    "early": PruneConfig((0.3, 0.6), rewind="early", early_epoch=1, scope="kind"),
+    "early": PruneConfig((0.3, 0.6), rewind="early", early_share=0.5, scope="kind"),
 }
 
 
@@ -209,18 +210,18 @@ def test_a_round_that_goes_on_does_not_rewind_again(lab, monkeypatch):
     (case,) = cases(sweep, PROFILES["smoke"], 0, twice, "round1")
     case.network_path.unlink()
     rewound = []
-    weights_after, run_epoch = networks._weights_after, Run.run_epoch
+    early_weights, run_epoch = networks._early_weights, Run.run_epoch
 
     def counted(*args):
         rewound.append(args)
-        return weights_after(*args)
+        return early_weights(*args)
 
     def cut(run, bar=None):
         if run.epoch == 1 and any(isinstance(hook, HeldMasks) for hook in run.step.hooks):
             raise KeyboardInterrupt
         run_epoch(run, bar)
 
-    monkeypatch.setattr(networks, "_weights_after", counted)
+    monkeypatch.setattr(networks, "_early_weights", counted)
     monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "run_epoch", cut)
@@ -278,17 +279,29 @@ def test_a_file_says_how_its_network_was_trained(lab):
     assert len(content["curve"]["train_loss"]) == case.recipe.train.epochs
 
 
-def test_rewinding_returns_to_weights_that_the_teacher_has_shaped(lab):
-    """The dense run's first epoch, by hand, with its teacher."""
-    taught = replace(ORN, teacher=replace(ORN, srip=SripConfig(coef=0.0)))
-    sweep, twice = rounds(taught, CONFIGS["early"]), {"train.epochs": 2}
-    (case,) = cases(sweep, PROFILES["smoke"], 0, twice, "dense")
-    trained(sweep, "dense", "smoke", 0, twice, progress=False)
-    device = torch.device("cpu")
-    data, _ = training_data(case.recipe, case.profile, device)
-    found = networks._weights_after(case.recipe, case.profile, 0, data, 2)
-    content = content_of(case.recipe, case.profile, 0)
-    assert same({name: found[name] for name in content["model"]}, dict(content["model"]))
+@pytest.mark.parametrize("seed", [0, 7])
+def test_rewinding_returns_to_weights_that_the_dense_run_passed(lab, monkeypatch, seed):
+    """At every step of it, also within an epoch, and with its teacher."""
+    taught = replace(PAPER, model=ORN.model, teacher=replace(ORN, srip=SripConfig(coef=0.0)))
+    sweep = rounds(taught, CONFIGS["early"])
+    longer = {"train.epochs": 2, "train.batch_size": 8}
+    passed = []
+
+    def remember(step, *args):
+        call(step, *args)
+        passed.append({name: value.clone() for name, value in step.network.state_dict().items()})
+
+    call = Step.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", remember)
+        trained(sweep, "dense", "smoke", seed, longer, progress=False)
+    passed = passed[-8:]  # after those of the teacher
+    for share in (0.05, 0.3, 0.5, 0.7, 1.0):
+        early = longer | {"prune.early_share": share}
+        (case,) = cases(sweep, PROFILES["smoke"], seed, early, "round1")
+        data, _ = training_data(case.recipe, case.profile, torch.device("cpu"))
+        found = networks._early_weights(case.recipe, case.profile, seed, data)
+        assert same(found, passed[max(1, round(8 * share)) - 1]), share
 
 
 def test_every_stage_of_a_chain_draws_anew():

@@ -94,8 +94,8 @@ class PruneConfig:
         threshold_from: weights whose magnitudes are ranked: `same`, those that training continues
             with; `last_epoch`, the released code's mix-up, see `prune_round`.
         rewind: weights that training continues with: `none`, the trained ones; `initial`, those
-            before any training; `early`, those after `early_epoch`.
-        early_epoch: epoch of the dense training, 1 or more; only for `early`.
+            before any training; `early`, those after `early_share` of the dense training.
+        early_share: fraction of the dense training's optimiser steps, above 0; only for `early`.
         mask_updates: mask gradients and momentum too, see `masks.HeldMasks`.
         loads_anew: rounds, from 0, that start a new command; only for `last_epoch`. Such a round
             has only the file of the round before, so it ranks the weights that training continues
@@ -109,7 +109,7 @@ class PruneConfig:
     scope: Scope = "global"
     threshold_from: ThresholdFrom = "same"
     rewind: Rewind = "none"
-    early_epoch: int = 1
+    early_share: float = 0.0
     mask_updates: bool = False
     loads_anew: tuple[int, ...] = (0,)
 
@@ -128,10 +128,23 @@ class PruneConfig:
         if list(self.sparsities) != sorted(self.sparsities):
             given = ", ".join(str(sparsity) for sparsity in self.sparsities)
             raise InputError(f"prune.sparsities {given} fall; a pruned weight stays pruned")
-        if self.early_epoch < 1:
+        if not 0 <= self.early_share <= 1:
+            raise InputError(f"prune.early_share is {self.early_share}; give a fraction up to 1")
+        if self.rewind == "early" and not self.early_share:
             raise InputError(
-                f"prune.early_epoch is {self.early_epoch}; give 1 or more, or rewind to initial"
+                "prune.rewind is 'early' and prune.early_share is 0; give a fraction of the dense "
+                "training, such as 0.05, or rewind to initial"
             )
+
+    def steps_kept(self, num_steps: int) -> int:
+        """Return after how many steps of the dense training the weights to rewind to are.
+
+        That is the whole step nearest to `early_share`, but at least the first; 0 for `initial`.
+
+        Args:
+            num_steps: optimiser steps of the whole dense training.
+        """
+        return max(1, round(self.early_share * num_steps)) if self.rewind == "early" else 0
 
 
 # Section 5 of the paper: 60 per cent in four rounds, without rewinding.

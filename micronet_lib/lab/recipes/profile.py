@@ -70,10 +70,8 @@ class Profile:
         fresh = not recipe.checkpoint and recipe.start is None
         narrowed = self.width_mult if fresh and takes(recipe.model, "width_mult") else 1
         epochs = train.cycles * max(1, round(train.epochs * self.epoch_share / train.cycles))
-        early_epoch = max(1, round(recipe.prune.early_epoch * self.epoch_share))
         return replace(
             recipe,
-            prune=replace(recipe.prune, early_epoch=early_epoch),
             width_mult=recipe.width_mult * narrowed,
             train=replace(
                 train,

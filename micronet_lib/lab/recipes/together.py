@@ -74,14 +74,8 @@ def _check_images(recipe: Recipe, dataset: str) -> None:
 
 
 def _check_rounds(recipe: Recipe) -> None:
-    prune, epochs = recipe.prune, recipe.train.epochs
-    if prune.sparsities and not epochs:
+    if recipe.prune.sparsities and not recipe.train.epochs:
         raise InputError("prune.sparsities needs a dense training; train.epochs is 0")
-    if prune.sparsities and prune.rewind == "early" and prune.early_epoch > epochs:
-        raise InputError(
-            f"prune.early_epoch is {prune.early_epoch}, after the end of the dense training; "
-            f"train.epochs is {epochs}"
-        )
     before = 0.0 if recipe.start is None else _sparsity(recipe.start)
     for change in recipe.changes:
         if isinstance(change, PruneTo) and change.sparsity is not None:

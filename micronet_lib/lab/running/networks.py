@@ -279,25 +279,21 @@ def _begin_round(
     network = restore(before["spec"], before[which])
     rewound = None
     if config.rewind != "none":
-        epochs = 0 if config.rewind == "initial" else config.early_epoch
-        rewound = (
-            before["model"] if resumed else _weights_after(recipe, profile, seed, data, epochs)
-        )
+        rewound = before["model"] if resumed else _early_weights(recipe, profile, seed, data)
     index = len(config.sparsities) - 1
     masks = prune_round(network, config, index, before["masks"] or None, before["model"], rewound)
     return network, masks
 
 
-def _weights_after(
-    recipe: Recipe, profile: Profile, seed: int, data: TrainingData, epochs: int
+def _early_weights(
+    recipe: Recipe, profile: Profile, seed: int, data: TrainingData
 ) -> dict[str, Tensor]:
-    """Return the dense run's weights after some epochs, by repeating these epochs.
+    """Return the dense run's weights that a round rewinds to, by repeating its first steps.
 
     They are the same to the last bit on a CPU, and those of a run with the same seed on a GPU.
     """
     dense, device = replace(recipe, prune=PruneConfig()), data.train.images.device
     teacher = _teacher_of(recipe, profile, seed, device)
     run = Run(fresh_network(dense, seed).to(device), dense, data, seed, teacher=teacher)
-    while run.epoch < epochs:
-        run.run_epoch()
+    run.run_steps(recipe.prune.steps_kept(run.steps * dense.train.epochs))
     return {name: value.cpu() for name, value in run.network.state_dict().items()}

@@ -164,7 +164,7 @@ class Run:
         """
         start = time.perf_counter()
         with _seeded(self.seed, self.epoch, self.on_device) as generator:
-            self._train_epoch(generator, bar)
+            self._train_epoch(generator, bar, self.steps)
         losses = {
             "train_loss": self.step.loss.item() / self.steps,
             "srip_penalty": self.step.penalty.item() / self.steps,
@@ -199,7 +199,21 @@ class Run:
         if bar is not None:
             bar.rated(losses["train_loss"], losses.get("validation_top1"))
 
-    def _train_epoch(self, generator: torch.Generator, bar: TrainingBar | None) -> None:
+    def run_steps(self, num_steps: int) -> None:
+        """Train the first steps of a fresh run, the last epoch perhaps in part, and rate nothing.
+
+        The weights are those of a whole run after these steps. Do not use the run again.
+        """
+        while num_steps > 0:
+            with _seeded(self.seed, self.epoch, self.on_device) as generator:
+                self._train_epoch(generator, None, min(num_steps, self.steps))
+            num_steps -= self.steps
+            self.epoch += 1
+
+    def _train_epoch(
+        self, generator: torch.Generator, bar: TrainingBar | None, num_steps: int
+    ) -> None:
+        """Train an epoch, or its first steps as they are in the whole epoch."""
         train, config = self.data.train, self.recipe.augment
         batch = self.recipe.train.batch_size
         self.network.train()
@@ -220,7 +234,7 @@ class Run:
         images = augment(train.images[order], draws)
         targets = train.targets[order]
         mixes = self._mixes(generator)
-        for number in range(self.steps):
+        for number in range(num_steps):
             part = slice(number * batch, (number + 1) * batch)
             lr = self._lr(self.epoch, number)
             self.take_step(images[part], targets[part], mixes[number], lr, self.on_device)

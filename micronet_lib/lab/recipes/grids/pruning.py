@@ -15,6 +15,8 @@ from micronet_lib.pruning.schedules import (
     one_shot,
 )
 
+EARLY_SHARE = 30 / 600  # epochs
+
 
 def _round(base: Recipe, config: PruneConfig, number: int) -> Recipe:
     """Return the base after that many rounds of pruning; the base itself for 0."""
@@ -26,7 +28,8 @@ def _round(base: Recipe, config: PruneConfig, number: int) -> Recipe:
 def _rewound(rewind: str, srip: str, number: int) -> Recipe:
     coef = PAPER_SRIP.coef if srip == "srip" else 0.0
     base = replace(PAPER, srip=replace(PAPER_SRIP, coef=coef))
-    config = with_overrides(PruneConfig(linear(0.6, 2), early_epoch=30), {"rewind": rewind})
+    early = {"early_share": EARLY_SHARE} if rewind == "early" else {}
+    config = with_overrides(PruneConfig(linear(0.6, 2)), {"rewind": rewind, **early})
     return _round(base, config, number)
 
 
