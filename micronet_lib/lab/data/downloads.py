@@ -84,8 +84,12 @@ def extract(archive: Path, folder: Path, paths: Collection[str]) -> None:
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
-                if member.isfile() and str(PurePosixPath(member.name)) in paths:
-                    tar.extract(member, folder, filter="data")
+                name = str(PurePosixPath(member.name))
+                content = tar.extractfile(member) if member.isfile() and name in paths else None
+                if content is not None:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    with content, (folder / name).open("wb") as file:
+                        shutil.copyfileobj(content, file)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise InputError(f"not a whole tar archive: {error}") from error
 
