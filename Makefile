@@ -6,6 +6,7 @@ STAMP    := $(VENV)/.setup
 CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.ipynb))
 SITE     := book/_build/html
 PROFILE  ?= full
+RUNS     := $(or $(MICRONET_RUNS),runs)
 WORKERS  ?= 2
 TESTS    ?= tests
 # Tests of what is computed with rounding, as against files, words and pages.
@@ -131,8 +132,8 @@ lab: $(STAMP) ## open the book in JupyterLab
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/book $(ARGS)
 
 run: known-chapter $(STAMP) ## run one chapter: make run CH=05_pruning PROFILE=full ARGS="-p seed 1"
-	@mkdir -p runs
-	@$(PAPERMILL) book/$(CH).ipynb runs/$(CH)-$(PROFILE).ipynb --cwd book -p profile $(PROFILE) $(ARGS)
+	@mkdir -p "$(RUNS)"
+	@$(PAPERMILL) book/$(CH).ipynb "$(RUNS)/$(CH)-$(PROFILE).ipynb" --cwd book -p profile $(PROFILE) $(ARGS)
 
 known-chapter:
 	@case " $(notdir $(basename $(CHAPTERS))) " in \

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chapter_cells import place as put
 from pooch import HTTPDownloader
 from published_format import pruned_network, published_state, save
 from requests.exceptions import ConnectionError
@@ -346,13 +347,14 @@ def test_damaged_record(place, content):
 
 # --------------------------------------------------------------------------- read-only folders
 
-# Root may write anywhere: it gives up that privilege (CAP_DAC_OVERRIDE, number 1) before it
-# becomes the command. Elsewhere there is nothing to give up.
+# Root may read and write anywhere: it gives up these privileges before it becomes the command.
+# Elsewhere there is nothing to give up.
 UNPRIVILEGED = """
 import ctypes, os, sys
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 if os.geteuid() == 0 and sys.platform == "linux":
-    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+    for privilege in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, privilege, 0, 0, 0)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
@@ -402,6 +404,64 @@ def test_read_only_folder(place, read_only, folder):
     assert ran.returncode == 2
     message = check_line(ran.stderr, ran.stdout)
     assert all(part in message for part in (str(closed), "Permission denied", remedy))
+
+
+# What a user may not touch, its mode, and the sweep and profile that need it.
+CLOSED = {
+    "runs": (0o555, "stages/3.0-cutmix", "smoke"),
+    "runs/smoke": (0o555, "stages/3.0-cutmix", "smoke"),
+    "runs/smoke/stages": (0o555, "stages/3.0-cutmix", "smoke"),
+    "runs/smoke/networks": (0o000, "stages/3.0-cutmix", "smoke"),
+    "runs/full/published": (0o555, "published/v1_pr_60", "full"),
+    "data": (0o000, "stages/3.0-cutmix", "quick"),
+    "data/kaist": (0o600, "published/v1_pr_60", "full"),
+    "data/kaist/micronet_v1_pr_60.t7": (0o000, "published/v1_pr_60", "full"),
+    "data/cifar-100-python/train": (0o000, "stages/3.0-cutmix", "quick"),
+    "data/cifar-100-python/test": (0o000, "published/v1_pr_60", "full"),
+    "data/policies": (0o600, "stages/3.0-cutmix", "quick"),
+}
+# As a chapter's setup cell and as a command. One process, because each takes seconds to begin.
+TRY_EACH = """
+import contextlib, io, json, sys
+from pathlib import Path
+from micronet_lib.__main__ import main
+from micronet_lib.errors import InputError
+from micronet_lib.lab import running
+
+said = {}
+for name, (mode, asked, profile) in json.loads(sys.argv[1]).items():
+    path, (sweep, point) = Path(name), asked.split("/")
+    if not path.exists():
+        path.mkdir(parents=True)  # where runs go
+    usual = path.stat().st_mode
+    path.chmod(mode)
+    err, lines = io.StringIO(), []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
+        try:
+            running.begin(profile, records=[asked])
+        except InputError as error:
+            lines.append(str(error))
+        if main(["measure", sweep, "--point", point, "--profile", profile, "--json"]) == 2:
+            lines.append(err.getvalue())
+    path.chmod(usual)
+    said[name] = lines
+print(json.dumps(said))
+"""
+
+
+def test_what_a_user_may_not_touch_is_named_before_anything_runs(place, read_only):
+    put(place.folder / "data", ["cifar100", "kaist", "policies"])
+    read_only(place.folder / "home")  # or skip
+    closed = {str(place.folder / name): needed for name, needed in CLOSED.items()}
+    ran = unprivileged("-c", TRY_EACH, json.dumps(closed))
+    assert "Traceback" not in ran.stderr
+    for path, lines in json.loads(ran.stdout).items():
+        assert len(lines) == 2, path
+        for line in lines:
+            assert line.strip().count("\n") == 0, line
+            assert path in line
+            assert "Permission denied" in line, line
+    assert not [path for path in (place.folder / "runs").rglob("*") if path.is_file()]
 
 
 def test_file_in_place_of_a_folder(place):

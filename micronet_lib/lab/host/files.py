@@ -1,5 +1,6 @@
 """Atomic files, and locks between processes."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -58,6 +59,45 @@ def write_atomically(
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an error if files cannot be written to a folder, which may still have to be made.
+
+    Raises:
+        InputError: the place that refuses, and what to do.
+    """
+    there = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    fault = errno.EACCES if there.is_dir() else errno.ENOTDIR
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        fault = errno.EROFS
+    raise InputError(
+        f"cannot write under {there} ({os.strerror(fault)}): get the right to write there, or let "
+        "MICRONET_RUNS name another folder for runs"
+    )
+
+
+def is_here(path: Path) -> bool:
+    """Return whether a file or folder exists.
+
+    Raises:
+        InputError: it is there or may be, and cannot be read.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        reason = error.strerror
+    else:
+        if os.access(path, os.R_OK):
+            return True
+        reason = os.strerror(errno.EACCES)
+    raise InputError(
+        f"cannot read {path} ({reason}): make it readable, or point MICRONET_DATA to another folder"
+    )
 
 
 def sha256_of(path: Path) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from micronet_lib.lab.host.files import is_here
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -265,6 +266,9 @@ def missing_files(case: Case, trains: bool) -> list[str]:
     Args:
         case: any.
         trains: whether it will be trained, or only rated.
+
+    Raises:
+        InputError: a file is there and cannot be read.
     """
     may_make = trains or not case.recipe.train.epochs
     needed = list(_files(case.recipe)) if may_make else []
@@ -277,7 +281,7 @@ def missing_files(case: Case, trains: bool) -> list[str]:
             needed.append(images / "train")
         policies = dict.fromkeys(each.augment.policy for each in read)
         needed += [policy_path(name) for name in policies if name in POLICY_FILES]
-    missing = [path for path in needed if not (data_root() / path).exists()]
+    missing = [path for path in needed if not is_here(data_root() / path)]
     return [str(path).removeprefix(f"{data_root()}/") for path in missing]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet_lib.errors import InputError
+from micronet_lib.lab.host.files import check_writable
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.machine import stamp
 from micronet_lib.lab.host.places import ROOT, data_root
@@ -45,8 +46,8 @@ def begin(
         Seed and overrides, checked.
 
     Raises:
-        InputError: another checkout's library, a setting that cannot be used, or missing files or
-            networks.
+        InputError: another checkout's library, a setting that cannot be used, missing files or
+            networks, or a folder for results that cannot be written.
     """
     check_library(Path.cwd())
     budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
@@ -57,16 +58,21 @@ def begin(
             yield cases(SWEEPS[sweep], budget, seed, overrides, pattern or None)
 
     impossible: list[Job] = []
+    possible: list[Job] = []
     for points in asked(records):
         ahead = jobs(points)
         found = [job for job in ahead if job.does == "impossible"]
+        possible += ahead
         trains = any(job.case.recipe.train.epochs for job in ahead)
         if profile in points[0].sweep.profiles and (trains or len(found) == len(ahead)):
             impossible += found
     for points in asked(networks):
-        impossible += [job for job in jobs(points, recorded=False) if job.does == "impossible"]
+        ahead = jobs(points, recorded=False)
+        impossible += [job for job in ahead if job.does == "impossible"]
+        possible += ahead
     if impossible:
         raise _refusal(impossible)
+    _check_writable(possible)
     print(stamp(profile, seed))
     if overrides:
         print("overrides:", ", ".join(f"{key}={value}" for key, value in overrides.items()))
@@ -95,10 +101,20 @@ def require(ahead: Sequence[Job]) -> None:
     """Raise an error if no job is possible here, instead of leaving every point `not run`.
 
     Raises:
-        InputError: why, and what to do.
+        InputError: why, and what to do; also if a folder for results cannot be written.
     """
     if all(job.does == "impossible" for job in ahead):
         raise _refusal(ahead)
+    _check_writable(ahead)
+
+
+def _check_writable(ahead: Sequence[Job]) -> None:
+    """Raise an error if a job could not write what it makes."""
+    todo = [job for job in ahead if job.does in ("count", "rate", "train")]
+    folders = [job.case.folder for job in todo if job.case.recipe.train.epochs]
+    folders += [job.case.record_path.parent for job in todo if job.recorded]
+    for folder in dict.fromkeys(folders):
+        check_writable(folder)
 
 
 def _refusal(impossible: Sequence[Job]) -> InputError:
