@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A chapter shows what is computed now, not what an earlier run of this machine left.
 os.environ["MICRONET_RUNS"] = tempfile.mkdtemp(prefix="micronet-runs-")
+# Git answers for a checkout of another owner too, as in a container.
+settings = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+os.environ[f"GIT_CONFIG_KEY_{settings}"] = "safe.directory"
+os.environ[f"GIT_CONFIG_VALUE_{settings}"] = str(Path(__file__).resolve().parent.parent)
+os.environ["GIT_CONFIG_COUNT"] = str(settings + 1)
 atexit.register(shutil.rmtree, os.environ["MICRONET_RUNS"], ignore_errors=True)
 
 try:
