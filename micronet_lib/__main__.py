@@ -321,10 +321,11 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.requirements import require
-    from micronet_lib.lab.storage.networks import export_network
+    from micronet_lib.lab.storage.networks import check_export, export_network
     from micronet_lib.scoring.bill import score_network
 
     sweep = SWEEPS[args.sweep]
+    check_export(args.file)
     require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]

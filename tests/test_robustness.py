@@ -132,8 +132,10 @@ WRONG_WORDS = {
     "score --model micronet_v1 --weight-bits 8 --activation-bits 8": ("'published'", "official"),
     "score --model micronet_v1 --rules official --weight-bits 8": ("together", "32"),
     "score --model micronet_v1 --rules official --accumulator int": ("'int'", "fp32, integer"),
+    "export stages net.pt --point 3.0-orn --profile smoke": ("net.pt", ".safetensors"),
+    "export stages . --point 3.0-orn --profile smoke": (".safetensors",),
     "data fetch mnist": ("'mnist'", "cifar100, kaist, policies"),
-    "promote nothing.json": ("nothing.json",),
+    "promote nothing.json": ("no record nothing.json", "measure"),
     "data picture sheet": ("sheet", ".png"),
     "data picture nowhere/sheet.png": ("nowhere/sheet.png", ".png"),
     "search-policies --profile huge": ("'huge'", *PROFILES),
@@ -472,6 +474,20 @@ def test_file_in_place_of_a_folder(place):
         message = place.refusal(*argv.split())
         assert str(taken) in message
         assert remedy in message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "export stages {} --point 3.0-orn --profile smoke",
+        "search-policies --profile smoke --output {}",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(place, argv):
+    (place.folder / "home" / "taken").write_text("not a folder")
+    (place.folder / "home" / "folder.safetensors").mkdir()
+    for name in ("taken/net.safetensors", "taken/a/b.safetensors", "folder.safetensors"):
+        assert name.split("/")[0] in place.refusal(*argv.format(name).split())
 
 
 def test_promoting_into_a_file(place):

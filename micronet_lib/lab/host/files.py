@@ -12,6 +12,8 @@ from pathlib import Path
 
 from micronet_lib.errors import InputError
 
+RUNS_ELSEWHERE = "let MICRONET_RUNS name another folder for runs"
+
 
 class Busy(InputError):
     """Another process holds the lock."""
@@ -61,8 +63,12 @@ def write_atomically(
             Path(temporary).unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, remedy: str = RUNS_ELSEWHERE) -> None:
     """Raise an error if files cannot be written to a folder, which may still have to be made.
+
+    Args:
+        folder: of the files.
+        remedy: what else the user can do, for the message.
 
     Raises:
         InputError: the place that refuses, and what to do.
@@ -74,9 +80,20 @@ def check_writable(folder: Path) -> None:
     if os.statvfs(there).f_flag & os.ST_RDONLY:
         fault = errno.EROFS
     raise InputError(
-        f"cannot write under {there} ({os.strerror(fault)}): get the right to write there, or let "
-        "MICRONET_RUNS name another folder for runs"
+        f"cannot write under {there} ({os.strerror(fault)}): get the right to write there, or "
+        f"{remedy}"
     )
+
+
+def check_output(path: Path) -> None:
+    """Raise an error if the file that a user names cannot be written, before it has content.
+
+    Raises:
+        InputError: what is in the way, and what to do.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the name of a file")
+    check_writable(path.parent, "name a file elsewhere")
 
 
 def is_here(path: Path) -> bool:

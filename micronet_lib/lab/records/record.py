@@ -99,6 +99,8 @@ def read(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(**content)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no record {path}; `micronet measure` writes one") from error
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is not a readable record ({error}): delete it and measure again"

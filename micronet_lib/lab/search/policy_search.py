@@ -31,7 +31,7 @@ from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, load_split, shuffled
-from micronet_lib.lab.host.files import only_one, write_atomically
+from micronet_lib.lab.host.files import check_output, only_one, write_atomically
 from micronet_lib.lab.host.given import as_seed
 from micronet_lib.lab.host.machine import default_device, environment
 from micronet_lib.lab.host.places import runs_root
@@ -238,6 +238,8 @@ def search_policies(
     profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
+    if output is not None:
+        check_output(output)
 
     def train_fold(learned: ImageSet, unseen: ImageSet, fold_seed: int, place: Path) -> Network:
         key = f"search {place.name}, recipe {recipe_id(recipe)}, seed {fold_seed}"

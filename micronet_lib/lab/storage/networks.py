@@ -15,7 +15,7 @@ from torch import Tensor
 
 from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
+from micronet_lib.lab.host.files import check_output, write_atomically
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -63,8 +63,7 @@ def export_network(
     Raises:
         InputError: another ending, a folder that cannot be written, or safetensors not installed.
     """
-    if path.suffix != SUFFIX:
-        raise InputError(f"{path} is not a name for a network: end it in {SUFFIX}")
+    check_export(path)
     env = environment()
     metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
     if recipe is not None:
@@ -79,6 +78,18 @@ def export_network(
     content = _safetensors().torch.save(state, metadata=texts)
     write_atomically(path, content, f"the network {path.name}")
     return metadata
+
+
+def check_export(path: Path) -> None:
+    """Raise an error if no network can be exported to this file.
+
+    Raises:
+        InputError: another ending, a folder that cannot be written, or safetensors not installed.
+    """
+    if path.suffix != SUFFIX:
+        raise InputError(f"{path} is not a name for a network: end it in {SUFFIX}")
+    check_output(path)
+    _safetensors()
 
 
 def load_exported(path: Path) -> tuple[Network, dict[str, Any]]:
