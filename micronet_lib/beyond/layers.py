@@ -29,6 +29,8 @@ from micronet_lib.beyond.quantizers import (
 
 IMAGE_BITS = 8
 PIXEL_UNIT = 2.0**-6
+SMALLEST_STEP = 2.0**-26
+"""Of activations; exact in float32, so that a file can store it."""
 
 # As `lab.data.images.normalize` does it: the network reads normalised images.
 MEAN = (0.5071, 0.4865, 0.4409)
@@ -190,7 +192,7 @@ class Quantizer(nn.Module):
 
     def grid(self) -> Grid:
         """Return the integers of this moment."""
-        step = max(self.step.item(), 1e-8)
+        step = max(self.step.item(), SMALLEST_STEP)
         if self.hard_swish:
             return hard_swish_grid(step, self.bits, self.pre_bits)
         return Grid(step, int(self.zero.item()), self.bits)

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from micronet_lib.beyond.packed import hard_swish_step
 from micronet_lib.errors import InputError
 
 FLOAT_BITS = 32
@@ -174,20 +176,55 @@ class Grid:
 def hard_swish_grid(step: float, bits: int, pre_bits: int) -> Grid:
     """Return the grid near a step on which HardSwish is a product of integers and a shift.
 
+    The step of a grid, in float64 or float32, has that grid again: so a file can store the integers
+    instead of a step.
+
     Args:
         step: of the result, above 0.
         bits: of the result.
         pre_bits: of the integer that stands for `y + 3`. It must reach as far as the result.
     """
-    step = max(step, 0.375 / (2**bits - 1))  # else 0 would be no integer
+    smallest = 0.375 / (2**bits - 1)  # below it 0 would be no integer
+    wanted = max(step, smallest)
+    shift = _product_shift(wanted, bits, pre_bits)
+    three = _three(wanted, shift)
+    if not _is_stable(three, shift, bits, pre_bits):
+        around = [
+            (max(1, _three(wanted, octave) + more), octave)
+            for octave in (shift - 1, shift, shift + 1)
+            for more in (-2, -1, 0, 1, 2)
+        ]
+        three, shift = min(
+            (pair for pair in around if _is_stable(*pair, bits, pre_bits)),
+            key=lambda pair: abs(math.log(hard_swish_step(*pair) / wanted)),
+        )
+    found = hard_swish_step(three, shift)
+    return Grid(found, _swish_zero(found), bits, three, shift)
+
+
+def _swish_zero(step: float) -> int:
+    return math.floor(0.375 / step + 0.5)
+
+
+def _three(step: float, shift: int) -> int:
+    return max(1, round(math.sqrt(1.5 * 2.0**shift / step)))
+
+
+def _is_stable(three: int, shift: int, bits: int, pre_bits: int) -> bool:
+    """Return whether a grid holds 0, and its step, also in float32, asks for that grid's shift."""
+    step = hard_swish_step(three, shift)
+    steps = (step, float(np.float32(step)))
+    return _swish_zero(step) < 2**bits and all(
+        _product_shift(each, bits, pre_bits) == shift for each in steps
+    )
+
+
+def _product_shift(step: float, bits: int, pre_bits: int) -> int:
+    """Return the bits by which HardSwish's product is shifted: as fine as the width allows."""
     # y reaches as far as h(y), which is y itself from 3 on.
     reach = max(3.0, step * (2**bits - 1) - 0.375)
     largest = (2**pre_bits - 1) / (1 + reach / 3)
-    # three = sqrt(1.5 * 2^shift / step): as fine as the width allows.
-    shift = max(0, math.floor(math.log2(max(1.0, largest) ** 2 * step / 1.5)))
-    three = max(1, round(math.sqrt(1.5 * 2**shift / step)))
-    step = 1.5 * 2**shift / three**2
-    return Grid(step, math.floor(0.375 / step + 0.5), bits, three, shift)
+    return max(0, math.floor(math.log2(max(1.0, largest) ** 2 * step / 1.5)))
 
 
 def rounded_hard_swish(x: Tensor, grid: Grid, pre_bits: int) -> Tensor:
