@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, check_choice
 
 Result = dict[str, Any]
 STOPPED = "micronet: stopped"
@@ -139,6 +139,9 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     """Rate a network file on a test set."""
+    check_choice("runtime", args.runtime, ("torch", "integer"))
+    if args.runtime == "integer":
+        return _evaluate_integers(args)
     from micronet_lib.lab.data.images import load_split
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.lab.training.evaluation import evaluate as rate_network
@@ -146,6 +149,31 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
     result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
+    return result, _lines(result)
+
+
+def _evaluate_integers(args: argparse.Namespace) -> tuple[Result, str]:
+    """Rate a packed network with numpy, and say how wide its sums are."""
+    from micronet_lib.beyond.integer import Accumulator, Machine
+    from micronet_lib.beyond.packed import SUFFIX, load_packed
+    from micronet_lib.lab.data.images import load_split
+    from micronet_lib.lab.training.evaluation import evaluate_integers
+
+    if args.checkpoint.suffix != SUFFIX:
+        raise InputError(f"the runtime 'integer' reads packed networks, which end in {SUFFIX}")
+    machine = Machine(load_packed(args.checkpoint))
+    found = evaluate_integers(machine, load_split(args.dataset, "test"), progress=True)
+    sums = [layer.sums for layer in machine.layers.values()]
+    result = {
+        "model": "integer_micronet",
+        "dataset": args.dataset,
+        "runtime": args.runtime,
+        **found.metrics(),
+        "accumulator_bits": max(each.bits for each in sums),
+        "seen_accumulator_bits": max(
+            Accumulator(each.smallest, each.largest).bits for each in sums
+        ),
+    }
     return result, _lines(result)
 
 
@@ -321,13 +349,14 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.requirements import require
-    from micronet_lib.lab.storage.networks import check_export, export_network
+    from micronet_lib.lab.storage.networks import check_export, check_exportable, export_network
     from micronet_lib.scoring.bill import score_network
 
     sweep = SWEEPS[args.sweep]
     check_export(args.file)
     require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
+    check_exportable(model, args.file)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
     recipe = resolved(sweep.point(args.point).recipe, PROFILES[args.profile])
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
@@ -375,6 +404,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = add(verbs, "evaluate", evaluate)
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
     sub.add_argument("--dataset", default="cifar100")
+    sub.add_argument(
+        "--runtime", default="torch", help="torch, or integer: numpy alone, for a .mnet file"
+    )
 
     sub = add(verbs, "score", score)
     what = sub.add_mutually_exclusive_group(required=True)
@@ -418,7 +450,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(verbs, "export", export)
     sub.add_argument("sweep")
-    sub.add_argument("file", type=Path, metavar="FILE.safetensors")
+    sub.add_argument("file", type=Path, metavar="FILE.safetensors|FILE.mnet")
     sub.add_argument("--point", required=True)
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)

@@ -7,6 +7,7 @@ from small_networks import seeded
 from torch import Tensor
 
 from micronet_lib.architecture import MicroNet, build
+from micronet_lib.beyond.allocation import trimmed
 from micronet_lib.beyond.network import IntegerMicroNet, Widths, in_integers
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
@@ -77,3 +78,37 @@ def integer_network(
     network.set_widths(chosen)
     network.calibrate(images(32))
     return plain, network
+
+
+KINDS = (*(f"{name}-{seed}" for name in NAMES for seed in (0, 1)), "trimmed", "dense")
+"""Networks with drawn widths; without some hidden channels, so that no table has its widths; of 8
+bits and with no weight that is 0."""
+
+
+@cache
+def network_of(kind: str) -> IntegerMicroNet:
+    """The network of one of `KINDS`, in evaluation mode. Nobody may change it."""
+    if kind not in ("trimmed", "dense"):
+        name, seed = kind.split("-")
+        return integer_network(name, widths=random_widths(int(seed)))[1].eval()
+    _, network = integer_network(widths=None)
+    with torch.no_grad():
+        if kind == "trimmed":
+            for block in network._blocks():
+                gone = torch.rand(block.config.hidden_chs, generator=seeded(0)) < 0.3
+                block.conv_project.weight[:, gone] = 0
+            network = trimmed(network)
+        else:
+            for layer in network.layers.values():
+                layer.weight += (layer.weight == 0) * 1e-3
+    weights, inputs, biases, pre = (3, 6, 8, 10) if kind == "trimmed" else (8, 8, 12, 12)
+    network.set_widths(
+        Widths(
+            dict.fromkeys(network.layers, weights),
+            dict.fromkeys(network.quantizers, inputs),
+            dict.fromkeys(network.layers, biases),
+            pre,
+        )
+    )
+    network.calibrate(images(32))
+    return network.eval()

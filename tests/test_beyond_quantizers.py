@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,22 @@ def test_hard_swish_on_its_grid_is_hard_swish_rounded(bits, step):
     codes = found / grid.step
     assert torch.allclose(codes, codes.round(), atol=1e-4)
     assert rounded_hard_swish(torch.tensor([-3.0, 0.0, -50.0]), grid, 12).tolist() == [0, 0, 0]
+
+
+def test_the_step_of_a_grid_has_that_grid():
+    """Also as float32, so that a file may hold the integers instead of the step."""
+    random = np.random.default_rng(0)
+    for _ in range(20_000):
+        pre_bits = int(random.integers(4, 13))
+        bits = int(random.integers(2, pre_bits + 1))
+        reach = 10 ** (random.uniform(-8, 4) if random.random() < 0.3 else random.uniform(0.3, 1.5))
+        step = float(np.float32(reach / (2**bits - 1)))
+        grid = hard_swish_grid(step, bits, pre_bits)
+        assert grid.low <= 0 <= grid.high
+        for again in (grid.step, float(np.float32(grid.step))):
+            assert hard_swish_grid(again, bits, pre_bits) == grid, (step, bits, pre_bits)
+        if pre_bits > bits + 2 and 2 < reach < 16:
+            assert abs(grid.step / step - 1) < 0.1, (step, bits, pre_bits)
 
 
 @pytest.mark.parametrize("seed", range(4))

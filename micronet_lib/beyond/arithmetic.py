@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from micronet_lib.beyond.quantizers import OCTAVE, Grid
+from micronet_lib.beyond.quantizers import OCTAVE, SCALE_BITS, Grid
 
 STREAM_BITS = 16
 GATE_BITS = 10
@@ -36,8 +36,9 @@ OCTAVES = (1.0, 0.8408964152537145, 0.7071067811865476, 0.5946035575013605)
 
 def scale_factors(largest: float, places: Tensor) -> Tensor:
     """Return the scales at those places of a layer's grid, float64 of the same shape."""
-    table = torch.tensor(OCTAVES, dtype=torch.float64)
-    return largest * table[places % OCTAVE] * torch.exp2(-(places // OCTAVE).double())
+    steps = range(2**SCALE_BITS)
+    table = [OCTAVES[k % OCTAVE] * 2.0 ** -(k // OCTAVE) for k in steps]
+    return largest * torch.tensor(table, dtype=torch.float64)[places]
 
 
 def rescaled(values: Tensor, factor: Tensor) -> Tensor:

@@ -135,6 +135,11 @@ class Packed:
     grids: Mapping[str, PackedGrid]
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def shapes(self) -> dict[str, LayerShape]:
+        """The shape of every layer by name."""
+        return layer_shapes(self.stem_chs, self.blocks, self.num_classes)
+
 
 def hard_swish_step(three: int, shift: int) -> float:
     """Return the step of HardSwish's result that these two integers have."""
@@ -361,27 +366,23 @@ def _parsed(content: bytes, header_size: int) -> Packed:
         about, stem_chs, num_classes = (header[key] for key in ("about", "stem", "classes"))
         point, pre_bits = header["point"], header["pre"]
         blocks = tuple(BlockShape(*row) for row in header["blocks"])
-        widths = [header[key] for key in ("weights", "biases", "inputs")]
+        weights, biases, inputs = (header[key] for key in ("weights", "biases", "inputs"))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("its header lacks an entry or is no JSON") from error
     _check_shapes(stem_chs, blocks, num_classes)
     blocks = tuple(block._replace(shortcut=bool(block.shortcut)) for block in blocks)
     shapes, names = layer_shapes(stem_chs, blocks, num_classes), grid_names(blocks)
-    for kind, given, wanted in zip(
-        ("weights", "biases", "inputs"), widths, (shapes, shapes, names), strict=True
-    ):
-        if not isinstance(given, list) or len(given) != len(wanted):
-            raise InputError(f"it has no width for each of {len(wanted)} {kind}")
-        for name, bits in zip(wanted, given, strict=True):
-            _check_width(kind, name, bits)
+    _check_widths("weights", weights, list(shapes))
+    _check_widths("biases", biases, list(shapes))
+    _check_widths("inputs", inputs, list(names))
     bits = _Bits(content[header_size:])
     layers = {
-        name: bits.layer(shape.weight, *own)
-        for (name, shape), *own in zip(shapes.items(), *widths[:2], strict=True)
+        name: bits.layer(shape.weight, own, bias_bits)
+        for (name, shape), own, bias_bits in zip(shapes.items(), weights, biases, strict=True)
     }
     grids = {
         name: bits.grid(own, hard_swish)
-        for (name, hard_swish), own in zip(names.items(), widths[2], strict=True)
+        for (name, hard_swish), own in zip(names.items(), inputs, strict=True)
     }
     if bits.at != len(bits.bits):
         raise InputError("there is more behind its end")
@@ -402,7 +403,7 @@ def check_packed(network: Packed) -> None:
     _check_width("pre", "the integer before HardSwish", network.pre_bits)
     if not isinstance(network.about, Mapping):
         raise InputError("what it says about itself is no mapping")
-    shapes = layer_shapes(network.stem_chs, network.blocks, network.num_classes)
+    shapes = network.shapes
     names = grid_names(network.blocks)
     if list(network.layers) != list(shapes) or list(network.grids) != list(names):
         raise InputError("its layers or quantizers are not those of its blocks")
@@ -443,6 +444,13 @@ def _check_width(kind: str, name: str, bits: Any) -> None:
     _check_integer(f"the width of {name} ({kind})", bits, *WIDTHS[kind])
 
 
+def _check_widths(kind: str, given: Any, names: list[str]) -> None:
+    if not isinstance(given, list) or len(given) != len(names):
+        raise InputError(f"it has no width ({kind}) for each of {len(names)} names")
+    for name, bits in zip(names, given, strict=True):
+        _check_width(kind, name, bits)
+
+
 def _check_range(what: str, values: Integers, low: int, high: int) -> None:
     if not np.issubdtype(values.dtype, np.integer):
         raise InputError(f"{what} are no integers")
@@ -473,7 +481,7 @@ def _check_layer(name: str, layer: PackedLayer, shape: tuple[int, ...]) -> None:
 
 def _check_grid(name: str, grid: PackedGrid, hard_swish: bool, pre_bits: int) -> None:
     _check_width("inputs", name, grid.bits)
-    _check_integer(f"the zero of {name}", grid.zero, 0, 2**16 - 1)
+    _check_integer(f"the zero of {name}", grid.zero, 0, 2**grid.bits - 1)
     if not hard_swish:
         _check_number(f"the step of {name}", grid.step)
         if grid.three or grid.shift:

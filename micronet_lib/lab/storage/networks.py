@@ -1,7 +1,8 @@
 """Files of our own networks: a spec to build them from, and their tensors.
 
 A file for others is safetensors. Its metadata hold the spec and further entries, each as JSON.
-Loading needs the spec and no recipe.
+Loading needs the spec and no recipe. A network in integers can also be a packed file, which holds
+nothing but its integers (`beyond.packed`).
 """
 
 import json
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from micronet_lib.architecture.network import Network, NetworkSpec, build
+from micronet_lib.beyond.conversion import network_bytes, packed, unpacked
+from micronet_lib.beyond.packed import SUFFIX as PACKED
+from micronet_lib.beyond.packed import load_packed
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import check_output, write_atomically
 from micronet_lib.lab.host.machine import environment
@@ -23,6 +27,8 @@ from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import is_own, load_own
 
 SUFFIX = ".safetensors"
+SAID_OF_PACKED = ("recipe_id", "sweep", "point", "profile", "seed", "commit")
+"""What a packed file says of its network, where it is known."""
 
 
 def pack(network: Network) -> dict[str, Any]:
@@ -58,17 +64,24 @@ def export_network(
     """Write a network for others to read, trimmed ones included, and return the file's metadata.
 
     The recipe is that of its training, resolved for its profile. `more` are further entries, such
-    as `top1=0.8` and `score={...}`.
+    as `top1=0.8` and `score={...}`. A packed file holds those of `SAID_OF_PACKED`.
 
     Raises:
-        InputError: another ending, a folder that cannot be written, or safetensors not installed.
+        InputError: as for `check_exportable`, a folder that cannot be written, or safetensors not
+            installed.
     """
     check_export(path)
+    check_exportable(network, path)
     env = environment()
     metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
     if recipe is not None:
         metadata |= {"recipe": plain_recipe(recipe), "recipe_id": recipe_id(recipe)}
     metadata |= more
+    if path.suffix == PACKED:
+        metadata = {key: metadata[key] for key in SAID_OF_PACKED if key in metadata}
+        content = network_bytes(network, **metadata)
+        write_atomically(path, content, f"the network {path.name}")
+        return metadata
     # Copies, because safetensors refuses tensors that share memory.
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
@@ -86,10 +99,24 @@ def check_export(path: Path) -> None:
     Raises:
         InputError: another ending, a folder that cannot be written, or safetensors not installed.
     """
-    if path.suffix != SUFFIX:
-        raise InputError(f"{path} is not a name for a network: end it in {SUFFIX}")
+    if path.suffix not in (SUFFIX, PACKED):
+        raise InputError(f"{path} is not a name for a network: end it in {SUFFIX} or {PACKED}")
     check_output(path)
-    _safetensors()
+    if path.suffix == SUFFIX:
+        _safetensors()
+
+
+def check_exportable(network: Network, path: Path) -> None:
+    """Raise an error if this network cannot be exported to a file of that name.
+
+    Raises:
+        InputError: a packed file for a network that is not in integers.
+    """
+    if path.suffix == PACKED:
+        try:
+            packed(network)
+        except InputError as error:
+            raise InputError(f"{path}: {error}; {SUFFIX} holds any network") from error
 
 
 def load_exported(path: Path) -> tuple[Network, dict[str, Any]]:
@@ -117,13 +144,15 @@ def load_exported(path: Path) -> tuple[Network, dict[str, Any]]:
 
 
 def load_network(path: Path) -> Network:
-    """Load a network from any file: exported, of a training run, or published by a team.
+    """Load a network from any file: exported, packed, of a training run, or published by a team.
 
     Raises:
         InputError: the file is missing, unreadable, damaged, or holds no network.
     """
     if path.suffix == SUFFIX:
         return load_exported(path)[0]
+    if path.suffix == PACKED:
+        return unpacked(load_packed(path))
     if not is_own(path):
         return load_published(path)
     content = load_own(path)

@@ -11,12 +11,14 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from micronet_lib.beyond.integer import LOGIT_UNIT, Machine
 from micronet_lib.errors import NotFiniteError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import bar
@@ -24,6 +26,7 @@ from micronet_lib.lab.host.progress import bar
 BATCH_SIZE = 25
 GPU_BATCH_SIZE = 1000
 CALIBRATION_BINS = 15
+INTEGER_BATCH_SIZE = 100
 
 
 @dataclass(frozen=True)
@@ -196,3 +199,16 @@ def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evalua
     start = time.perf_counter()
     logits = logits_of(folded, data.images, progress=progress)
     return rate(logits, data.targets, time.perf_counter() - start)
+
+
+def evaluate_integers(machine: Machine, data: ImageSet, progress: bool = False) -> Evaluation:
+    """Rate the network of a packed file on images, with numpy and integers alone.
+
+    Raises:
+        OverflowError: a sum outside the range that is proven for it.
+    """
+    start = time.perf_counter()
+    batches = bar(data.images.split(INTEGER_BATCH_SIZE), "evaluate", "batch", progress)
+    logits = np.concatenate([machine(batch.numpy()) for batch in batches])
+    seconds = time.perf_counter() - start
+    return rate(torch.from_numpy(logits).float() * LOGIT_UNIT, data.targets, seconds)
