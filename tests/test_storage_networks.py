@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from integer_networks import images, integer_network, network_of
 from published_format import pruned_network, published_state, save
 from small_networks import TORCHVISION, network
+from tiny_lab import sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
 from micronet_lib.architecture import NetworkSpec, build
+from micronet_lib.beyond.changes import Quantize
+from micronet_lib.beyond.packed import load_packed
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
@@ -107,7 +111,28 @@ def test_every_kind_of_file_is_loaded_by_its_content(tmp_path, model):
         assert not loaded.training
 
 
+def test_a_network_in_integers_is_packed_and_loaded(tmp_path):
+    model, path = network_of("trimmed"), tmp_path / "a.mnet"
+    said = export_network(model, path, RECIPE, seed=2, top1=0.5)
+    assert said == {"recipe_id": recipe_id(RECIPE), "seed": 2, "commit": said["commit"]}
+    assert load_packed(path).about == said
+    again = load_network(path)
+    assert not again.training
+    assert torch.equal(again(images(4)), model(images(4)))
+    export_network(again, tmp_path / "a.safetensors")
+    restored = load_network(tmp_path / "a.safetensors")
+    assert torch.equal(restored(images(4)), model(images(4)))
+
+
 # ------------------------------------------------------------------------- what is refused
+
+
+def test_only_a_network_in_integers_is_packed(tmp_path, model):
+    for other in (model, integer_network(widths=None)[1]):
+        with pytest.raises(InputError, match=r"a\.mnet: .*integers|a\.mnet: .*floats") as caught:
+            export_network(other, tmp_path / "a.mnet")
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_or_damaged_file_is_refused_in_one_line(tmp_path, model):
@@ -167,3 +192,42 @@ def test_the_command_line_exports_evaluates_and_scores(tmp_path, monkeypatch, ca
     assert metadata["score"]["score"] == exported["score"]
     zeros = density_table(model)["sparsity"].iloc[-1]
     assert zeros == pytest.approx(record["metrics"].get("sparsity", 0.0), abs=1e-3)
+
+
+def test_the_command_line_packs_and_runs_integers(tmp_path, monkeypatch, capsys):
+    plain = SWEEPS["stages"].point("3.0-cutmix").recipe
+    sweep = sweep_of(plain=plain, integers=replace(plain, changes=(Quantize(5, 7),)))
+    monkeypatch.setitem(SWEEPS, "toy", sweep)
+
+    def said(*words: str) -> dict:
+        status = main([*words, "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert status == (2 if "error" in found else 0), found
+        return found
+
+    path = str(tmp_path / "a.mnet")
+    with tiny_lab(tmp_path):
+        # Narrower, the first block would have as many channels as the stem.
+        monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], width_mult=0.25))
+        words = ("export", "toy", path, "--profile", "smoke", "--point")
+        assert "is a MicroNet" in said(*words, "plain")["error"]
+        exported = said(*words, "integers")
+        assert "error" not in exported, exported
+        other = str(tmp_path / "a.safetensors")
+        said("export", "toy", other, "--profile", "smoke", "--point", "integers")
+    assert load_packed(Path(path)).about["point"] == "integers"
+    found = said("score", "--checkpoint", path, "--rules", "official")
+    assert found["score"] == exported["official_score"]
+    rated = said("evaluate", "--checkpoint", path, "--dataset", "embedded")
+    again = said("evaluate", "--checkpoint", path, "--dataset", "embedded", "--runtime", "integer")
+    for key in ("model", "dataset", "correct", "num_examples", "top1", "top5", "loss"):
+        assert again[key] == rated[key]
+    assert again["runtime"] == "integer"
+    assert 8 < again["seen_accumulator_bits"] <= again["accumulator_bits"] < 32
+    wrong = said("evaluate", "--checkpoint", other, "--runtime", "integer")
+    assert "end in .mnet" in wrong["error"]
+    wrong = said("evaluate", "--checkpoint", path, "--runtime", "onnx")
+    assert wrong["error"] == "unknown runtime 'onnx'; choose from torch, integer"
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    for more in ([], ["--runtime", "integer"]):
+        assert "a.mnet is damaged" in said("evaluate", "--checkpoint", path, *more)["error"]
