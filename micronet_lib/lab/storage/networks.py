@@ -67,8 +67,7 @@ def export_network(
     as `top1=0.8` and `score={...}`. A packed file holds those of `SAID_OF_PACKED`.
 
     Raises:
-        InputError: as for `check_exportable`, a folder that cannot be written, or safetensors not
-            installed.
+        InputError: as for `check_export` and `check_exportable`.
     """
     check_export(path)
     check_exportable(network, path)
