@@ -10,8 +10,8 @@ import pytest
 import torch
 from integer_networks import KINDS, network_of
 
-from micronet_lib.beyond import arithmetic, integer
-from micronet_lib.beyond import network as networks
+from micronet_lib.beyond import arithmetic, integer, layers
+
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.integer import (
     SIGMOID,
@@ -80,7 +80,7 @@ def test_its_constants_are_those_of_the_network():
     for name in ("STREAM_BITS", "GATE_BITS", "GATE_UNIT", "LOGIT_UNIT", "MULTIPLIER_BITS"):
         assert getattr(integer, name) == getattr(arithmetic, name)
     for name in ("MIDDLE", "PIXEL_UNIT", "IMAGE_BITS"):
-        assert getattr(integer, name) == getattr(networks, name)
+        assert getattr(integer, name) == getattr(layers, name)
     assert np.array_equal(SIGMOID, arithmetic.sigmoid_table())
 
 

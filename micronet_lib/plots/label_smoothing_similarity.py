@@ -4,10 +4,7 @@ A matrix is `[C, C]` of cosines; `classes` is a table with one row per class and
 and `superclass`. Chapter `03_label_smoothing`.
 """
 
-import json
 from collections.abc import Mapping
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import apply_style, figure, footer
+from micronet_lib.plots.style import apply_style, component, figure, footer
 
 __all__ = [
     "nearest_table",
@@ -206,11 +203,6 @@ def _orders(similarity: np.ndarray, classes: pd.DataFrame) -> list[dict[str, Any
     return orders
 
 
-@cache
-def _page() -> str:
-    return (files("micronet_lib.plots") / "similarity_explorer.html").read_text(encoding="utf-8")
-
-
 def similarity_explorer(
     similarity: np.ndarray, classes: pd.DataFrame, start: str, name: str
 ) -> HTML:
@@ -236,5 +228,4 @@ def similarity_explorer(
         .astype(int)
         .tolist(),
     }
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
-    return HTML(_page().replace("__NAME__", name).replace("__DATA__", text))
+    return component("similarity_explorer.html", "class-similarity", name, data)

@@ -4,12 +4,16 @@ A figure looks the same whatever a reader's matplotlibrc says, and appears in a 
 MPLBACKEND says.
 """
 
+import json
 import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -95,3 +99,28 @@ def note(
 ) -> None:
     """Write a small text beside a point; `shift` is in points of type."""
     ax.annotate(text, at, shift, textcoords="offset points", **{"size": 8, **style})
+
+
+# ------------------------------------------------------------------------------ interactive parts
+
+
+@cache
+def _text(file: str) -> str:
+    return (files("micronet_lib.plots") / file).read_text(encoding="utf-8")
+
+
+def component(page: str, css_class: str, name: str, data: Any) -> HTML:
+    """Return an interactive part of a page. It needs no network connection and no other file.
+
+    Args:
+        page: file beside this module. `__STYLE__` and `__START__` in it stand for what all such
+            parts share: `component.css` with the colours of both themes, and `component.js`, which
+            calls the rest of the script with the element and the data.
+        css_class: of the element, for its own style.
+        name: id of the element on the page, the same in every run.
+        data: plain JSON.
+    """
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    found = _text(page).replace("__STYLE__", _text("component.css"))
+    found = found.replace("__START__", _text("component.js")).replace("__CLASS__", css_class)
+    return HTML(found.replace("__NAME__", name).replace("__DATA__", text))

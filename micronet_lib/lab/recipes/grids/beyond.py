@@ -1,0 +1,113 @@
+"""Chapter 11: networks below the winning score, from the published ones."""
+
+from micronet_lib.beyond.changes import Allocate, Quantize
+from micronet_lib.distillation import DistillationConfig
+from micronet_lib.hooks import Change
+from micronet_lib.lab.recipes.bases import PAPER_POLICY
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.pruning.schedules import PruneTo
+
+TRIMMED = Recipe(checkpoint="micronet_v1_pr_60", savings=("dead_gates", "dead_channels"))
+"""The winning network without what no logit depends on."""
+
+TEACHERS = (Recipe(checkpoint="micronet_v2_pr_30"), Recipe(checkpoint="micronet_v2_pr_15"), TRIMMED)
+"""The two most accurate of the published networks, and the network itself before any rounding."""
+
+DAYS = 40
+"""Epochs of a recipe for one epoch at the profile `day`."""
+
+
+def _rounded(*changes: Change) -> Recipe:
+    """Return the network after some changes, without training."""
+    return Recipe(start=TRIMMED, changes=changes)
+
+
+def _distilled(*changes: Change, epochs: int) -> Recipe:
+    """Return a training by the teachers alone. `epochs` are those of `day`."""
+    return Recipe(
+        start=TRIMMED,
+        changes=changes,
+        teacher=TEACHERS[0],
+        more_teachers=TEACHERS[1:],
+        distillation=DistillationConfig(temperature=2.0),
+        augment=PAPER_POLICY,
+        train=TrainConfig(
+            epochs=DAYS * epochs,
+            batch_size=64,
+            optimizer="adam",
+            lr=5e-4,
+            min_lr=0.0,
+            relative_lr=True,
+            weight_decay=0.0,
+            dropout=0.0,
+            num_validation=2000,
+        ),
+    )
+
+
+_RUNGS = {
+    "rounded": _rounded(Quantize(8, 10)),
+    "distilled": _distilled(Quantize(8, 8, 10), epochs=1),
+    "allocated_33": _distilled(Allocate(0.0033), epochs=4),
+    "allocated_28": _distilled(Allocate(0.00285), epochs=8),
+}
+
+_WIDTHS = {
+    **{f"w8a{bits}": Quantize(8, bits) for bits in (12, 10, 9, 8)},
+    **{f"w{bits}a8": Quantize(bits, 8) for bits in (6, 4)},
+}
+
+_SPARSITIES = ("0.60", "0.65", "0.70", "0.75", "0.80")
+_BITS = (8, 7, 6, 5, 4)
+
+
+def _thinned(sparsity: str, bits: int) -> Recipe:
+    # The published network has its 60 % of zeros already.
+    zeros = PruneTo(None if sparsity == _SPARSITIES[0] else float(sparsity))
+    return _rounded(zeros, Quantize(bits, 10))
+
+
+def _clipped(widths: str, clip: str) -> Recipe:
+    chosen = _WIDTHS[widths]
+    return _rounded(Quantize(chosen.weight_bits, chosen.activation_bits, clip=clip == "clipped"))
+
+
+_METRICS = (
+    *("correct", "top1", "agreement", "official.score"),
+    *("official_integer.score", "official_adder_tree.score", "test_touches"),
+)
+
+SWEEPS = (
+    Sweep(
+        name="beyond",
+        title="Below the winning score, rung by rung",
+        chapter="11_beyond",
+        axes={"rung": tuple(_RUNGS)},
+        make=lambda rung: _RUNGS[rung],
+        metrics=_METRICS,
+        measures=("compression",),
+        profiles=("day", "full"),
+    ),
+    Sweep(
+        name="rounding",
+        title="How far plain rounding goes, with and without cutting extremes off",
+        chapter="11_beyond",
+        axes={"widths": tuple(_WIDTHS), "clip": ("clipped", "unclipped")},
+        make=_clipped,
+        metrics=_METRICS,
+        measures=("compression",),
+        profiles=("day", "full"),
+    ),
+    Sweep(
+        name="zeros_and_bits",
+        title="More zeros against fewer bits, without training",
+        chapter="11_beyond",
+        axes={"sparsity": _SPARSITIES, "bits": _BITS},
+        make=_thinned,
+        metrics=_METRICS,
+        measures=("compression",),
+        profiles=("day", "full"),
+    ),
+)
