@@ -23,17 +23,19 @@ from micronet_lib.plots.style import (
     footer,
     note,
 )
+from micronet_lib.plots.tables import show_table
 
 __all__ = [
     "beyond_board",
     "bit_worth",
     "kind_bill",
-    "nonzero_times",
+    "measured_table",
     "plan_prices",
     "published_scores",
     "recorded_bill",
     "rounding_staircase",
     "score_bills",
+    "thinned_top1",
     "width_maps",
     "zeros_and_bits",
 ]
@@ -102,14 +104,14 @@ def beyond_board(
         at = counts["score"], counts["top1_percent"]
         label = "this entry, as its authors counted it"
         once = label if counts["point"].iloc[0] == published["point"].iloc[0] else None
-        ax.plot(*at, color=BLUE, marker="o", ms=4, lw=0.8, label=once, zorder=2)
+        ax.plot(*at, color=BLUE, marker="o", ms=4.5, lw=0.8, label=once, zorder=4)
     if run.empty:
         ax.plot([], [], color=ORANGE, marker="D", ls="", label="this chapter: not run")
     else:
         spread = 100 * run["top1_std"].fillna(0)
         ax.errorbar(
             run["official.score"], right, yerr=spread, color=ORANGE, marker="D", ls="",
-            label="this chapter", zorder=4,
+            label="this chapter", zorder=5,
         )  # fmt: skip
         for row in run.itertuples():
             at = row[1 + run.columns.get_loc("official.score")], 100 * row.top1
@@ -234,10 +236,10 @@ def rounding_staircase(table: pd.DataFrame, source: str) -> Figure:
     fig, (left, right) = figure(height=2.7, columns=2)
     left.plot(table["x"], table["clipped"], color=GREY, ls="--", label="clipped")
     left.plot(table["x"], table["rounded"], color=BLUE, drawstyle="steps-mid", label="rounded")
-    left.set(xlabel="weight / scale", ylabel="value", title="what goes forward")
+    left.set(xlabel="activation / step", ylabel="value", title="what goes forward")
     right.plot(table["x"], 0 * table["x"], color=BLUE, label="of the rounded value")
     right.plot(table["x"], table["slope"], color=ORANGE, ls="--", label="of the clipped value")
-    right.set(xlabel="weight / scale", ylabel="derivative", ylim=(-0.15, 1.45))
+    right.set(xlabel="activation / step", ylabel="derivative", ylim=(-0.15, 1.45))
     right.set_title("what goes back")
     for ax in (left, right):
         ax.legend(fontsize=8, loc="upper left")
@@ -315,22 +317,40 @@ def width_maps(widths: pd.DataFrame, source: str) -> Figure:
     return footer(fig, source)
 
 
-def nonzero_times(times: pd.DataFrame) -> pd.DataFrame:
-    """Return times of a convolution relative to its first row.
+# ------------------------------------------------------------------------------------------ tables
+
+
+def measured_table(
+    rows: pd.DataFrame, columns: Mapping[str, str], formats: Mapping[str, str], source: str
+) -> HTML:
+    """Return a table of records with its source below, or one line if nothing of it was run.
 
     Args:
-        times: columns what, nonzeros, seconds.
+        rows: measured points, with `n`.
+        columns: column -> heading, those that are shown.
+        formats: heading -> format string.
+    """
+    line = f'<p class="provenance">{source}</p>'
+    if not (rows["n"] > 0).any():
+        return HTML(line)
+    table = show_table(rows[list(columns)].rename(columns=dict(columns)), formats)
+    return HTML(f"{table.to_html()}\n{line}")
+
+
+def thinned_top1(grid: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracies of the sweep `zeros_and_bits`, a row for each sparsity.
+
+    Args:
+        grid: its measured table, points `<sparsity>-<bits>`.
 
     Returns:
-        Columns what, share (of the multiplications), time (of the first row's).
+        Columns zeros, a column for each width, n.
     """
-    return pd.DataFrame(
-        {
-            "what": times["what"],
-            "share": times["nonzeros"] / times["nonzeros"].iloc[0],
-            "time": times["seconds"] / times["seconds"].iloc[0],
-        }
-    )
+    names = grid["point"].str.split("-", expand=True)
+    cells = grid.assign(zeros=names[0].astype(float), bits=names[1].astype(int))
+    table = cells.pivot(index="zeros", columns="bits", values="top1")
+    table.columns = [f"{bits} bits" for bits in table.columns]
+    return table.assign(n=cells.groupby("zeros")["n"].max()).reset_index()
 
 
 # ------------------------------------------------------------------------------------- two sliders
