@@ -253,17 +253,20 @@ def plan_prices(plans: pd.DataFrame, source: str) -> Figure:
     """Draw the score that a price leads to, and the loss that it predicts.
 
     Args:
-        plans: columns price, score, and nats of weights, activations, zeros, channels.
+        plans: columns price, score, found, and predicted nats of weights, activations, zeros,
+            channels.
     """
     fig, (left, right) = figure(height=2.9, columns=2)
     left.plot(plans["price"], 1e3 * plans["score"], color=BLUE, marker="o")
     left.set(ylabel="score, thousandths", ylim=(0, None))
-    right.stackplot(
-        plans["price"], [plans[name] for name in _LOSSES], labels=list(_LOSSES),
-        colors=list(_LOSSES.values()), lw=0,
-    )  # fmt: skip
-    right.set(ylabel="predicted loss (nats)")
-    right.legend(loc="upper left", fontsize=8)
+    parts = plans[list(_LOSSES)]
+    for name, colour in _LOSSES.items():
+        right.plot(plans["price"], parts[name].where(parts[name] > 0), color=colour, label=name)
+    total = {"color": "black", "lw": 2.2}
+    right.plot(plans["price"], parts.sum(axis=1), label="predicted in all", **total)
+    right.plot(plans["price"], plans["found"], marker="o", ls="--", label="found", **total)
+    right.set(ylabel="loss (nats)", yscale="log", ylim=(None, 30 * plans["found"].max()))
+    right.legend(fontsize=7.5, ncols=2, loc="upper left")
     for ax in (left, right):
         ax.set(xscale="log", xlabel="price (nats for a score of 1)")
     return footer(fig, source)
