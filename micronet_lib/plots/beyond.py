@@ -301,7 +301,7 @@ def width_maps(widths: pd.DataFrame, source: str) -> Figure:
     places = widths["layer"].map(_place)
     columns = list(dict.fromkeys(column for _, column in places))
     rows = [row for row in _ROWS.values() if row in {row for row, _ in places}]
-    fig, axes = figure(height=0.44 * len(rows) + 1.6, rows=2)
+    fig, axes = figure(height=0.36 * len(rows) + 1.5, rows=2)
     for ax, name in zip(axes, ("weights", "inputs"), strict=True):
         table = np.full((len(rows), len(columns)), np.nan)
         for (row, column), bits in zip(places, widths[name], strict=True):
