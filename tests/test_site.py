@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup, Tag
+
+from micronet_lib import plots
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -512,3 +515,60 @@ def test_without_scripts_the_matrix_says_so(browser: Any, address: str) -> None:
     assert page.locator(".class-similarity .without-script").is_visible()
     assert not page.locator(".class-similarity .controls").is_visible()
     page.close()
+
+
+# ------------------------------------------------------------------------------- the two sliders
+
+
+@pytest.fixture
+def sliders(browser: Any) -> Iterator[Any]:
+    """The two sliders of chapter 11 on an empty page, over made-up points; one is missing."""
+    rows, bills = [], {}
+    for row, zeros in enumerate(("0.60", "0.70")):
+        for column, bits in enumerate((8, 6, 4)):
+            point = f"{zeros}-{bits}"
+            n = 0 if point == "0.70-4" else 1
+            top1, score = 0.81 - 0.1 * row - 0.05 * column, 0.004 - 0.0003 * (row + column)
+            rows.append({"point": point, "n": n, "top1": top1, "official.score": score})
+            bills[point] = {"expand.param": score / 2, "project.add": score / 2}
+    part = plots.zeros_and_bits(pd.DataFrame(rows), bills, ("the line", 0.0044), "two", "made up")
+    faults: list[str] = []
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: faults.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
+    yield page
+    page.close()
+    assert faults == []
+
+
+def readout(page: Any) -> str:
+    return str(page.locator(".zeros-and-bits .readout").text_content())
+
+
+def test_the_sliders_obey_the_keyboard(sliders: Any) -> None:
+    assert readout(sliders).startswith("81.00 %")
+    assert "below the line" in readout(sliders)
+    sliders.locator(".zeros").focus()
+    sliders.keyboard.press("ArrowRight")
+    assert readout(sliders).startswith("71.00 % of the test images right: not enough")
+    sliders.locator(".bits").focus()
+    sliders.keyboard.press("ArrowLeft")
+    assert readout(sliders).startswith("66.00 %")
+    assert sliders.locator(".bits").get_attribute("aria-valuetext") == "6 bits"
+    assert sliders.locator(".bill tr").count() == 2
+    sliders.keyboard.press("ArrowLeft")
+    assert readout(sliders) == "not run"
+
+
+def test_a_click_on_the_map_moves_the_sliders(sliders: Any) -> None:
+    sliders.locator("[data-name='0.60-4']").click()
+    assert readout(sliders).startswith("71.00 %")
+    assert (sliders.input_value(".zeros"), sliders.input_value(".bits")) == ("0", "0")
+    assert sliders.locator("[data-chosen]").count() == 1
+
+
+def test_the_sliders_fit_a_phone(sliders: Any) -> None:
+    sliders.set_viewport_size(PHONE)
+    assert sliders.evaluate(TOO_WIDE.replace("main *", "body *")) == []
