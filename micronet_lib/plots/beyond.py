@@ -262,7 +262,7 @@ def plan_prices(plans: pd.DataFrame, source: str) -> Figure:
     parts = plans[list(_LOSSES)]
     for name, colour in _LOSSES.items():
         right.plot(plans["price"], parts[name].where(parts[name] > 0), color=colour, label=name)
-    total = {"color": "black", "lw": 2.2}
+    total: Any = {"color": "black", "lw": 2.2}
     right.plot(plans["price"], parts.sum(axis=1), label="predicted in all", **total)
     right.plot(plans["price"], plans["found"], marker="o", ls="--", label="found", **total)
     right.set(ylabel="loss (nats)", yscale="log", ylim=(None, 30 * plans["found"].max()))
