@@ -184,6 +184,16 @@ def test_every_code_is_a_neighbour_of_its_weight(small, nearest, rounded):
     assert changed > 100
 
 
+def test_a_network_that_was_run_before_notices(small, images):
+    made = NEAREST.apply(small, images[:32]).eval()
+    before = made(images[:4])
+    round_adaptively(made, images[:32], replace(QUICK, iterations=20))
+    after = made(images[:4])
+    made._sums = None
+    assert torch.equal(after, made(images[:4]))
+    assert not torch.equal(after, before)
+
+
 def test_zeros_stay(nearest, rounded):
     for name, layer in rounded[0].layers.items():
         assert torch.equal(layer.weight == 0, nearest.layers[name].weight == 0), name
@@ -202,8 +212,7 @@ def test_a_weight_sits_on_its_integer(rounded):
 def test_nothing_but_weights_is_changed(nearest, rounded):
     kept = nearest.state_dict()
     for name, value in rounded[0].state_dict().items():
-        layer, _, part = name.rpartition(".")
-        if part != "weight":
+        if not name.endswith(".weight"):
             assert torch.equal(value, kept[name]), name
     assert rounded[0].spec == nearest.spec
     assert all(each.requires_grad for each in rounded[0].parameters())
@@ -223,6 +232,18 @@ def test_a_seed_decides_everything(small, images):
 def test_no_iteration_rounds_to_nearest(small, images, nearest):
     made = replace(QUICK, iterations=0).apply(small, images)
     assert torch.equal(codes_of(made), codes_of(nearest))
+
+
+def test_a_unit_that_would_get_worse_is_rounded_to_nearest(small, images, nearest):
+    """One step at a huge rate throws every choice to one side."""
+    made = NEAREST.apply(small, images)
+    errors = round_adaptively(made, images, replace(QUICK, iterations=1, lr=1e3))
+    assert all(error.adaptive <= error.nearest for error in errors)
+    spared = [error.name for error in errors if error.adaptive == error.nearest]
+    assert len(spared) > 2
+    for name, layer in made.layers.items():
+        if any(name.startswith(f"{unit}.") for unit in spared if unit != "blocks.0"):
+            assert torch.equal(layer.codes(), nearest.layers[name].codes()), name
 
 
 def test_corrected_biases_have_the_mean_of_the_float_layer(small, images, nearest):

@@ -16,7 +16,7 @@ weight serves blocks of any size, widths of any number of bits, and few iteratio
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from torch.func import functional_call
 from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.changes import NUM_TO_CALIBRATE, Quantize
 from micronet_lib.beyond.network import IntegerMicroNet, Quantized, Widths
-from micronet_lib.beyond.quantizers import FLOAT_BITS, weight_codes
+from micronet_lib.beyond.quantizers import FLOAT_BITS
 from micronet_lib.errors import InputError
 
 STRETCH = (-0.1, 1.1)
@@ -166,7 +166,10 @@ class UnitError(NamedTuple):
 
 
 def units(network: IntegerMicroNet) -> dict[str, nn.Module]:
-    """Return what is reconstructed at once, in the order of execution: the stem with block 0, ..."""
+    """Return what is reconstructed at once, in the order of execution.
+
+    The stem goes with the first block, pooling with the classifier.
+    """
     first, *others = network.blocks
     found: dict[str, nn.Module] = {"blocks.0": nn.Sequential(network.stem, first)}
     found |= {f"blocks.{index}": block for index, block in enumerate(others, 1)}
@@ -240,9 +243,7 @@ class _Choice:
             ratios = layer.weight / self.scale
             self.lower, self.upper = neighbours(ratios, layer.weight_bits)
             self.free = self.lower != self.upper
-            self.nearest = (
-                weight_codes(ratios, layer.weight_bits) * ratios.sign().abs() * self.scale
-            )
+            self.nearest = layer.codes() * self.scale
             self.v = initial_logits(ratios, self.lower).requires_grad_(True)
 
     def soft(self) -> Tensor:
@@ -268,17 +269,36 @@ def _round_unit(
     if not layers:
         return
     choices = {name: _Choice(layer) for name, layer in layers.items()}
-    num_free = max(1, sum(int(choice.free.sum()) for choice in choices.values()))
-    # The error of rounding to nearest is the unit in which errors are measured.
-    usual = max(1e-20, _mean_error(unit, reads, config.norm))
     widths = {name: layer.weight_bits for name, layer in layers.items()}
-    optimizer = torch.optim.Adam([choice.v for choice in choices.values()], lr=config.lr)
+    usual = _mean_error(unit, reads, config.norm)
     for layer in layers.values():
         layer.weight_bits = FLOAT_BITS  # the soft weights are used as they are
+    _decide(unit, choices, reads, config, usual, generator)
+    for name, layer in layers.items():
+        layer.weight_bits = widths[name]
+        _write(layer, choices[name].hard())
+    if _mean_error(unit, reads, config.norm) > usual:
+        # Too few iterations: many choices were still open.
+        for name, layer in layers.items():
+            _write(layer, choices[name].nearest)
+
+
+def _decide(
+    unit: nn.Module,
+    choices: Mapping[str, _Choice],
+    reads: _Inputs,
+    config: RoundingConfig,
+    usual: float,
+    generator: torch.Generator,
+) -> None:
+    """Optimise the choices. `usual` is the error of rounding to nearest."""
+    num_free = max(1, sum(int(choice.free.sum()) for choice in choices.values()))
+    optimizer = torch.optim.Adam([choice.v for choice in choices.values()], lr=config.lr)
     for iteration in range(config.iterations):
         x, target = reads.drawn(config, generator)
         weights = {f"{name}.weight": choice.soft() for name, choice in choices.items()}
-        loss = output_error(functional_call(unit, weights, x), target, config.norm) / usual
+        out = functional_call(unit, weights, x)
+        loss = output_error(out, target, config.norm) / max(1e-20, usual)
         beta = beta_at(iteration / config.iterations)
         if beta is not None:
             total = sum(choice.undecided(beta) for choice in choices.values())
@@ -286,13 +306,11 @@ def _round_unit(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for name, layer in layers.items():
-        layer.weight_bits = widths[name]
-        layer.weight.data.copy_(choices[name].hard())
-    if _mean_error(unit, reads, config.norm) > usual:
-        # Too few iterations: many choices were still open.
-        for name, layer in layers.items():
-            layer.weight.data.copy_(choices[name].nearest)
+
+
+@torch.no_grad()
+def _write(layer: Quantized, weight: Tensor) -> None:
+    layer.weight.copy_(weight)  # not into `data`: the network must notice
 
 
 @torch.no_grad()
