@@ -37,7 +37,7 @@ from micronet_lib.lab.recipes.identity import changed_fields
 from micronet_lib.pruning.masks import HeldMasks
 
 QUICK = RoundAdaptively(
-    4, 10, 10, 12, num_images=64, iterations=120, batch_size=16, correct_biases=False
+    4, 10, 10, 12, num_images=64, iterations=120, batch_size=16, lr=0.1, correct_biases=False
 )
 NEAREST = Quantize(4, 10, 10, 12)
 """The same widths without a choice."""

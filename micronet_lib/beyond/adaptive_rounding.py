@@ -127,9 +127,9 @@ class RoundingConfig:
         InputError: a number outside its range.
     """
 
-    iterations: int = 500
+    iterations: int = 300
     batch_size: int = 32
-    lr: float = 0.1
+    lr: float = 0.05
     rounding_weight: float = 1.0
     norm: float = 2.0
     mixing: float = 0.0
