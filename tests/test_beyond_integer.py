@@ -11,7 +11,6 @@ import torch
 from integer_networks import KINDS, network_of
 
 from micronet_lib.beyond import arithmetic, integer, layers
-
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.integer import (
     SIGMOID,
