@@ -1,5 +1,6 @@
 """Chapter 11: networks below the winning score, from the published ones."""
 
+from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.hooks import Change
@@ -49,6 +50,7 @@ def _distilled(*changes: Change, epochs: int) -> Recipe:
 
 _RUNGS = {
     "rounded": _rounded(Quantize(8, 10)),
+    "adaptive": _rounded(RoundAdaptively(weight_bits=6, activation_bits=10)),
     "distilled": _distilled(Quantize(8, 8, 10), epochs=1),
     "allocated_33": _distilled(Allocate(0.0033), epochs=4),
     "allocated_28": _distilled(Allocate(0.00285), epochs=8),
@@ -72,6 +74,11 @@ def _thinned(sparsity: str, bits: int) -> Recipe:
 def _clipped(widths: str, clip: str) -> Recipe:
     chosen = _WIDTHS[widths]
     return _rounded(Quantize(chosen.weight_bits, chosen.activation_bits, clip=clip == "clipped"))
+
+
+def _chosen(bits: int, rounding: str) -> Recipe:
+    kind = {"nearest": Quantize, "adaptive": RoundAdaptively}[rounding]
+    return _rounded(kind(weight_bits=bits, activation_bits=10))
 
 
 _METRICS = (
@@ -106,6 +113,16 @@ SWEEPS = (
         chapter="11_beyond",
         axes={"sparsity": _SPARSITIES, "bits": _BITS},
         make=_thinned,
+        metrics=_METRICS,
+        measures=("compression",),
+        profiles=("day", "full"),
+    ),
+    Sweep(
+        name="adaptive_rounding",
+        title="How few bits without labels: each weight to nearest, or so that its block fits",
+        chapter="11_beyond",
+        axes={"bits": (6, 5, 4), "rounding": ("nearest", "adaptive")},
+        make=_chosen,
         metrics=_METRICS,
         measures=("compression",),
         profiles=("day", "full"),
