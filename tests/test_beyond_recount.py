@@ -17,7 +17,7 @@ from micronet_lib.beyond.integer import Machine
 from micronet_lib.beyond.packed import IMAGE_BITS, Packed, load_packed, read_packed
 from micronet_lib.beyond.savings import compile_rows, costs
 from micronet_lib.lab.data.images import load_split
-from micronet_lib.lab.host.places import MEASURED, ROOT, data_root
+from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS, data_root
 from micronet_lib.lab.records.record import read as read_record
 from micronet_lib.lab.records.record import record_path
 
@@ -131,7 +131,7 @@ def test_a_second_counter_finds_the_same_score(kind):
         assert recounted(stored, reading) == pytest.approx(score.score, rel=1e-12, abs=1e-15)
 
 
-COMMITTED = sorted((ROOT / "data" / "networks").glob("*.mnet"))
+COMMITTED = sorted(OWN_NETWORKS.glob("*.mnet"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ from micronet_lib.errors import InputError
 ROOT = Path(__file__).resolve().parents[3]
 PAPER_TABLES = ROOT / "data" / "paper"
 MEASURED = ROOT / "data" / "measured"
+OWN_NETWORKS = ROOT / "data" / "networks"
 CIFAR100_CLASSES = ROOT / "data" / "cifar100_classes.csv"
 # Our own search's result is committed, wherever downloads may lie (`micronet search-policies`).
 SEARCHED_POLICIES = ROOT / "data" / "policies" / "searched.json"
