@@ -2,8 +2,9 @@
 
 - `first`, `revised`, `published`: three states of the winners' own counter [kim2020], which gave
   one network 0.0049, 0.0051 and 0.0054;
-- `official`: the conventions of the challenge's counting tool and the organisers' rulings
-  [gale2020]. `official_quirk` adds a slip of the organisers' EfficientNet example.
+- `official`: the conventions of the challenge's counting tool [micronet_counting] and the
+  organisers' rulings [micronet_leaderboard]. `official_quirk` adds a slip of their EfficientNet
+  example.
 
 Where the organisers have no price, `official` follows their pattern. A comparison is one operation
 of the multiplications' width, like their ReLU: `n - 1` for the largest of `n` values. So is a

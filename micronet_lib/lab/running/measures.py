@@ -104,7 +104,8 @@ def same_logits(case: "Case", network: Network, progress: bool) -> Found:
 
     `max_logit_difference` compares in float64, savings included, so that rounding hides no error.
     `max_logit_difference_stored` makes the savings in float32, which rounds weights, and runs in
-    float64. `bit_identical` is 1 if the float32 logits are equal to the last bit.
+    float64. `bit_identical` is 1 if the float32 logits are equal to the last bit, and
+    `same_predictions` the number of images with the same answer.
     """
     recipe, test = case.recipe, load_split(case.profile.dataset, "test")
     if not recipe.savings:
@@ -125,6 +126,7 @@ def same_logits(case: "Case", network: Network, progress: bool) -> Found:
             "max_logit_difference": change,
             "max_logit_difference_stored": rounded,
             "bit_identical": int(torch.equal(single, logits)),
+            "same_predictions": int((single.argmax(1) == logits.argmax(1)).sum()),
         }
     )
 
