@@ -1,6 +1,5 @@
 """A made-up sweep and records of it."""
 
-import dataclasses
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record
@@ -27,7 +26,7 @@ ENV = {"device": "2 CPU threads", "torch": "2.15.0", "python": "3.11.7", "commit
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
     """The fields as they come back from a file: tuples are lists there."""
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return json.loads(json.dumps(plain_recipe(recipe)))
 
 
 def record(point: str = "micronet_v1", seed: int = 0, **changes: Any) -> Record:

@@ -383,6 +383,7 @@ def test_search_policies_writes_a_policy_file(runs, tmp_path, monkeypatch):
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
     monkeypatch.setattr(record, "promote", partial(records.promote, root=measured))
+    monkeypatch.setattr(record, "in_history", "abc1234".__eq__)
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
     paths = sorted(runs.rglob("*.json"))

@@ -141,6 +141,16 @@ def test_outside_of_its_repository_the_code_takes_its_commit_from_a_variable(mon
     assert machine._code_commit()[0] == "unknown"
 
 
+def test_only_commits_of_this_history_are_in_it(monkeypatch, checkout, tmp_path_factory):
+    commit = committed(checkout)
+    assert machine.in_history(commit)
+    assert not machine.in_history("0" * 40)
+    monkeypatch.setattr(machine, "ROOT", tmp_path_factory.mktemp("outside"))
+    assert machine.in_history("0" * 40)  # nothing can be known
+    monkeypatch.setenv("PATH", "")
+    assert machine.in_history("0" * 40)
+
+
 def test_stamp_names_profile_seed_and_machine():
     stamp = machine.stamp("smoke", 3)
     assert stamp.startswith("this run: profile smoke · seed 3 · torch ")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_records import SWEEP, as_json, record
@@ -172,11 +173,13 @@ REFUSED = {
         for commit in ("abc1234+", "unknown", "", None)
     },
     "a later commit": record(env=record().env | {"commits": ["abc1234", "abc1235+"]}),
+    "a commit of another history": record(env=record().env | {"commit": "0123456"}),
 }
 
 
 def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
     monkeypatch.setitem(SWEEPS, "toy", SWEEP)
+    monkeypatch.setattr(records, "in_history", "abc1234".__eq__)
     for what, refused in REFUSED.items():
         path = records.write(refused, tmp_path / "runs")
         with pytest.raises(InputError):
@@ -234,14 +237,31 @@ def _recipe(found: Record) -> Iterator[str]:
     recipe = resolved(SWEEPS[found.sweep].point(found.point).recipe, PROFILES[found.profile])
     if found.recipe_id != recipe_id(recipe):
         yield "measured from another recipe: measure the point again"
-    today, defaults = as_json(recipe), as_json(Recipe())
+    today = as_json(recipe)
+    then = as_today(found.recipe, today, RECIPE)
     for name, value in today.items():
-        then = found.recipe.get(name, defaults[name])
-        if isinstance(value, dict) and isinstance(then, dict):
-            then = (defaults[name] or {}) | then
-            then = {key: entry for key, entry in then.items() if key in value}
-        if then != value:
-            yield f"{name} was {then}, is {value}"
+        if then[name] != value:
+            yield f"{name} was {then[name]}, is {value}"
+
+
+RECIPE = as_json(Recipe())
+RECIPES = ("start", "teacher", "more_teachers")
+
+
+def as_today(then: Any, value: Any, defaults: Any) -> Any:
+    """A recorded value with the fields of today's: new ones at their default, lost ones gone."""
+    if isinstance(then, list) and isinstance(value, list) and len(then) == len(value):
+        return [as_today(*pair, defaults) for pair in zip(then, value, strict=True)]
+    if not (isinstance(then, dict) and isinstance(value, dict)):
+        return then
+    return {
+        key: as_today(
+            then.get(key, defaults.get(key)),
+            part,
+            RECIPE if key in RECIPES else defaults.get(key) or {},
+        )
+        for key, part in value.items()
+    }
 
 
 def _numbers(found: Record) -> Iterator[str]:

@@ -116,15 +116,7 @@ def _code_commit() -> tuple[str, str]:
 
     def git(*args: str) -> str:
         nonlocal reason
-        done = subprocess.run(
-            ["git", *args],
-            cwd=ROOT,
-            env={**os.environ, "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = _git(*args)
         if done.returncode and (ROOT / ".git").exists():
             reason = f"git refuses to read {ROOT} ({(done.stderr.splitlines() or ['?'])[0]})"
             if "dubious ownership" in done.stderr:
@@ -142,6 +134,28 @@ def _code_commit() -> tuple[str, str]:
         reason = f"git cannot be called ({error.strerror})"
     found = (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT")
     return (found, "") if found else ("unknown", reason)
+
+
+def _git(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *args],
+        cwd=ROOT,
+        env={**os.environ, "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def in_history(commit: str) -> bool:
+    """Return whether the running code's history has a commit; true where there is no history."""
+    try:
+        if _git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+            return True
+        return _git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0
+    except OSError:
+        return True
 
 
 # Read when the code is loaded. A commit made later is not the code that runs.

@@ -13,6 +13,7 @@ from typing import Any
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import published_digests
 from micronet_lib.lab.host.files import set_aside, sha256_of, write_atomically
+from micronet_lib.lab.host.machine import in_history
 from micronet_lib.lab.host.places import MEASURED, SEARCHED_POLICIES, of_checkout
 from micronet_lib.lab.host.progress import say
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -171,7 +172,12 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
         raise InputError(f"{path} was measured from another recipe; measure the point again")
     for commit in record.env.get("commits") or [record.env.get("commit")]:
         if re.fullmatch(r"[0-9a-f]{7,40}", str(commit)):
-            continue
+            if in_history(str(commit)):
+                continue
+            raise InputError(
+                f"{path} was measured at commit {commit}, which is not in this history: "
+                "bring that branch in, or measure again"
+            )
         if str(commit).endswith("+"):
             raise InputError(f"{path} was measured from uncommitted code: commit, measure again")
         reason = record.env.get("no_commit", "it was not known when the code was loaded")
