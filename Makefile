@@ -36,7 +36,7 @@ EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
 
-.PHONY: help setup book test portable lint bench faults lab run sync execute clean known-chapter
+.PHONY: help setup book test portable lint bench faults lab run day sync execute clean known-chapter
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -134,6 +134,9 @@ lab: $(STAMP) ## open the book in JupyterLab
 run: known-chapter $(STAMP) ## run one chapter: make run CH=05_pruning PROFILE=full ARGS="-p seed 1"
 	@mkdir -p "$(RUNS)"
 	@$(PAPERMILL) book/$(CH).ipynb "$(RUNS)/$(CH)-$(PROFILE).ipynb" --cwd book -p profile $(PROFILE) $(ARGS)
+
+day: $(STAMP) ## measure for days on a CPU, the most wanted points first; goes on where it stopped
+	OMP_NUM_THREADS=1 $(VENV)/bin/micronet agenda --profile day $(ARGS)
 
 known-chapter:
 	@case " $(notdir $(basename $(CHAPTERS))) " in \

@@ -292,6 +292,19 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
 
 
+def agenda(args: argparse.Namespace) -> tuple[Result, str]:
+    """Measure the points of the agenda, the most wanted first, where it stopped."""
+    from micronet_lib.lab.running.agenda import overview, work_through
+
+    table = overview(args.profile)
+    if not args.plan:
+        print(table.to_string(index=False), file=sys.stderr)
+        work_through(args.profile)
+        table = overview(args.profile)
+    rows = json.loads(table.iloc[:-1].to_json(orient="records"))
+    return {"profile": args.profile, "items": rows}, table.to_string(index=False)
+
+
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
     from micronet_lib.lab.recipes.grids import SWEEPS
@@ -436,6 +449,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--retrain", action="store_true", help="train lost networks again that have a record"
     )
+
+    sub = add(verbs, "agenda", agenda)
+    sub.add_argument("--profile", required=True)
+    sub.add_argument("--plan", action="store_true", help="print what is done and left, and stop")
 
     sub = add(verbs, "recipe", recipe)
     sub.add_argument("sweep")

@@ -178,3 +178,15 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         for left in path.parent.rglob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock of `only_one` at this path."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

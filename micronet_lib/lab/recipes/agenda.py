@@ -1,0 +1,44 @@
+"""The agenda: which points to measure first where time is short, and with how many seeds."""
+
+from dataclasses import dataclass
+
+THREE = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Points of a sweep, measured with some seeds, one seed after the other.
+
+    Attributes:
+        question: it answers, in a few words.
+        sweep: name of the sweep.
+        points: pattern of their names, such as `linear-*`.
+        seeds: of the runs.
+    """
+
+    question: str
+    sweep: str
+    points: str = "*"
+    seeds: tuple[int, ...] = (0,)
+
+
+AGENDA = (
+    Item("below the winning score", "beyond"),
+    Item("zeros or bits", "zeros_and_bits"),
+    Item("how far plain rounding goes", "rounding"),
+    Item("rounding without labels", "adaptive_rounding"),
+    Item("the spread of the headline network", "beyond", "allocated_33", THREE),
+    Item("what long rounds buy", "rounds", "linear-*", THREE),
+    Item("other ways to prune", "rounds"),
+    Item("does SRIP help", "srip_placement", "none", THREE),
+    Item("does SRIP help", "srip_placement", "pointwise", THREE),
+    Item("SRIP everywhere", "srip_placement", "all", THREE),
+    Item("the entry from random weights", "pipeline"),
+    Item("the paper's stages", "stages", "3.0-*"),
+    Item("the stages of small networks", "stages", "1.0-*"),
+    Item("SRIP elsewhere", "srip_placement"),
+    Item("forms of label smoothing", "label_smoothing"),
+    Item("the paper's stages again", "stages", "3.0-*", THREE),
+    Item("forms of label smoothing again", "label_smoothing", "*", THREE),
+)
+"""The order of the evidence, the most wanted first. An item may name points of an earlier one."""

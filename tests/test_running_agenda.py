@@ -1,0 +1,79 @@
+"""The agenda: what is done, running and left; it goes on where it stopped."""
+
+from dataclasses import replace
+
+import pytest
+from tiny_lab import sweep_of, tiny_lab
+
+from micronet_lib.lab.host.files import is_held, only_one
+from micronet_lib.lab.recipes.agenda import Item
+from micronet_lib.lab.recipes.bases import PAPER
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.running import agenda
+from micronet_lib.lab.running.lineage import cases
+
+TOY = sweep_of(
+    first=PAPER,
+    second=replace(PAPER, train=replace(PAPER.train, lr=0.05)),
+    third=replace(PAPER, train=replace(PAPER.train, lr=0.02)),
+)
+ITEMS = (
+    Item("two seeds of one", "toy", "first", (0, 1)),
+    Item("the others", "toy"),
+)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setitem(SWEEPS, "toy", TOY)
+    monkeypatch.setattr(agenda, "MEASURED", tmp_path / "measured")
+    with tiny_lab(tmp_path) as made:
+        yield made
+
+
+def counts(column):
+    return agenda.overview("smoke", ITEMS)[column].tolist()
+
+
+def test_an_agenda_is_worked_through_in_order_and_once(lab):
+    assert counts("done") == [0, 0, ""]
+    assert counts("left") == [2, 3, ""]
+    first, others, whole = counts("hours")
+    assert first > 0
+    assert whole == pytest.approx(first + others)
+    agenda.work_through("smoke", ITEMS, progress=False)
+    assert lab.trained == ["toy/first", "toy/first", "toy/second", "toy/third"]
+    assert counts("done") == [2, 3, ""]
+    assert counts("hours") == [0, 0, 0]
+    agenda.work_through("smoke", ITEMS, progress=False)
+    assert len(lab.trained) == 4
+
+
+def test_it_goes_on_where_it_stopped(lab):
+    agenda.work_through("smoke", ITEMS[:1], progress=False)
+    assert counts("done") == [2, 1, ""]
+    agenda.work_through("smoke", ITEMS, progress=False)
+    assert lab.trained[2:] == ["toy/second", "toy/third"]
+
+
+def test_a_committed_record_is_done_and_another_recipes_is_not(lab, tmp_path):
+    agenda.work_through("smoke", ITEMS[:1], progress=False)
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert counts("done") == [0, 0, ""]
+    place = tmp_path / "measured" / "smoke" / "toy"
+    place.mkdir(parents=True)
+    record = (tmp_path / "elsewhere" / "smoke" / "toy" / "first-s0.json").read_text()
+    (place / "first-s0.json").write_text(record)
+    (place / "second-s0.json").write_text(record.replace('"first"', '"second"'))
+    assert counts("done") == [1, 1, ""]
+
+
+def test_a_point_of_another_process_is_running(lab):
+    (case,) = cases(TOY, PROFILES["smoke"], 1, point="first")
+    with only_one(case.folder / "lock", case.name):
+        assert is_held(case.folder / "lock")
+        assert counts("running") == [1, 0, 1]
+        agenda.work_through("smoke", ITEMS, progress=False)
+    assert not is_held(case.folder / "lock")
+    assert counts("left") == [1, 0, ""]
