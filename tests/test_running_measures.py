@@ -26,7 +26,7 @@ from micronet_lib.lab.running.measure import ensure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.states import save_own
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of
 from micronet_lib.label_smoothing import class_similarity
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 from micronet_lib.scoring.bill import score_network
@@ -173,6 +173,30 @@ def test_free_savings_leave_the_logits(pruned):
     assert found["max_logit_difference"] == found["max_logit_difference_stored"] == 0
     assert found["bit_identical"] == 1
     assert "bit_identical" not in compared()
+
+
+def test_numbers_of_16_bits_are_rated_as_such(pruned, monkeypatch):
+    rated = []
+
+    def keep(rounded, data, progress):
+        rated.append(rounded)
+        return evaluate(rounded, data, progress)
+
+    monkeypatch.setattr(measures, "evaluate", keep)
+    recipe = Recipe(checkpoint="ours")
+    case = Case(sweep_of(ours=recipe), "ours", recipe, PROFILES["smoke"], 0)
+    model = network_of(recipe, case.profile, 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = MEASURES["half_precision"].of(case, model, False).metrics
+    assert list(found) == ["half.correct", "half_folded.correct"]
+    assert all(0 <= value <= 40 for value in found.values())
+    for each in rated:
+        values = [v for v in each.state_dict().values() if v.is_floating_point()]
+        assert all(torch.equal(value, value.half().float()) for value in values)
+    as_it_is, folded = rated
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in as_it_is.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_saving_that_is_not_free_is_found_out(pruned, monkeypatch):

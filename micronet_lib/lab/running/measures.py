@@ -139,6 +139,28 @@ def _published_logits(path: Path, dataset: str, progress: bool) -> tuple[Tensor,
     return single, logits_of(network.double(), images, progress=progress)
 
 
+def half_precision(case: "Case", network: Network, progress: bool) -> Found:
+    """Rate a network whose numbers really have the 16 bits that the score charges.
+
+    Parameters and batch norm's averages are rounded to float16; the arithmetic is in float32.
+    `half.correct` is of the network as it is, `half_folded.correct` of the network with batch norm
+    merged into the convolutions before rounding, which is what the score counts.
+    """
+    test = load_split(case.profile.dataset, "test")
+    metrics: dict[str, float] = {}
+    networks: dict[str, nn.Module] = {
+        "half": copy.deepcopy(network),
+        "half_folded": fold_batch_norm(network),
+    }
+    for name, made in networks.items():
+        state = made.state_dict(keep_vars=True)
+        for value in state.values():
+            if value.is_floating_point():
+                value.data = value.data.half().float()
+        metrics[f"{name}.correct"] = evaluate(made, test, progress).correct
+    return Found(metrics)
+
+
 def compression(case: "Case", network: Network, progress: bool) -> Found:
     """Rate a network in integers once, and say what a judge would ask.
 
@@ -269,6 +291,7 @@ def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
 MEASURES = {
     "accuracy": Measure(accuracy, on_test=True),
     "same_logits": Measure(same_logits, on_test=True),
+    "half_precision": Measure(half_precision, on_test=True),
     "compression": Measure(compression, on_test=True),
     "class_similarity": Measure(similarity),
     "spectrum": Measure(spectra),

@@ -23,12 +23,14 @@ SWEEPS = (
         make=lambda checkpoint: Recipe(checkpoint=f"micronet_{checkpoint}"),
         metrics=(
             *ACCURACY,
+            "half.correct",
+            "half_folded.correct",
             "first.score",
             "revised.score",
             "published.score",
             "official.score",
         ),
-        measures=("accuracy", "sparsity", "bill"),
+        measures=("accuracy", "half_precision", "sparsity", "bill"),
         profiles=("full",),
     ),
     Sweep(
