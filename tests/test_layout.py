@@ -5,6 +5,7 @@ CONTRIBUTING.md explains them; a failure lists every file that breaks one.
 
 import ast
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records import coverage
+from micronet_lib.lab.records.record import record_path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "micronet_lib"
@@ -366,3 +369,19 @@ def test_the_readme_says_what_is_measured():
         if sweep.chapter not in chapter or sweep.chapter[3:] not in module or said != counts:
             offenders.append(f"{sweep.name}: {sweep.chapter}, {sweep.chapter[3:]}, {counts}")
     assert offenders == []
+
+
+def test_the_readmes_own_networks_are_those_of_the_records():
+    """A row `name, ours | top-1 | top-5 | cross-entropy | score`, each digit as recorded."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `allocated")
+    ]
+    assert len(rows) == len(list(OWN_NETWORKS.glob("*.mnet")))
+    for name, top1, top5, loss, score in rows:
+        path = MEASURED / record_path("beyond", name.partition(",")[0].strip("`"), "day", 0)
+        metrics = json.loads(path.read_text())["metrics"]
+        assert top1 == f"{metrics['top1']:.2%}".replace("%", " %")
+        assert top5 == f"{metrics['top5']:.2%}".replace("%", " %")
+        assert (loss, score) == (f"{metrics['loss']:.6f}", f"{metrics['official.score']:.7f}")
