@@ -11,11 +11,13 @@ from micronet_lib.architecture.micronet import ARCHITECTURES
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import ASSETS
 from micronet_lib.lab.data.images import DATA_SETS
+from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.lab.records.tables import paper
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.scoring.dead_channels import SAVINGS
 from micronet_lib.scoring.rules import rules_of
@@ -106,3 +108,22 @@ def test_an_unknown_name_is_answered_with_the_known_ones(find, known):
     with pytest.raises(InputError) as caught:
         find("x")
     assert all(name in str(caught.value) for name in ["'x'", *known])
+
+
+@pytest.mark.parametrize("source", ["kim2020", "micronet_code"])
+def test_the_papers_recipe_is_what_the_sources_print(source):
+    """Training settings of section 2.2 and of the README, as transcribed."""
+    rows = (
+        paper("pruning")
+        .query("point == 'training' and source == @source")
+        .set_index("metric")["value"]
+    )
+    train = PAPER.train
+    ours = {name: getattr(train, name) for name in rows.index if hasattr(train, name)}
+    assert len(ours) >= 6
+    for name, value in ours.items():
+        assert value == pytest.approx(rows[name]), name
+    assert 1 - train.bn_momentum == pytest.approx(rows["bn_average_decay"])
+    if source == "micronet_code":
+        assert PAPER.augment.mix_alpha == rows["cutmix_alpha"]
+        assert RELEASED.train.lr_levels == rows["period_epochs"]
