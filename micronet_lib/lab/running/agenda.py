@@ -40,8 +40,8 @@ def overview(profile: str, agenda: Sequence[Item] = AGENDA) -> pd.DataFrame:
     """Return a row for each item, in order, and one for all.
 
     Columns: question; sweep; points, with the number of seeds; done, running and left, points;
-    hours of training that are left, on one process. A point that is left in two items is counted
-    in the first.
+    hours of training that are left, in one process. A training that two items need is counted in
+    the first.
     """
     rows, seen = list[dict[str, Any]](), set[str]()
     for item in agenda:
