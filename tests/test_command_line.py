@@ -97,7 +97,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "recipe", "search-policies", "export", "promote"),
+    *("evaluate", "score", "measure", "agenda", "recipe", "search-policies", "export", "promote"),
 )
 
 

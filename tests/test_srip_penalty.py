@@ -243,7 +243,7 @@ def test_penalty_refuses():
 
 def test_transcribed_numbers():
     rows = paper("srip")
-    assert set(rows["source"]) == {"kim2020", "micronet_code"}
+    assert set(rows["source"]) == {"kim2020", "micronet_code", "gale2020"}
     gains = rows[rows["metric"] == "gain_percent"].set_index("point")["value"]
     assert list(gains.index) == ["fc", "depthwise", "pointwise", "all"]
     assert set(gains.index) < set(PLACEMENTS)
