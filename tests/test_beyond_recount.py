@@ -18,8 +18,8 @@ from micronet_lib.beyond.packed import IMAGE_BITS, Packed, load_packed, read_pac
 from micronet_lib.beyond.savings import compile_rows, costs
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS, data_root
+from micronet_lib.lab.records.record import Record, record_path
 from micronet_lib.lab.records.record import read as read_record
-from micronet_lib.lab.records.record import record_path
 
 READINGS = ("official", "official_integer", "official_adder_tree")
 MIDDLE = np.array([129, 124, 112])
@@ -134,18 +134,22 @@ def test_a_second_counter_finds_the_same_score(kind):
 COMMITTED = sorted(OWN_NETWORKS.glob("*.mnet"))
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
-def test_a_committed_network_costs_what_its_record_says(path):
-    network = load_packed(path)
+def record_of(network: Packed) -> Record:
+    """The committed record of a committed file."""
     about = network.about
     place = record_path(about["sweep"], about["point"], about["profile"], about["seed"])
     record = read_record(MEASURED / place)
     assert record.recipe_id == about["recipe_id"]
+    return record
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_a_committed_network_costs_what_its_record_says(path):
+    network = load_packed(path)
+    metrics = record_of(network).metrics
     for reading in READINGS:
-        assert recounted(network, reading) == pytest.approx(
-            record.metrics[f"{reading}.score"], rel=1e-12
-        )
-    counted = record.metrics["official.param_storage"] * 4
+        assert recounted(network, reading) == pytest.approx(metrics[f"{reading}.score"], rel=1e-12)
+    counted = metrics["official.param_storage"] * 4
     assert storage(network) / 8 == counted < path.stat().st_size < 1.05 * counted
 
 
@@ -156,9 +160,7 @@ def test_a_committed_network_is_as_accurate_as_its_record_says(path):
     if not (data_root() / "cifar-100-python" / "test").is_file():
         pytest.skip("needs CIFAR-100: python -m micronet_lib data fetch cifar100")
     network, test = load_packed(path), load_split("cifar100", "test")
-    about = network.about
-    place = record_path(about["sweep"], about["point"], about["profile"], about["seed"])
     machine = Machine(network)
     found = [machine(part.numpy()).argmax(1) for part in test.images.split(100)]
     right = (torch.from_numpy(np.concatenate(found)) == test.targets).sum()
-    assert right == read_record(MEASURED / place).metrics["correct"]
+    assert right == record_of(network).metrics["correct"]

@@ -1,5 +1,7 @@
 """Chapter 11: networks below the winning score, from the published ones."""
 
+from collections.abc import Callable, Iterable, Mapping
+
 from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import DistillationConfig
@@ -86,45 +88,43 @@ _METRICS = (
     *("official_integer.score", "official_adder_tree.score", "test_touches"),
 )
 
+
+def _sweep(name: str, title: str, axes: Mapping[str, Iterable], make: Callable) -> Sweep:
+    return Sweep(
+        name,
+        title,
+        "11_beyond",
+        {axis: tuple(values) for axis, values in axes.items()},
+        make,
+        metrics=_METRICS,
+        measures=("compression",),
+        profiles=("day", "full"),
+    )
+
+
 SWEEPS = (
-    Sweep(
-        name="beyond",
-        title="Below the winning score, rung by rung",
-        chapter="11_beyond",
-        axes={"rung": tuple(_RUNGS)},
-        make=lambda rung: _RUNGS[rung],
-        metrics=_METRICS,
-        measures=("compression",),
-        profiles=("day", "full"),
+    _sweep(
+        "beyond",
+        "Below the winning score, rung by rung",
+        {"rung": _RUNGS},
+        lambda rung: _RUNGS[rung],
     ),
-    Sweep(
-        name="rounding",
-        title="How far plain rounding goes, with and without cutting extremes off",
-        chapter="11_beyond",
-        axes={"widths": tuple(_WIDTHS), "clip": ("clipped", "unclipped")},
-        make=_clipped,
-        metrics=_METRICS,
-        measures=("compression",),
-        profiles=("day", "full"),
+    _sweep(
+        "rounding",
+        "How far plain rounding goes, with and without cutting extremes off",
+        {"widths": _WIDTHS, "clip": ("clipped", "unclipped")},
+        _clipped,
     ),
-    Sweep(
-        name="zeros_and_bits",
-        title="More zeros against fewer bits, without training",
-        chapter="11_beyond",
-        axes={"sparsity": _SPARSITIES, "bits": _BITS},
-        make=_thinned,
-        metrics=_METRICS,
-        measures=("compression",),
-        profiles=("day", "full"),
+    _sweep(
+        "zeros_and_bits",
+        "More zeros against fewer bits, without training",
+        {"sparsity": _SPARSITIES, "bits": _BITS},
+        _thinned,
     ),
-    Sweep(
-        name="adaptive_rounding",
-        title="How few bits without labels: each weight to nearest, or so that its block fits",
-        chapter="11_beyond",
-        axes={"bits": (6, 5, 4), "rounding": ("nearest", "adaptive")},
-        make=_chosen,
-        metrics=_METRICS,
-        measures=("compression",),
-        profiles=("day", "full"),
+    _sweep(
+        "adaptive_rounding",
+        "How few bits without labels: each weight to nearest, or so that its block fits",
+        {"bits": (6, 5, 4), "rounding": ("nearest", "adaptive")},
+        _chosen,
     ),
 )
