@@ -13,10 +13,10 @@ from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.pruning.schedules import PruneTo
 
 TRIMMED = Recipe(checkpoint="micronet_v1_pr_60", savings=("dead_gates", "dead_channels"))
-"""The winning network without what no logit depends on."""
+"""The entry's network of 60 per cent zeros without what no logit depends on."""
 
 TEACHERS = (Recipe(checkpoint="micronet_v2_pr_30"), Recipe(checkpoint="micronet_v2_pr_15"), TRIMMED)
-"""The two most accurate of the published networks, and the network itself before any rounding."""
+"""The two published networks that we found most accurate, and the network before any rounding."""
 
 DAYS = 40
 """Epochs of a recipe for one epoch at the profile `day`."""
