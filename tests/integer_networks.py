@@ -94,7 +94,7 @@ def network_of(kind: str) -> IntegerMicroNet:
     _, network = integer_network(widths=None)
     with torch.no_grad():
         if kind == "trimmed":
-            for block in network._blocks():
+            for block in network.quantized_blocks():
                 gone = torch.rand(block.config.hidden_chs, generator=seeded(0)) < 0.3
                 block.conv_project.weight[:, gone] = 0
             network = trimmed(network)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from micronet_lib.architecture import build
 from micronet_lib.architecture.micronet import MicroNet, Stage
-from micronet_lib.beyond import quantizers
+from micronet_lib.beyond import adaptive_rounding, quantizers
 from micronet_lib.beyond.adaptive_rounding import (
     RoundAdaptively,
     RoundingConfig,
@@ -318,3 +318,19 @@ def test_a_setting_out_of_range(wrong):
     with pytest.raises(InputError, match=f"^{name} is .*; give") as error:
         RoundAdaptively(**wrong)
     assert "\n" not in str(error.value)
+
+
+def test_an_interruption_leaves_the_network_in_integers(small, images, monkeypatch):
+    network = NEAREST.apply(small, images)
+    widths = {name: layer.weight_bits for name, layer in network.layers.items()}
+    learned = [name for name, each in network.named_parameters() if each.requires_grad]
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adaptive_rounding, "_decide", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        round_adaptively(network, images, QUICK)
+    assert {name: layer.weight_bits for name, layer in network.layers.items()} == widths
+    assert learned
+    assert [name for name, each in network.named_parameters() if each.requires_grad] == learned

@@ -24,8 +24,8 @@ from micronet_lib.beyond.integer import (
     rescaled,
 )
 from micronet_lib.beyond.network import IntegerMicroNet
-from micronet_lib.beyond.packed import PackedGrid, read_packed
-from micronet_lib.beyond.quantizers import Grid, hard_swish_grid
+from micronet_lib.beyond.packed import read_packed
+from micronet_lib.beyond.quantizers import hard_swish_grid
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.places import OWN_NETWORKS, checkpoint_path
 
@@ -58,11 +58,11 @@ def strange_images() -> np.ndarray:
 # ----------------------------------------------------------------------------------- what it is
 
 
-def test_it_imports_numpy_and_the_format_and_is_short_enough_to_read():
-    """And the format imports nothing of the library but the error for users."""
+def test_it_imports_numpy_and_the_description_and_is_short_enough_to_read():
+    """And the description imports nothing of the library but the error for users."""
     for path, allowed in (
-        (SOURCE, {"micronet_lib.beyond.packed"}),
-        (SOURCE.with_name("packed.py"), {"micronet_lib.errors"}),
+        (SOURCE, {"micronet_lib.beyond.description"}),
+        (SOURCE.with_name("description.py"), {"micronet_lib.errors"}),
     ):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
@@ -119,8 +119,7 @@ def test_hard_swish_is_that_of_the_network(step, bits, pre_bits):
     grid = hard_swish_grid(step, bits, pre_bits)
     values = np.arange(-3000, 5000, dtype=np.int32)
     wanted = arithmetic.hard_swish(torch.from_numpy(values).float(), grid, pre_bits) + grid.zero
-    packed = PackedGrid(bits, grid.zero, grid.step, grid.three, grid.shift)
-    assert np.array_equal(hard_swish(values, packed, pre_bits), wanted.numpy())
+    assert np.array_equal(hard_swish(values, grid, pre_bits), wanted.numpy())
 
 
 def test_gates_and_means_are_those_of_the_network():
@@ -254,7 +253,3 @@ def test_a_committed_network_predicts_the_same_on_200_images(path):
     images = load_split("cifar100", "test").images[:200].numpy()
     stored = load_packed(path)
     assert np.array_equal(Machine(stored)(images), logits_of(unpacked(stored), images))
-
-
-def test_a_grid_without_hard_swish_has_the_fields_of_the_networks():
-    assert vars(PackedGrid(5, 3, 0.5)) == vars(Grid(0.5, 3, 5))

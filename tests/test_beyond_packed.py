@@ -11,10 +11,11 @@ import torch
 from integer_networks import KINDS, images, integer_network, network_of
 
 from micronet_lib.architecture import build
+from micronet_lib.beyond import conversion
 from micronet_lib.beyond.conversion import network_bytes, packed, unpacked
+from micronet_lib.beyond.description import Packed
 from micronet_lib.beyond.network import Widths, in_integers
 from micronet_lib.beyond.packed import (
-    Packed,
     load_packed,
     packed_sizes,
     read_packed,
@@ -248,8 +249,25 @@ def test_no_json_and_set_padding_are_refused(small):
     (size,) = struct.unpack("<H", content[6:8])
     with pytest.raises(InputError, match="no JSON"):
         read_packed(sealed(content[:8] + b"x" * size + content[8 + size :]), "a")
+    deep = b"[" * 60_000
+    with pytest.raises(InputError, match="no JSON"):
+        read_packed(sealed(content[:6] + struct.pack("<H", len(deep)) + deep), "a")
     with pytest.raises(InputError, match="behind its end"):
         read_packed(sealed(content + bytes(8)), "a")
+
+
+def test_a_bit_that_stands_for_nothing_must_be_0(small):
+    """The first layer's last byte is filled up."""
+    content = bytearray(write_packed(small)[:-32])
+    (size,) = struct.unpack("<H", content[6:8])
+    layer = small.layers["stem.conv"]
+    kept = int((layer.codes != 0).sum())
+    masked = layer.codes.size if kept < layer.codes.size else 0
+    num_bits = 1 + masked + kept * layer.bits + len(layer.bias) * (5 + layer.bias_bits) + 64
+    assert num_bits % 8
+    content[8 + size + num_bits // 8] |= 1 << 7
+    with pytest.raises(InputError, match="stand for nothing"):
+        read_packed(sealed(bytes(content)), "a")
 
 
 def changed(network: Packed, name: str, **fields: object) -> Packed:
@@ -276,6 +294,8 @@ STEM, HEAD, SWISH = "stem.conv", "head.quant", "blocks.0.quant_dw"
         (STEM, {"codes": np.ones((8, 3, 3, 1), int)}, "not as many"),
         (STEM, {"places": np.full(8, 32)}, "scales of stem.conv"),
         (STEM, {"bias": np.full(8, -(2**11))}, "biases of stem.conv"),
+        (STEM, {"bias": np.ones(8, int)}, "no bias of stem.conv is the largest"),
+        (STEM, {"places": np.ones(8, int)}, "no filter of stem.conv has the largest scale"),
         (HEAD, {"step": float("inf")}, "step of head.quant"),
         (HEAD, {"zero": -1}, "zero of head.quant"),
         (HEAD, {"three": 5}, "no HardSwish"),
@@ -311,12 +331,32 @@ def test_only_a_network_in_integers_is_packed():
         network_bytes(floats)
 
 
-def test_a_network_that_does_not_come_back_the_same_is_refused():
-    """In float64 a scale has digits that the file does not hold."""
+def test_numbers_of_float64_are_not_packed():
+    """A scale has digits that the file does not hold."""
     _, network = integer_network(widths=8)
     network.double()
     with torch.no_grad():
         for layer in network.layers.values():
             layer.scale += 1e-12
     with pytest.raises(InputError, match="not a positive float32"):
+        network_bytes(network)
+
+
+@pytest.mark.parametrize("part", ["bias", "grid"])
+def test_a_network_that_does_not_come_back_the_same_is_refused(monkeypatch, part):
+    _, network = integer_network(widths=8)
+    honest = conversion.unpacked
+
+    def careless(packed):
+        made = honest(packed)
+        with torch.no_grad():
+            if part == "bias":
+                made.layers["stem.conv"].bias *= 2
+            else:
+                made.quantizers["head.quant"].step *= 2
+        return made
+
+    assert network_bytes(network)
+    monkeypatch.setattr(conversion, "unpacked", careless)
+    with pytest.raises(InputError, match="does not come back the same"):
         network_bytes(network)

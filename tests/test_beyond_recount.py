@@ -13,8 +13,9 @@ import torch
 from integer_networks import KINDS, network_of
 
 from micronet_lib.beyond.conversion import network_bytes
+from micronet_lib.beyond.description import IMAGE_BITS, Packed
 from micronet_lib.beyond.integer import Machine
-from micronet_lib.beyond.packed import IMAGE_BITS, Packed, load_packed, read_packed
+from micronet_lib.beyond.packed import load_packed, read_packed
 from micronet_lib.beyond.savings import compile_rows, costs
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS, data_root

@@ -145,6 +145,10 @@ def test_only_commits_of_this_history_are_in_it(monkeypatch, checkout, tmp_path_
     commit = committed(checkout)
     assert machine.in_history(commit)
     assert not machine.in_history("0" * 40)
+    copy = checkout / "copy"  # in a repository, but not of it
+    (copy / "micronet_lib").mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", copy)
+    assert machine.in_history("0" * 40)
     monkeypatch.setattr(machine, "ROOT", tmp_path_factory.mktemp("outside"))
     assert machine.in_history("0" * 40)  # nothing can be known
     monkeypatch.setenv("PATH", "")

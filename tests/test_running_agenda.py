@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 from tiny_lab import sweep_of, tiny_lab
 
+from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import is_held, only_one
 from micronet_lib.lab.recipes.agenda import Item
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import agenda
 from micronet_lib.lab.running.lineage import cases
 
@@ -50,6 +52,25 @@ def test_an_agenda_is_worked_through_in_order_and_once(lab):
     assert len(lab.trained) == 4
 
 
+def test_a_training_of_two_sweeps_is_counted_once(lab, monkeypatch):
+    """The first point of both is the same network."""
+    monkeypatch.setitem(SWEEPS, "other", sweep_of("other", same=PAPER))
+    alone = agenda.overview("smoke", ITEMS[1:])["hours"].iloc[-1]
+    both = agenda.overview("smoke", (ITEMS[1], Item("again", "other")))
+    assert both["left"].tolist() == [3, 1, ""]
+    assert both["hours"].iloc[1] == 0
+    assert both["hours"].iloc[-1] == pytest.approx(alone, rel=0.9)
+
+
+def test_what_cannot_run_here_is_said_and_not_passed_over(lab, monkeypatch):
+    monkeypatch.setitem(SWEEPS, "toy", sweep_of(gone=Recipe(checkpoint="micronet_gone")))
+    item = Item("a file that is missing", "toy")
+    table = agenda.overview("smoke", (item,))
+    assert table[["done", "left", "impossible"]].iloc[0].tolist() == [0, 0, 1]
+    with pytest.raises(InputError):
+        agenda.work_through("smoke", (item,), progress=False)
+
+
 def test_it_goes_on_where_it_stopped(lab):
     agenda.work_through("smoke", ITEMS[:1], progress=False)
     assert counts("done") == [2, 1, ""]
@@ -73,7 +94,7 @@ def test_a_point_of_another_process_is_running(lab):
     (case,) = cases(TOY, PROFILES["smoke"], 1, point="first")
     with only_one(case.folder / "lock", case.name):
         assert is_held(case.folder / "lock")
-        assert counts("running") == [1, 0, 1]
+        assert counts("running") == [1, 0, ""]
         agenda.work_through("smoke", ITEMS, progress=False)
     assert not is_held(case.folder / "lock")
     assert counts("left") == [1, 0, ""]

@@ -199,6 +199,16 @@ def round_adaptively(
     floats.set_widths(Widths())
     learned = [each for each in network.parameters() if each.requires_grad]
     network.requires_grad_(False)
+    try:
+        return _rounded_units(network, floats, images, config)
+    finally:
+        for each in learned:
+            each.requires_grad_(True)
+
+
+def _rounded_units(
+    network: IntegerMicroNet, floats: IntegerMicroNet, images: Tensor, config: RoundingConfig
+) -> list[UnitError]:
     generator = torch.Generator().manual_seed(config.seed)
     errors = []
     exact = rounded = _packed(images)
@@ -211,8 +221,6 @@ def round_adaptively(
             _correct_biases(unit, original, reads)
         errors.append(UnitError(name, nearest, _relative_error(unit, reads)))
         rounded, exact = _outputs(unit, rounded), target
-    for each in learned:
-        each.requires_grad_(True)
     return errors
 
 
@@ -273,9 +281,12 @@ def _round_unit(
     usual = _mean_error(unit, reads, config.norm)
     for layer in layers.values():
         layer.weight_bits = FLOAT_BITS  # the soft weights are used as they are
-    _decide(unit, choices, reads, config, usual, generator)
+    try:
+        _decide(unit, choices, reads, config, usual, generator)
+    finally:
+        for name, layer in layers.items():
+            layer.weight_bits = widths[name]
     for name, layer in layers.items():
-        layer.weight_bits = widths[name]
         _write(layer, choices[name].hard())
     if _mean_error(unit, reads, config.norm) > usual:
         # Too few iterations: many choices were still open.

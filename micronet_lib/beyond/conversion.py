@@ -9,16 +9,10 @@ from torch import Tensor
 
 from micronet_lib.architecture.micronet import Architecture, BlockConfig, MicroNet
 from micronet_lib.architecture.network import Network
+from micronet_lib.beyond.description import BlockShape, Packed, PackedLayer
 from micronet_lib.beyond.network import Block, IntegerMicroNet, Quantized, Widths
-from micronet_lib.beyond.packed import (
-    BlockShape,
-    Packed,
-    PackedGrid,
-    PackedLayer,
-    read_packed,
-    write_packed,
-)
-from micronet_lib.beyond.quantizers import Grid, scale_grid
+from micronet_lib.beyond.packed import read_packed, write_packed
+from micronet_lib.beyond.quantizers import scale_grid
 from micronet_lib.errors import InputError
 
 
@@ -53,18 +47,14 @@ def packed(network: Network, **about: Any) -> Packed:
         raise InputError("this network is in floats: set all widths to pack it")
     return Packed(
         stem_chs=network.stem.conv.out_channels,
-        blocks=tuple(map(_shape, _blocks(network))),
+        blocks=tuple(map(_shape, network.quantized_blocks())),
         num_classes=network.classifier.out_features,
         pre_bits=network.widths.pre,
         point=int(network.stream_bits_after_point.item()),
         layers={name: _packed_layer(layer) for name, layer in network.layers.items()},
-        grids={name: _packed_grid(each.grid()) for name, each in network.quantizers.items()},
+        grids={name: each.grid() for name, each in network.quantizers.items()},
         about=about,
     )
-
-
-def _blocks(network: IntegerMicroNet) -> list[Block]:
-    return [block for block in network.blocks if isinstance(block, Block)]
 
 
 def _shape(block: Block) -> BlockShape:
@@ -84,10 +74,6 @@ def _packed_layer(layer: Quantized) -> PackedLayer:
         bias_bits=layer.bias_bits,
         unit=unit.item(),
     )
-
-
-def _packed_grid(grid: Grid) -> PackedGrid:
-    return PackedGrid(grid.bits, grid.zero, grid.step, grid.three, grid.shift)
 
 
 def _integers(values: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A network in integers, run from its file with numpy: no tensor library, no floats in between.
 
-It shares nothing but `packed` with the rest of the library, so that it can judge it. The floats of
-a file (scales, steps, units) become integers in `Layer` and `multiplier`, whatever the image. Then
+It shares only `description` with the rest of the library, so that it can judge it. The floats of a
+file (scales, steps, units) become integers in `Layer` and `multiplier`, whatever the image. Then
 there are sums of products with an integer start, in accumulators whose width is proven and watched;
 products of 16 bits with 15 bits and shifts, which bring a sum to another unit; HardSwish, gates,
 means and sums of the stream. Halves are rounded up.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet_lib.beyond.packed import IMAGE_BITS, LayerShape, Packed, PackedGrid, PackedLayer
+from micronet_lib.beyond.description import IMAGE_BITS, Grid, LayerShape, Packed, PackedLayer
 
 Array = NDArray[np.integer]
 
@@ -68,7 +68,7 @@ def saturated(values: Array, bits: int) -> Array:
     return np.clip(values, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def hard_swish(values: Array, grid: PackedGrid, pre_bits: int) -> Array:
+def hard_swish(values: Array, grid: Grid, pre_bits: int) -> Array:
     """Return HardSwish of integers of which `grid.three` stands for 3, on the grid."""
     up = np.clip(values + grid.three, 0, 2**pre_bits - 1)
     product = (up - grid.three) * np.minimum(up, 2 * grid.three)
@@ -140,7 +140,7 @@ class Layer:
         self.reach = [Accumulator(*ends) for ends in zip(low.tolist(), high.tolist(), strict=True)]
         self.sums = Accumulator(int(low.min()), int(high.max()))
         self.dtype = np.int32 if self.sums.bits < 32 else np.int64
-        depthwise = shape.stride and shape.weight[1] == 1 and shape.side == 3
+        depthwise = shape.weight[1] == 1 and shape.side == 3
         self.terms = [
             [
                 (self.dtype(filter_[place]), row if depthwise else place[0], *place[1:])

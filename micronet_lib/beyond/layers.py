@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.beyond.arithmetic import Sums, scale_factors
+from micronet_lib.beyond.description import IMAGE_BITS
 from micronet_lib.beyond.quantizers import (
     FLOAT_BITS,
     FakeQuantize,
@@ -27,7 +28,6 @@ from micronet_lib.beyond.quantizers import (
     weight_codes,
 )
 
-IMAGE_BITS = 8
 PIXEL_UNIT = 2.0**-6
 SMALLEST_STEP = 2.0**-26
 """Of activations; exact in float32, so that a file can store it."""

@@ -263,7 +263,9 @@ class IntegerMicroNet(Network):
             return x
 
         handles = [m.register_forward_hook(watch) for m in self.modules() if isinstance(m, Block)]
-        handles += [block.conv_project.register_forward_hook(watch) for block in self._blocks()]
+        handles += [
+            block.conv_project.register_forward_hook(watch) for block in self.quantized_blocks()
+        ]
         try:
             with self.tapped(fit):
                 self._float_forward(images.contiguous(memory_format=torch.channels_last))
@@ -274,7 +276,8 @@ class IntegerMicroNet(Network):
         room = math.ceil(math.log2(2 * max(1e-3, *largest)))
         self.stream_bits_after_point.fill_(STREAM_BITS - 1 - room)
 
-    def _blocks(self) -> list[Block]:
+    def quantized_blocks(self) -> list[Block]:
+        """Return its blocks, in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -319,7 +322,7 @@ class IntegerMicroNet(Network):
             found = sums[name].outputs(codes, 3 / grid.three)
             return hard_swish(found, grid, after.pre_bits)
 
-        blocks = self._blocks()
+        blocks = self.quantized_blocks()
         codes = swished("stem.conv", self.stem.pixels.centred(x), blocks[0].quant_input)
         stream = codes
         for index, block in enumerate(blocks):
@@ -391,7 +394,7 @@ def in_integers(network: Network) -> IntegerMicroNet:
     made = IntegerMicroNet({"name": network.spec.name, "options": network.spec.options})
     model = network.eval()
     pairs = [(made.stem.conv, model.stem.conv, model.stem.bn)]
-    for ours, block in zip(made._blocks(), _blocks(model), strict=True):
+    for ours, block in zip(made.quantized_blocks(), _blocks(model), strict=True):
         pairs += [
             (ours.conv_expand, block.conv_expand, block.bn_expand),
             (ours.conv_dw, block.conv_dw, block.bn_dw),

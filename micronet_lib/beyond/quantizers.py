@@ -17,7 +17,6 @@ weight [esser2020].
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,14 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from micronet_lib.beyond.packed import hard_swish_step
+from micronet_lib.beyond.description import SCALE_BITS, Grid, hard_swish_step, hard_swish_zero
 from micronet_lib.errors import InputError
 
 FLOAT_BITS = 32
 """The width that means: not quantised."""
 MAX_BITS = 12
 """Widest integers: products of two must be exact in float32."""
-SCALE_BITS = 5
 OCTAVE = 4
 """Scales are a quarter of an octave apart."""
 CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.42, 0.35, 0.3, 0.25, 0.2)
@@ -144,35 +142,6 @@ def bias_unit(bias: Tensor, bits: int) -> Tensor:
 # --------------------------------------------------------------------------------- activations
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The integers that activations are rounded to. A number is `(integer - zero) * step`.
-
-    Attributes:
-        step: size of one unit.
-        zero: the integer that stands for 0.
-        bits: of the integers.
-        three: for HardSwish, the integer that stands for 3; 0 otherwise.
-        shift: for HardSwish, bits by which the product is shifted.
-    """
-
-    step: float
-    zero: int
-    bits: int
-    three: int = 0
-    shift: int = 0
-
-    @property
-    def low(self) -> int:
-        """The smallest integer, counted from zero."""
-        return -self.zero
-
-    @property
-    def high(self) -> int:
-        """The largest integer, counted from zero."""
-        return 2**self.bits - 1 - self.zero
-
-
 def hard_swish_grid(step: float, bits: int, pre_bits: int) -> Grid:
     """Return the grid near a step on which HardSwish is a product of integers and a shift.
 
@@ -199,11 +168,7 @@ def hard_swish_grid(step: float, bits: int, pre_bits: int) -> Grid:
             key=lambda pair: abs(math.log(hard_swish_step(*pair) / wanted)),
         )
     found = hard_swish_step(three, shift)
-    return Grid(found, _swish_zero(found), bits, three, shift)
-
-
-def _swish_zero(step: float) -> int:
-    return math.floor(0.375 / step + 0.5)
+    return Grid(found, hard_swish_zero(found), bits, three, shift)
 
 
 def _three(step: float, shift: int) -> int:
@@ -214,7 +179,7 @@ def _is_stable(three: int, shift: int, bits: int, pre_bits: int) -> bool:
     """Return whether a grid holds 0, and its step, also in float32, asks for that grid's shift."""
     step = hard_swish_step(three, shift)
     steps = (step, float(np.float32(step)))
-    return _swish_zero(step) < 2**bits and all(
+    return hard_swish_zero(step) < 2**bits and all(
         _product_shift(each, bits, pre_bits) == shift for each in steps
     )
 

@@ -151,7 +151,8 @@ def _git(*args: str) -> subprocess.CompletedProcess[str]:
 def in_history(commit: str) -> bool:
     """Return whether the running code's history has a commit; true where there is no history."""
     try:
-        if _git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        ours = _git("ls-files", "micronet_lib").stdout  # a copy may lie inside another repository
+        if not ours or _git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
             return True
         return _git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0
     except OSError:

@@ -66,9 +66,13 @@ class Case:
         place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
         return runs_root() / place
 
-    def record(self) -> Record | None:
-        """Return its record on this machine, or None if there is none of this recipe."""
-        found = readable(self.record_path)
+    def record(self, root: Path | None = None) -> Record | None:
+        """Return its record below a folder, or None if there is none of this recipe.
+
+        The folder is that of this machine's runs by default; `places.MEASURED` has committed ones.
+        """
+        place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
+        found = readable((root or runs_root()) / place)
         return found if found and found.recipe_id == recipe_id(self.recipe) else None
 
     @property

@@ -1,6 +1,7 @@
 """Chapter 11: networks below the winning score, from the published ones."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
@@ -74,8 +75,7 @@ def _thinned(sparsity: str, bits: int) -> Recipe:
 
 
 def _clipped(widths: str, clip: str) -> Recipe:
-    chosen = _WIDTHS[widths]
-    return _rounded(Quantize(chosen.weight_bits, chosen.activation_bits, clip=clip == "clipped"))
+    return _rounded(replace(_WIDTHS[widths], clip=clip == "clipped"))
 
 
 def _chosen(bits: int, rounding: str) -> Recipe:
