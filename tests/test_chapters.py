@@ -37,7 +37,8 @@ OVERRIDES = (
     '{"train.weight_decay": 0.0001}',  # as papermill's -p passes it
 )
 
-SETTINGS = [*enumerate(OVERRIDES), (SEEDS - 1, {})]
+# With the last one, rounding gives one small matrix of chapter 02 a slope out of all proportion.
+SETTINGS = [*enumerate(OVERRIDES), (SEEDS - 1, {}), (1_821_251_442, {})]
 
 
 def refusal(stem: str, **parameters: object) -> str:
