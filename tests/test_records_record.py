@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -246,6 +246,12 @@ def _recipe(found: Record) -> Iterator[str]:
 
 RECIPE = as_json(Recipe())
 RECIPES = ("start", "teacher", "more_teachers")
+CHANGES = {
+    type(change).__name__: asdict(type(change)())
+    for sweep in SWEEPS.values()
+    for point in sweep.points()
+    for change in point.recipe.changes
+}
 
 
 def as_today(then: Any, value: Any, defaults: Any) -> Any:
@@ -258,7 +264,7 @@ def as_today(then: Any, value: Any, defaults: Any) -> Any:
         key: as_today(
             then.get(key, defaults.get(key)),
             part,
-            RECIPE if key in RECIPES else defaults.get(key) or {},
+            RECIPE if key in RECIPES else CHANGES.get(key) or defaults.get(key) or {},
         )
         for key, part in value.items()
     }
