@@ -31,7 +31,10 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_status"]
+# `11_beyond_in_depth` is the second page of `11_beyond`.
+IN_DEPTH = "_in_depth"
+PAGES = [path for path in NOTEBOOKS if not path.stem.endswith(IN_DEPTH)]
+CHAPTERS = [path for path in PAGES if path.stem != "00_status"]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
@@ -80,7 +83,9 @@ def room(module: str) -> str:
 def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
     names = [path.stem for path in NOTEBOOKS]
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
-    assert len({each[:2] for each in names}) == len(names)
+    assert len({path.stem[:2] for path in PAGES}) == len(PAGES)
+    pages = {path.stem for path in PAGES}
+    assert {each.removesuffix(IN_DEPTH) for each in names} == pages, "a second page has a first"
     assert {path.stem for path in (BOOK / "src").glob("*.md")} == set(names), "run `make sync`"
 
 
