@@ -65,9 +65,9 @@ def compared(
 
     Args:
         sweep: to compare.
-        profile: whose records. By default, and for a profile of drawn images, which is never held
-            against the paper, the one nearest to the paper that has committed records. With drawn
-            images nothing of this machine is shown.
+        profile: whose records; by default of the one nearest to the paper that has committed
+            records. So too for a profile of drawn images, which is never held against the paper, or
+            one that the sweep is not defined on; then nothing of this machine is shown.
         everything: keep rows that have neither a printed number nor a record of this machine.
         root: of the committed records.
 
@@ -82,10 +82,10 @@ def compared(
     Raises:
         InputError: unknown profile, or a damaged record.
     """
-    drawn = not profile or PROFILES[profile].dataset == "embedded"
-    shown = _nearest(sweep, root) if drawn else profile
+    own = profile and PROFILES[profile].dataset != "embedded" and profile in sweep.profiles
+    shown = profile if own else _nearest(sweep, root)
     committed = read_sweep(sweep, shown, root)
-    mine = [] if profile and drawn else read_sweep(sweep, shown, runs_root())
+    mine = read_sweep(sweep, shown, runs_root()) if own or not profile else []
     about = table(sweep, committed, profile=shown).set_index("point")
     quoted = {each.stem: printed_rows(each.stem) for each in sweep.printed}
     rows = []
