@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.records import coverage
+from micronet_lib.lab.records import EXPECTED, coverage
 from micronet_lib.lab.records.record import record_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,6 +374,14 @@ def test_the_readme_says_what_is_measured():
         if sweep.chapter not in chapter or sweep.chapter[3:] not in module or said != counts:
             offenders.append(f"{sweep.name}: {sweep.chapter}, {sweep.chapter[3:]}, {counts}")
     assert offenders == []
+
+
+def test_the_readme_says_what_to_expect():
+    """The rules that `micronet compare` applies."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = "".join(f"| {again} | {expected} |\n" for again, expected in EXPECTED)
+    heading = "## What to expect when you run it\n\n| measured again | what to expect |\n"
+    assert f"{heading}|---|---|\n{rows}" in text
 
 
 def test_the_readmes_own_networks_are_those_of_the_records():
