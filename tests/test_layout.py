@@ -31,7 +31,9 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_status"]
+# Chapter zero and the pages from 90 on are about all methods, so they have none of their own.
+PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9"))]
+CHAPTERS = [path for path in NOTEBOOKS if path not in PAGES]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
@@ -109,7 +111,8 @@ def test_what_is_named_after_a_chapter_has_one():
     assert {path.stem for path in grids} <= set(STEMS)
     assert {path.stem for path in TABLES} <= set(STEMS)
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
-    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {"status", "style", "tables"}
+    pages = {path.stem[3:] for path in PAGES}
+    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {*pages, "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():
