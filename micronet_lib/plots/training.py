@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from micronet_lib.plots.style import (
     BLUE,
@@ -60,7 +61,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
             mean = lines.mean(axis=1)
             name = f"{label}, n={lines.shape[1]}"
             ax.plot(lines.index, mean, "o-", color=colour, lw=2, ms=4, label=name)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
