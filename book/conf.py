@@ -88,7 +88,7 @@ html_theme_options = {
 }
 copybutton_exclude = ".linenos, .gp, .go"
 
-GLOSSARY = "00_contest"
+GLOSSARY = "notation"
 
 
 def number_chapter(app: Sphinx, doctree: nodes.document) -> None:
