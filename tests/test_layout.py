@@ -31,10 +31,11 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+# Chapter zero and the pages from 90 on are about all methods, so they have none of their own.
+PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9"))]
 # `11_beyond_in_depth` is the second page of `11_beyond`.
-IN_DEPTH = "_in_depth"
-PAGES = [path for path in NOTEBOOKS if not path.stem.endswith(IN_DEPTH)]
-CHAPTERS = [path for path in PAGES if path.stem != "00_status"]
+SECONDS = [path for path in NOTEBOOKS if path.stem.endswith("_in_depth")]
+CHAPTERS = [path for path in NOTEBOOKS if path not in (*PAGES, *SECONDS)]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
@@ -83,9 +84,9 @@ def room(module: str) -> str:
 def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
     names = [path.stem for path in NOTEBOOKS]
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
-    assert len({path.stem[:2] for path in PAGES}) == len(PAGES)
-    pages = {path.stem for path in PAGES}
-    assert {each.removesuffix(IN_DEPTH) for each in names} == pages, "a second page has a first"
+    firsts = {path.stem for path in NOTEBOOKS if path not in SECONDS}
+    assert len({each[:2] for each in firsts}) == len(firsts)
+    assert {each.removesuffix("_in_depth") for each in names} == firsts, "a second page has a first"
     assert {path.stem for path in (BOOK / "src").glob("*.md")} == set(names), "run `make sync`"
 
 
@@ -114,7 +115,8 @@ def test_what_is_named_after_a_chapter_has_one():
     assert {path.stem for path in grids} <= set(STEMS)
     assert {path.stem for path in TABLES} <= set(STEMS)
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
-    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {"status", "style", "tables"}
+    pages = {path.stem[3:] for path in PAGES}
+    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {*pages, "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():
