@@ -55,8 +55,8 @@ SWEEPS = (
         axes={"way": tuple(_WAYS)},
         make=lambda way: _WAYS[way],
         metrics=(
-            *("correct", "top1", "validation_divergence", "zeros", "moved"),
-            *("official.score", "narrow_sums.score", "half.correct"),
+            *("correct", "top1", "loss", "validation_divergence", "zeros", "moved"),
+            *("bits_per_weight", "official.score", "narrow_sums.score", "half.correct"),
         ),
         measures=("accuracy", "ternary"),
         profiles=("day", "full"),
