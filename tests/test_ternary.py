@@ -34,17 +34,9 @@ from micronet_lib.pruning.schedules import PruneTo
 from micronet_lib.scoring import record_operations, score_network, score_operations
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 from micronet_lib.scoring.rules import RULE_SETS
-from micronet_lib.ternary import (
-    SCHEMES,
-    PackedTernary,
-    Ternarize,
-    TernaryNetwork,
-    narrow_sums,
-    pack_ternary,
-    sparse_binary,
-    unpack_ternary,
-)
+from micronet_lib.ternary import SCHEMES, Ternarize, TernaryNetwork, narrow_sums
 from micronet_lib.ternary.network import PositiveScales, assigned, charge, ternary_of
+from micronet_lib.ternary.packed import PackedTernary, pack_ternary, sparse_binary, unpack_ternary
 from micronet_lib.ternary.schemes import (
     deviation_signs,
     entropy_signs,
