@@ -15,4 +15,5 @@ from micronet_lib.plots.srip import *  # noqa: F403
 from micronet_lib.plots.srip_spectra import *  # noqa: F403
 from micronet_lib.plots.status import *  # noqa: F403
 from micronet_lib.plots.tables import *  # noqa: F403
+from micronet_lib.plots.ternary import *  # noqa: F403
 from micronet_lib.plots.training import *  # noqa: F403
