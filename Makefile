@@ -36,7 +36,7 @@ EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
 	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
 
-.PHONY: help setup book test portable lint bench faults lab run day sync execute clean known-chapter
+.PHONY: help setup book test portable lint bench faults lab edit run day sync execute clean known-chapter
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -128,7 +128,15 @@ faults: $(STAMP) ## kill, fill, damage and interrupt the pipeline; what it survi
 	@folder=$$(mktemp -d) && TQDM_DISABLE=1 OMP_NUM_THREADS=1 \
 	  $(PY) tests/faults.py "$$folder" --rounds $(ROUNDS); status=$$?; rm -rf "$$folder"; exit $$status
 
-lab: $(STAMP) ## open the book in JupyterLab
+lab: $(STAMP) ## open your own copies of the chapters in JupyterLab, from runs/lab
+	@mkdir -p runs/lab
+	@for chapter in $(notdir $(CHAPTERS)); do \
+	  [ -e "runs/lab/$$chapter" ] || cp "book/$$chapter" runs/lab/; \
+	done
+	@echo "lab: runs/lab has your copies; delete one and run make lab again to get the book's back"
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/runs/lab $(ARGS)
+
+edit: $(STAMP) ## authors: open the book itself in JupyterLab; saving changes it
 	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/book $(ARGS)
 
 run: known-chapter $(STAMP) ## run one chapter: make run CH=05_pruning PROFILE=full ARGS="-p seed 1"
