@@ -10,8 +10,9 @@ import json
 import os
 import signal
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -105,13 +106,16 @@ def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def data_check(args: argparse.Namespace) -> tuple[Result, str]:
-    """Verify the digests of downloaded files."""
-    from micronet_lib.lab.data.downloads import check
+    """Verify the digests of downloaded files. Status 1 if one is missing or wrong."""
+    from micronet_lib.lab.data.downloads import ASSETS, GROUPS, check
     from micronet_lib.lab.host.places import data_root
 
-    result, text = _outcomes(check(data_root()))
-    bad = any(row["status"] in ("wrong digest", "unreadable") for row in result["files"])
-    return {**result, "exit_status": 1 if bad else 0}, text
+    for group in args.groups:
+        check_choice("data group", group, GROUPS)
+    asked = [asset for asset in ASSETS if asset.group in (args.groups or GROUPS)]
+    result, text = _outcomes(check(data_root(), asked))
+    good = all(row["status"] == "ok" for row in result["files"])
+    return {**result, "exit_status": 0 if good else 1}, text
 
 
 def _outcomes(statuses: dict[str, str]) -> tuple[Result, str]:
@@ -257,7 +261,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
     from micronet_lib.lab.running.lineage import cases, jobs
-    from micronet_lib.lab.running.plan import in_all, table_of
+    from micronet_lib.lab.running.plan import as_text, table_of
     from micronet_lib.lab.running.requirements import require
 
     sweep = SWEEPS[args.sweep]
@@ -267,7 +271,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     trains = any(job.does == "train" for job in ahead)
     if args.plan or (trains and not args.json):
         plan = table_of(ahead, sweep)
-        foreseen = f"{plan.to_string(index=False)}\n{in_all(plan)}"
+        foreseen = as_text(plan)
         if args.plan:
             rows = json.loads(plan.to_json(orient="records"))
             return {"sweep": sweep.name, "profile": args.profile, "plan": rows}, foreseen
@@ -295,15 +299,15 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
 
 def agenda(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure the points of the agenda, the most wanted first, where it stopped."""
-    from micronet_lib.lab.running.agenda import overview, work_through
+    from micronet_lib.lab.running.agenda import as_text, overview, work_through
 
     table = overview(args.profile)
     if not args.plan:
-        print(table.to_string(index=False), file=sys.stderr)
+        print(as_text(table), file=sys.stderr)
         work_through(args.profile)
         table = overview(args.profile)
     rows = json.loads(table.iloc[:-1].to_json(orient="records"))
-    return {"profile": args.profile, "items": rows}, table.to_string(index=False)
+    return {"profile": args.profile, "items": rows}, as_text(table)
 
 
 def compare(args: argparse.Namespace) -> tuple[Result, str]:
@@ -334,6 +338,34 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
     if records.OUTSIDE in verdicts:
         result["exit_status"] = 1
     return result, "\n".join([*texts, f"yours: {counts or 'no record to compare'}"])
+
+
+def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:
+    """List sweeps with chapter, printed tables and cost; or the points of one."""
+    from micronet_lib.lab.host.progress import duration
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.records.status import REAL, listing
+
+    if args.sweep:
+        names = [point.name for point in SWEEPS[args.sweep].points()]
+        return {"sweep": args.sweep, "points": names}, "\n".join(names)
+    table = listing()
+    shown = table[["sweep", "chapter", "points", "printed"]].replace("", "-")
+    for profile in REAL:
+        cells = []
+        for measured, runs, each in table[
+            [f"{profile}.measured", f"{profile}.runs", f"{profile}.per_run"]
+        ].itertuples(index=False):
+            cost = f", {duration(each)} x {runs}" if runs else ""
+            cells.append("-" if measured != measured else f"{measured:.0f}{cost}")
+        shown[profile] = cells
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    text = (
+        f"{shown.to_string(index=False)}\n"
+        "quick, day, full: points measured, mean time of a run x committed runs (machines: "
+        "chapter What was measured)"
+    )
+    return {"sweeps": rows}, text
 
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
@@ -427,7 +459,25 @@ def promote(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose help ends with what may be chosen.
+
+    The names come from the library, which takes a while to import, so only where they are needed.
+    """
+
+    choosing: tuple[str, ...] = ()
+
+    def format_help(self) -> str:
+        found = super().format_help()
+        if not self.choosing:
+            return found
+        from micronet_lib.lab.recipes.grids import SWEEPS
+        from micronet_lib.lab.recipes.profile import PROFILES
+        from micronet_lib.lab.running.engines import ENGINES
+
+        known: dict[str, Iterable[str]]
+        known = {"sweep": SWEEPS, "profile": PROFILES, "engine": ENGINES}
+        lines = [f"{name}: {', '.join(known[name])}" for name in self.choosing]
+        return found + "\n" + "\n".join(textwrap.fill(line, 79) for line in lines) + "\n"
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; `{self.prog} --help` lists what there is")
@@ -439,16 +489,18 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add(where: Any, name: str, verb: Callable[..., Any]) -> argparse.ArgumentParser:
+    def add(where: Any, name: str, verb: Callable[..., Any], *choosing: str) -> _Parser:
         sub = where.add_parser(name, parents=[common], help=verb.__doc__, description=verb.__doc__)
         sub.set_defaults(verb=verb)
+        sub.choosing = choosing
         return sub
 
     data = verbs.add_parser("data", help="Data sets, checkpoints and policies.")
     data_verbs = data.add_subparsers(required=True, metavar="VERB")
     fetch = add(data_verbs, "fetch", data_fetch)
     fetch.add_argument("groups", nargs="*", metavar="cifar100|kaist|policies")
-    add(data_verbs, "check", data_check)
+    checked = add(data_verbs, "check", data_check)
+    checked.add_argument("groups", nargs="*", metavar="cifar100|kaist|policies")
     picture = add(data_verbs, "picture", data_picture)
     picture.add_argument("file", type=Path)
 
@@ -475,7 +527,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--save", nargs="*", metavar="SAVING", help="free savings to apply, in order")
     sub.add_argument("--layers", action="store_true", help="print the bill line by line")
 
-    sub = add(verbs, "measure", measure)
+    sub = add(verbs, "measure", measure, "sweep", "profile", "engine")
     sub.add_argument("sweep")
     sub.add_argument("--point", metavar="PATTERN", help="for example 3.0-orn or '3.0-*'")
     sub.add_argument("--profile", required=True)
@@ -488,27 +540,30 @@ def _parser() -> argparse.ArgumentParser:
         "--retrain", action="store_true", help="train lost networks again that have a record"
     )
 
-    sub = add(verbs, "agenda", agenda)
+    sub = add(verbs, "agenda", agenda, "profile")
     sub.add_argument("--profile", required=True)
     sub.add_argument("--plan", action="store_true", help="print what is done and left, and stop")
 
-    sub = add(verbs, "compare", compare)
+    sub = add(verbs, "list", list_sweeps, "sweep")
+    sub.add_argument("sweep", nargs="?", help="to list its points")
+
+    sub = add(verbs, "compare", compare, "sweep", "profile")
     sub.epilog = "How closely to agree: README.md, 'What to expect when you run it'."
     sub.add_argument("sweep", nargs="?", help="all sweeps without one")
     sub.add_argument("--profile", help="quick, day or full; by default all that have records")
 
-    sub = add(verbs, "recipe", recipe)
+    sub = add(verbs, "recipe", recipe, "sweep", "profile")
     sub.add_argument("sweep")
     sub.add_argument("point")
     sub.add_argument("--profile", required=True)
     sub.add_argument("--override", action="append", default=[], metavar="KEY=VALUE")
 
-    sub = add(verbs, "search-policies", search_policies)
+    sub = add(verbs, "search-policies", search_policies, "profile")
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--output", type=Path, metavar="FILE", help="policy file to write")
 
-    sub = add(verbs, "export", export)
+    sub = add(verbs, "export", export, "sweep", "profile")
     sub.add_argument("sweep")
     sub.add_argument("file", type=Path, metavar="FILE.safetensors|FILE.mnet")
     sub.add_argument("--point", required=True)

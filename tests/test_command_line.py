@@ -31,11 +31,13 @@ from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.augmentation.policies import PROVENANCE, load_policies
 from micronet_lib.lab import records
 from micronet_lib.lab.data import downloads
-from micronet_lib.lab.host.places import checkpoint_path
+from micronet_lib.lab.host.places import MEASURED, checkpoint_path
+from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.records import record
+from micronet_lib.lab.running.engines import ENGINES
 from micronet_lib.lab.search import policy_search
 from micronet_lib.lab.search.policy_search import SET_NAME
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
@@ -97,8 +99,8 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "agenda", "compare", "recipe", "search-policies", "export"),
-    "promote",
+    *("evaluate", "score", "measure", "agenda", "list", "compare", "recipe", "search-policies"),
+    *("export", "promote"),
 )
 
 
@@ -117,6 +119,33 @@ def test_every_verb_has_help_and_is_named_there(capsys):
     for words, verbs in ((["data"], VERBS[1:4]), ([], (VERBS[0], *VERBS[4:]))):
         named = re.findall(r"^ {4}(\S+)", help_of(capsys, *words), re.MULTILINE)
         assert named == [verb.split()[-1] for verb in verbs]
+
+
+def test_help_ends_with_what_may_be_chosen(capsys):
+    choices = {"sweep": SWEEPS, "profile": PROFILES, "engine": ENGINES}
+    for verb, kinds in {"measure": choices, "compare": ("sweep", "profile"), "score": ()}.items():
+        shown = " ".join(help_of(capsys, verb).split())
+        for kind, names in choices.items():
+            assert (f"{kind}: {', '.join(names)}" in shown) == (kind in kinds), (verb, kind)
+
+
+def test_list_says_what_there_is_and_what_it_cost(monkeypatch):
+    found = result("list")["sweeps"]
+    assert [row["sweep"] for row in found] == list(SWEEPS)
+    rows = {row["sweep"]: row for row in found}
+    assert rows["stages"]["printed"] == "Table 2, Table 3, Table 4"
+    assert (rows["stages"]["points"], rows["stages"]["chapter"]) == (42, "04_augmentation")
+    assert rows["published"]["quick.measured"] is None
+    savings = [records.read(p) for p in (MEASURED / "full" / "free_savings").glob("*.json")]
+    seconds = sum(each.env["wall_s"] for each in savings)
+    assert rows["free_savings"]["full.seconds"] == pytest.approx(seconds)
+    assert rows["free_savings"]["full.runs"] == len(savings)
+    lines = {line.split()[0]: line for line in run("list").out.splitlines()}
+    assert (
+        f"{len(savings)}, {duration(seconds / len(savings))} x {len(savings)}"
+        in (lines["free_savings"])
+    )
+    assert result("list", "pipeline")["points"] == ["dense", "0.15", "0.30", "0.45", "0.60"]
 
 
 def test_micronet_is_the_installed_command():
@@ -451,7 +480,7 @@ def test_promote_copies_records(runs, tmp_path, monkeypatch):
 
 
 def test_check_of_an_empty_folder_and_of_a_damaged_file(data):
-    found = result("data", "check")
+    found = result("data", "check", status=1)
     assert {row["status"] for row in found["files"]} == {"missing"}
     assert not data.exists()
     (data / "kaist").mkdir(parents=True)
@@ -462,6 +491,8 @@ def test_check_of_an_empty_folder_and_of_a_damaged_file(data):
     assert status.pop("kaist/micronet_v1_pr_60.t7") == "wrong digest"
     assert status.pop("cifar-100-python/test") == "unreadable"
     assert set(status.values()) == {"missing"}
+    policies = result("data", "check", "policies", status=1)["files"]
+    assert {row["path"].partition("/")[0] for row in policies} == {"policies"}
     plain = run("data", "check")
     assert plain.status == 1
     assert plain.out.count("\n") == len(found["files"])

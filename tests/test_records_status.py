@@ -35,6 +35,18 @@ def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     assert full[["hardware", "missing"]].tolist() == [NOT_RUN, NOT_RUN]
 
 
+def test_the_list_counts_a_training_once_and_adds_up_its_time(tmp_path):
+    for seed, point in ((0, "micronet_v1"), (1, "micronet_v1"), (0, "table1_3.0")):
+        recipe = SWEEP.point(point).recipe
+        env = record().env | {"wall_s": 10.0 + seed}
+        records.write(record(point, seed, recipe_id=records.recipe_id(recipe), env=env), tmp_path)
+    (row,) = status.listing().to_dict("records")
+    assert (row["sweep"], row["points"], row["printed"]) == ("toy", 3, "")
+    assert (row["quick.measured"], row["quick.runs"], row["quick.seconds"]) == (2, 3, 31.0)
+    assert row["quick.per_run"] == pytest.approx(31 / 3)
+    assert (row["full.measured"], row["full.seconds"]) == (0, 0)
+
+
 def test_machines_add_up_what_each_of_them_did(tmp_path):
     here = record().env
     there = here | {"device": "1x H200"}

@@ -62,6 +62,13 @@ def test_a_training_of_two_sweeps_is_counted_once(lab, monkeypatch):
     assert both["hours"].iloc[-1] == pytest.approx(alone, rel=0.9)
 
 
+def test_hours_are_said_as_people_do(lab):
+    table = agenda.overview("smoke", ITEMS).assign(hours=[3.009393, 0.0, 3.009393])
+    lines = agenda.as_text(table).splitlines()
+    assert [line.split()[-4:] for line in (lines[1], lines[3])] == [["3", "h", "1", "min"]] * 2
+    assert lines[2].split()[-1] == "-"
+
+
 def test_what_cannot_run_here_is_said_and_not_passed_over(lab, monkeypatch):
     monkeypatch.setitem(SWEEPS, "toy", sweep_of(gone=Recipe(checkpoint="micronet_gone")))
     item = Item("a file that is missing", "toy")

@@ -344,3 +344,34 @@ def test_a_bill_that_has_no_price_leaves_the_rest_of_the_record(lab):
     recipe = dataclasses.replace(ORN, model=TORCHVISION[1])
     sweep = dataclasses.replace(sweep_of(other=recipe), measures=("accuracy", "bill"))
     assert ensure(sweep, "smoke", progress=False)["n"].item() == 1
+
+
+# --------------------------------------------------------------------------------- the way there
+
+
+def test_a_long_run_says_where_it_is(lab, monkeypatch, capsys, tmp_path):
+    """A committed run of the same recipe took 10 834 s; before it, nobody knows."""
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    monkeypatch.setattr(running, "MEASURED", tmp_path / "measured")
+    ensure(PLACEMENT, "smoke", point="none")
+    shown = capsys.readouterr().err.replace("\r", "\n")
+    assert "micronet: 02_srip · srip_placement 1/1 · none\n" in shown
+
+    made = records.read(lab.runs / "smoke" / "srip_placement" / "none-s0.json")
+    for seed, wall_s in ((0, 10_000), (1, 11_668)):
+        env = made.env | {"wall_s": wall_s}
+        records.write(dataclasses.replace(made, seed=seed, env=env), tmp_path / "measured")
+    ensure(PLACEMENT, "smoke", seed=5, point="[np]o*")
+    shown = capsys.readouterr().err.replace("\r", "\n")
+    assert "micronet: 02_srip · srip_placement 1/2 · none\n" in shown  # the other one is unknown
+    assert "micronet: 02_srip · srip_placement 2/2 · pointwise · " in shown
+    ensure(PLACEMENT, "smoke", seed=6, point="none")
+    assert "srip_placement 1/1 · none · 3 h 1 min left\n" in capsys.readouterr().err
+
+
+def test_progress_is_hidden_where_bars_are_and_where_it_takes_a_moment(lab, monkeypatch, capsys):
+    ensure(PLACEMENT, "smoke", point="none")  # TQDM_DISABLE=1, as everywhere in the tests
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    ensure(PLACEMENT, "smoke", seed=1, point="none", progress=False)
+    ensure(SWEEP, "smoke")
+    assert "micronet: " not in capsys.readouterr().err

@@ -23,7 +23,7 @@ from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.plan import plan
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
-from micronet_lib.lab.storage.states import save_own
+from micronet_lib.lab.storage.states import save_own, save_state
 
 SWEEP = SWEEPS["srip_placement"]
 
@@ -80,6 +80,33 @@ def test_after_a_first_point_the_rest_is_estimated_at_its_speed(lab, timed):
     assert not timed
     plan(SWEEPS["stages"], "smoke", point="1.0-orn")  # another network has another speed
     assert len(timed) == 1
+
+
+def test_a_run_that_was_begun_resumes_and_has_the_rest_left(lab, timed):
+    more = {"train.epochs": 4}
+    whole = plan(SWEEP, "smoke", 0, more, "none")
+    (case,) = cases(SWEEP, PROFILES["smoke"], 0, more, "none")
+    save_state(case.folder, case.id, {"epoch": 3})
+    begun = plan(SWEEP, "smoke", 0, more, "none")
+    assert begun[["epochs", "done"]].iloc[0].tolist() == [4, 3]
+    assert 4 * begun["images"].item() == whole["images"].item() == 4 * 64
+    assert 4 * begun["minutes"].item() == pytest.approx(whole["minutes"].item())
+    assert "resumes at epoch 4 of 4" in plans.as_text(begun)
+    assert "to train" in plans.as_text(whole).splitlines()[1]
+    # A state of another run is none of this one.
+    save_state(case.folder, "another", {"epoch": 1})
+    (case.folder / "state.previous.pt").unlink()
+    assert plan(SWEEP, "smoke", 0, more, "none")["done"].item() == 0
+
+
+def test_a_plan_says_its_times_as_people_do(lab, monkeypatch):
+    monkeypatch.setattr(plans, "timed_images_per_s", lambda recipe: 64 / 10_834)
+    shown = plans.as_text(plan(SWEEPS["pipeline"], "smoke", point="0.15"))
+    assert shown.count("3 h 1 min") == 2
+    assert shown.splitlines()[-1].startswith("2 to do, 2 of them to train: 6 h 1 min, ")
+    assert "network only" in shown
+    nothing = plans.as_text(plan(SWEEPS["spectra"], "quick"))
+    assert nothing.splitlines()[-1] == "0 to do, 0 of them to train"
 
 
 def test_the_timed_speed_is_that_of_real_steps(lab, monkeypatch):
@@ -180,3 +207,5 @@ def test_a_start_that_was_trained_needs_its_file_no_more(lab):
     ahead = plan(sweep, "smoke")
     assert ahead["state"].tolist() == ["to train"]
     assert ahead["minutes"].isna().all()
+    assert "1 of them to train: 0 s and 1 of unknown time" in plans.in_all(ahead)
+    assert " unknown " in plans.as_text(ahead)

@@ -1,5 +1,10 @@
-"""Progress bars and messages on stderr, so that committed outputs do not contain them."""
+"""Progress bars and messages on stderr, so that committed outputs do not contain them.
 
+And durations as people say them.
+"""
+
+import math
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -35,9 +40,33 @@ def _options(shown: bool) -> dict:
     }
 
 
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units, such as `2 d 7 h`, `3 h 1 min`, `4 min` or `12 s`.
+
+    Times are rounded, and below an hour they have one unit. NaN is `unknown`.
+    """
+    if math.isnan(seconds):
+        return "unknown"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 0.5 or not seconds else "under 1 s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round((60 * hours + minutes) / 60), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
 def say(line: str) -> None:
     """Print one line on stderr, above any bar."""
     tqdm.write(f"micronet: {line}", file=sys.stderr)
+
+
+def is_shown(shown: bool = True) -> bool:
+    """Return whether progress is to be shown: if asked for, and unless TQDM_DISABLE hides it."""
+    return shown and os.environ.get("TQDM_DISABLE", "0") in ("", "0")
 
 
 class TrainingBar:

@@ -3,13 +3,19 @@
 `records` counts files, `measurements` counts runs. One run may appear under several names.
 """
 
+import math
+from typing import Any
+
 import pandas as pd
 
 from micronet_lib.lab.host.places import MEASURED, of_checkout
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, read, read_sweep
-from micronet_lib.lab.records.tables import NOT_RUN, table
+from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, table
+
+REAL = tuple(name for name, profile in PROFILES.items() if profile.dataset != "embedded")
 
 
 def machines() -> pd.DataFrame:
@@ -51,6 +57,52 @@ def coverage() -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def listing() -> pd.DataFrame:
+    """Return one row for each sweep: what it asks, where it is shown, and what it has cost.
+
+    Columns: sweep, title, chapter, points, printed (the tables that it reproduces, or the source
+    of other numbers), then for each profile of real images `<profile>.measured` (points; `NaN` if
+    the sweep is not defined there), `.runs`, `.seconds` (of all committed runs) and `.per_run`
+    (their mean; `NaN` without one).
+    """
+    rows = []
+    for sweep in SWEEPS.values():
+        row: dict[str, Any] = {
+            "sweep": sweep.name,
+            "title": sweep.title,
+            "chapter": sweep.chapter,
+            "points": len(sweep.points()),
+            "printed": ", ".join(_tables(sweep)),
+        }
+        for profile in REAL:
+            there = profile in sweep.profiles
+            found = read_sweep(sweep, profile, MEASURED) if there else []
+            times = {_identity(record): record.env["wall_s"] for record in found}
+            row |= {
+                f"{profile}.measured": len({record.point for record in found})
+                if there
+                else math.nan,
+                f"{profile}.runs": len(times),
+                f"{profile}.seconds": sum(times.values()),
+                f"{profile}.per_run": sum(times.values()) / len(times) if times else math.nan,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _tables(sweep: Sweep) -> list[str]:
+    """Return where the numbers that a sweep reproduces stand: `Table 2`, or the source's key."""
+    found: dict[str, None] = {}
+    for each in sweep.printed:
+        rows = printed_rows(each.stem).query("metric == @each.metric")
+        names = [point.name for point in sweep.points()]
+        points = each.points.values() if each.points else names
+        for row in rows[rows["point"].isin(list(points))].itertuples():
+            table_name = str(row.locator).partition(",")[0]
+            found[table_name if table_name.startswith("Table") else str(row.source)] = None
+    return list(found)
 
 
 def _identity(record: Record) -> tuple[str, str, int]:

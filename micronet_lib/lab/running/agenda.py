@@ -7,6 +7,7 @@ import pandas as pd
 
 from micronet_lib.lab.host.files import is_held
 from micronet_lib.lab.host.places import MEASURED
+from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.agenda import AGENDA, Item
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
@@ -64,6 +65,12 @@ def overview(profile: str, agenda: Sequence[Item] = AGENDA) -> pd.DataFrame:
         "hours": sum(row["hours"] for row in rows),
     }
     return pd.DataFrame([*rows, whole])
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """Return an overview as people read it: hours as durations."""
+    hours = [duration(3600 * float(value)) if value else "-" for value in table["hours"]]
+    return table.drop(columns="hours").assign(time=hours).to_string(index=False)
 
 
 def work_through(profile: str, agenda: Sequence[Item] = AGENDA, progress: bool = True) -> None:

@@ -1,8 +1,11 @@
 """Measuring: turn a recipe into a record, once."""
 
+import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -11,12 +14,18 @@ from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import NO_COMMIT, environment
-from micronet_lib.lab.host.places import runs_root
-from micronet_lib.lab.host.progress import say
+from micronet_lib.lab.host.places import MEASURED, runs_root
+from micronet_lib.lab.host.progress import duration, is_shown, say
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, set_aside_damaged, write
+from micronet_lib.lab.records.record import (
+    Record,
+    readable,
+    record_path,
+    set_aside_damaged,
+    write,
+)
 from micronet_lib.lab.records.tables import table
 from micronet_lib.lab.running.lineage import (
     Case,
@@ -31,6 +40,9 @@ from micronet_lib.lab.storage.states import forget_states, is_whole
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
+
+WORK = ("count", "rate", "train")
+WORTH_A_LINE_S = 5
 
 
 def ensure(
@@ -74,11 +86,16 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
     """
     failed: set[str] = set()
     ahead = list(ahead)
-    if NO_COMMIT and any(job.does in ("count", "rate", "train") for job in ahead):
+    if NO_COMMIT and any(job.does in WORK for job in ahead):
         say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
+    clock = _Clock([job for job in ahead if job.does in WORK])
     for job in ahead:
         if job.lost:
             say(job.reason)
+        if job.does in WORK:
+            clock.start()
+            if is_shown(progress) and (line := clock.line()):
+                say(line)
         try:
             if failed.intersection(job.needs):
                 say(
@@ -92,6 +109,55 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
         except NotFiniteError as error:
             say(f"{job.case.name} seed {job.case.seed}: {error}")
         failed.add(job.case.id)
+
+
+class _Clock:
+    """Where a list of jobs is, and how long the rest takes by committed runs of the same recipes.
+
+    Args:
+        todo: the jobs that do something, in order.
+    """
+
+    def __init__(self, todo: Sequence[Job]) -> None:
+        self.todo = todo
+        self.started: list[float] = []
+
+    @cached_property
+    def expected(self) -> list[float]:
+        """Seconds of each job in committed runs; NaN where there are none."""
+        return [_recorded_seconds(job) for job in self.todo]
+
+    def start(self) -> None:
+        """Note that the next job starts now."""
+        self.started.append(time.monotonic())
+
+    def line(self) -> str:
+        """Return where the job that started last stands; nothing if it takes a moment only.
+
+        Such as `06_scoring · free_savings 2/8 · v1_pr_60-dead_gates · 4 min left`. A job without a
+        committed run counts like the mean of those that this process has done; the first of them
+        has no time.
+        """
+        number = len(self.started)
+        job, case = self.todo[number - 1], self.todo[number - 1].case
+        counts = job.does == "count" and not case.sweep.measures
+        if counts or self.expected[number - 1] < WORTH_A_LINE_S:
+            return ""
+        done = [end - start for start, end in pairwise(self.started)]
+        usual = sum(done) / len(done) if done else math.nan
+        left = sum(usual if math.isnan(each) else each for each in self.expected[number - 1 :])
+        time_left = "" if math.isnan(left) else f" · {duration(left)} left"
+        place = f"{case.sweep.name} {number}/{len(self.todo)}"
+        return f"{case.sweep.chapter} · {place} · {case.point}{time_left}"
+
+
+def _recorded_seconds(job: Job) -> float:
+    """Return the mean time of committed runs of a job's recipe, or NaN."""
+    case = job.case
+    place = MEASURED / record_path(case.sweep.name, case.point, case.profile.name, case.seed)
+    found = [readable(path) for path in place.parent.glob(f"{case.point}-s*.json")]
+    same = [each for each in found if each and each.recipe_id == recipe_id(case.recipe)]
+    return sum(each.env["wall_s"] for each in same) / len(same) if same else math.nan
 
 
 def perform(job: Job, progress: bool = True) -> None:

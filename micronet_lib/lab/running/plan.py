@@ -17,6 +17,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
+from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -24,6 +25,7 @@ from micronet_lib.lab.records.record import Record, readable
 from micronet_lib.lab.running.lineage import Job, cases, jobs
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.published import load_published
+from micronet_lib.lab.storage.states import epochs_done
 from micronet_lib.lab.training.step import Step
 
 FLOAT_BYTES = 4
@@ -45,8 +47,9 @@ def plan(
 
     Columns: point (with its sweep if that is another one); state (`measured`, `to count`, `to
     rate`, `to train`, or why it is impossible here); record (whether one is requested, or only the
-    network); epochs and images to train; minutes of training; disk_mb of the network and its
-    training states. The speed is the median of records with the same network, device and profile.
+    network); epochs of the training, and done, those that a state has already; images to train;
+    minutes of training; disk_mb of the network and its training states. The speed is the median of
+    records with the same network, device and profile.
     Without such records, a few steps are timed now.
 
     Raises:
@@ -61,7 +64,9 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
     rows, speeds = [], dict[str, float]()
     for job in ahead:
         case, trains = job.case, job.does == "train"
-        images = num_images(case.recipe, case.profile) if trains else 0
+        epochs = case.recipe.train.epochs if trains else 0
+        done = epochs_done(case.folder, case.id) if trains else 0
+        images = num_images(case.recipe, case.profile) * (epochs - done) // epochs if trains else 0
         speed = 1.0
         if trains:
             shape = repr(_shape(asdict(case.recipe)))
@@ -74,7 +79,8 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
                 "point": case.point if case.sweep is sweep else case.name,
                 "state": WORDS.get(job.does, job.reason),
                 "record": job.recorded,
-                "epochs": case.recipe.train.epochs if trains else 0,
+                "epochs": epochs,
+                "done": done,
                 "images": images,
                 "minutes": images / speed / 60,
                 "disk_mb": _disk_mb(case.recipe) if trains else 0.0,
@@ -83,14 +89,39 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def as_text(ahead: pd.DataFrame) -> str:
+    """Return a plan as people read it, with a line of totals."""
+    rows = []
+    for row in ahead.to_dict("records"):
+        trains = row["state"] == WORDS["train"]
+        begun = trains and row["done"]
+        rows.append(
+            {
+                "point": row["point"],
+                "state": f"resumes at epoch {row['done'] + 1} of {row['epochs']}"
+                if begun
+                else row["state"],
+                "makes": "record" if row["record"] else "network only",
+                "epochs": row["epochs"] - row["done"] if trains else "-",
+                "images": f"{row['images']:,}".replace(",", " ") if trains else "-",
+                "time": duration(60 * row["minutes"]) if trains else "-",
+                "disk": f"{row['disk_mb']:.0f} MB" if trains else "-",
+            }
+        )
+    return f"{pd.DataFrame(rows).to_string(index=False)}\n{in_all(ahead)}"
+
+
 def in_all(ahead: pd.DataFrame) -> str:
     """Return one line with the totals of a plan."""
     left = ahead[ahead["state"].str.startswith("to ")]
-    trained = left[left["state"] == "to train"]
-    return (
-        f"{len(left)} to do, {len(trained)} of them to train: {trained['minutes'].sum():.1f} "
-        f"minutes of training, {trained['disk_mb'].sum():.0f} MB"
-    )
+    trained = left[left["state"] == WORDS["train"]]
+    line = f"{len(left)} to do, {len(trained)} of them to train"
+    if trained.empty:
+        return line
+    time = duration(60 * trained["minutes"].sum())
+    unknown = trained["minutes"].isna().sum()
+    more = f" and {unknown} of unknown time" if unknown else ""
+    return f"{line}: {time}{more}, {trained['disk_mb'].sum():.0f} MB"
 
 
 def num_images(recipe: Recipe, profile: Profile) -> int:

@@ -106,6 +106,23 @@ def load_state(folder: Path, key: str) -> dict[str, Any] | None:
     return newest if newest is not None else load_own(folder / "state.previous.pt", key)
 
 
+def epochs_done(folder: Path, key: str) -> int:
+    """Return the epochs of the newest intact training state of that key; 0 without one.
+
+    Nothing is changed.
+
+    Raises:
+        InputError: a state exists but cannot be read.
+    """
+    for name in ("state.pt", "state.previous.pt"):
+        payload = _payload(folder / name)
+        if payload:
+            file = torch.load(io.BytesIO(payload), map_location="meta", weights_only=True)
+            if file["key"] == key:
+                return int(file["content"]["epoch"])
+    return 0
+
+
 def forget_states(folder: Path) -> None:
     """Delete the training states of a finished run."""
     for path in folder.glob("state*.pt"):
