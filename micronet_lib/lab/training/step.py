@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, mix
 from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.early_exit import ExitLoss, ExitNetwork, exit_loss
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import normalize
@@ -70,13 +71,14 @@ def plain_step(
 
 
 class Objective:
-    """The loss of a batch: soft labels, and a teacher's logits if there is a teacher.
+    """The loss of a batch: soft labels, and a teacher's logits and an early exit if there are any.
 
     Args:
         table: the targets of the classes.
         teacher: in evaluation mode, on the network's device.
         distillation: weight and temperature of the teacher's term.
         half: compute the networks in bfloat16.
+        exits: weight of the early exit's term.
     """
 
     def __init__(
@@ -85,9 +87,11 @@ class Objective:
         teacher: nn.Module | None = None,
         distillation: DistillationConfig | None = None,
         half: bool = False,
+        exits: ExitLoss | None = None,
     ) -> None:
         self.table, self.teacher, self.half = table, teacher, half
         self.distillation = distillation or DistillationConfig()
+        self.exits = exits or ExitLoss()
 
     def __call__(
         self, network: nn.Module, images: Tensor, targets: Tensor, draw: MixDraw | None
@@ -108,11 +112,32 @@ class Objective:
         if not blended:
             inputs = normalize(inputs)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+        share = self.exits.weight
+        if not share:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+                logits = network(inputs)
+            return self._last(logits, inputs, targets, partners, lam)
+        assert isinstance(network, ExitNetwork)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
-            logits = network(inputs)
+            # Nothing learns from the last exit if its share is 0.
+            early, *last = [network.early(inputs)] if share == 1 else network.exits(inputs)
+        loss = share * exit_loss(early, self.table(targets, partners, lam), self.exits.confidence)
+        if last:
+            loss = loss + (1 - share) * self._last(last[-1], inputs, targets, partners, lam)
+        return loss
+
+    def _last(
+        self,
+        logits: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        partners: Tensor | None,
+        lam: float | Tensor | None,
+    ) -> Tensor:
+        """Return the loss of the last exit's logits."""
         if self.teacher is None or self.distillation.weight == 0:
             return soft_cross_entropy(logits, self.table(targets, partners, lam))
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.half):
             taught = self.teacher(inputs)
         weight, temperature = self.distillation.weight, self.distillation.temperature
         loss = weight * distillation_loss(logits, taught, temperature)
@@ -156,7 +181,7 @@ class Step:
         if recipe.srip.coef:
             self.hooks.append(Srip(network, recipe.srip, generator))
         self.hooks += hooks
-        self.objective = Objective(table, teacher, recipe.distillation, half)
+        self.objective = Objective(table, teacher, recipe.distillation, half, recipe.exits)
         self.optimizer = make_optimizer(network, train)
         self.loss_of = self._loss_of
         self.loss = torch.zeros((), device=self.device)
