@@ -253,7 +253,7 @@ def confidence_of(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (logits / temperature).softmax(1).amax(1)
 
 
-def chosen_threshold(confidence: Tensor, agrees: Tensor, most: float = 0.01) -> float:
+def chosen_threshold(confidence: Tensor, agrees: Tensor, most: float = 0.005) -> float:
     """Return the lowest threshold at which few held-out images leave with another answer.
 
     The two answers of an image are compared, early and last. So no label is needed, and the last

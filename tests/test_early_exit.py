@@ -42,6 +42,7 @@ from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 from micronet_lib.scoring.operations import record_operations
 
 BLOCK = "blocks.2"
+WHERE = [("c_efficientnet_1.0", BLOCK), ("chain_of_three", "1")]
 
 
 @register("chain_of_three")
@@ -78,7 +79,7 @@ def one_thread():
 # ------------------------------------------------------------------------------------ the network
 
 
-@pytest.mark.parametrize(("model", "after"), [("c_efficientnet_1.0", BLOCK), ("chain_of_three", "1")])
+@pytest.mark.parametrize(("model", "after"), WHERE)
 def test_the_last_exit_is_the_trunk_and_the_early_one_reads_its_block(model, after):
     network, x = exit_network(model, after), images()
     early, last = network.exits(x)
@@ -314,7 +315,7 @@ def middle(sure: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
-@pytest.mark.parametrize(("model", "after"), [("c_efficientnet_1.0", BLOCK), ("chain_of_three", "1")])
+@pytest.mark.parametrize(("model", "after"), WHERE)
 def test_a_batch_is_answered_like_its_images_one_by_one(model, after, temperature):
     network, x = exit_network(model, after), images()
     early, last = (logits.detach() for logits in network.exits(x))

@@ -230,6 +230,7 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     return Found(metrics, {"compliance": compliance, "bill": bill})
 
 
+MAY_CHANGE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 THRESHOLDS = tuple(round(k / 100, 2) for k in range(101))
 NUM_TO_TIME = 500
 ROUNDS_TO_TIME = 3
@@ -249,8 +250,8 @@ def early_exit(case: "Case", network: Network, progress: bool) -> Found:
     comparison, `<rules>.trunk_score` without the exit. `time_ratio` compares inference that skips
     with the whole trunk, `ops_ratio` the operations charged.
 
-    Arrays, for figures: the two curves at every threshold, and the scores if nobody or everybody
-    leaves.
+    Arrays, for figures: both curves at every threshold; what is chosen if more or fewer held-out
+    images may change their answer (`MAY_CHANGE`); the scores if nobody or everybody leaves.
 
     Raises:
         InputError: a network without an early exit.
@@ -280,6 +281,7 @@ def early_exit(case: "Case", network: Network, progress: bool) -> Found:
         "calibrated.exit_ece": calibration_error(early / temperature, right[0]),
     }
     curves: dict[str, Any] = {"thresholds": list(THRESHOLDS)}
+    choices: dict[str, Any] = {"may_change": list(MAY_CHANGE)}
     for prefix, t in (("", 1.0), ("calibrated.", temperature)):
         held_sure, sure = confidence_of(held_early, t), confidence_of(early, t)
         threshold = chosen_threshold(held_sure, agrees)
@@ -294,15 +296,21 @@ def early_exit(case: "Case", network: Network, progress: bool) -> Found:
         if not prefix:
             metrics |= {"correct": found.correct, "num_examples": found.num_examples}
         leaves = [sure > threshold for threshold in THRESHOLDS]
+        chosen = [sure > chosen_threshold(held_sure, agrees, most) for most in MAY_CHANGE]
+        choices[f"{prefix}exit_rate"] = [_share(each) for each in chosen]
+        choices[f"{prefix}top1"] = [
+            _share(torch.where(each, right[0], right[1])) for each in chosen
+        ]
         curves[f"{prefix}exit_rate"] = [_share(each) for each in leaves]
-        curves[f"{prefix}top1"] = [_share(torch.where(each, *right)) for each in leaves]
+        curves[f"{prefix}top1"] = [_share(torch.where(each, right[0], right[1])) for each in leaves]
     scores, expected = _exit_scores(network, metrics["exit_rate"], metrics["calibrated.exit_rate"])
     metrics |= expected | _skipping_time(network, test, metrics["threshold"])
     if recipe.train.epochs:
         content = content_of(recipe, case.profile, case.seed)
         metrics["train_loss"] = content["curve"]["train_loss"][-1]
         metrics["train_images_per_s"] = content["images_per_s"]
-    return Found(metrics, {"exit_curves": curves, "exit_scores": scores})
+    arrays = {"exit_curves": curves, "exit_choices": choices, "exit_scores": scores}
+    return Found(metrics, arrays)
 
 
 def _share(values: Tensor) -> float:

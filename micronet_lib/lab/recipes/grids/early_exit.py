@@ -15,8 +15,9 @@ DAYS = 40
 PUBLISHED = Recipe(checkpoint="micronet_v1_pr_60")
 FROZEN = TrainConfig(
     epochs=3 * DAYS,
+    batch_size=32,
     optimizer="adam",
-    lr=3e-3,
+    lr=1e-2,
     min_lr=0.0,
     freeze=("trunk",),
     dropout=0.0,
@@ -24,7 +25,7 @@ FROZEN = TrainConfig(
 )
 """Only the head learns. No policy, mix or smoothing, as in the released code of [osi_code]."""
 
-JOINT = replace(FROZEN, epochs=1 * DAYS, lr=1e-3, freeze=())
+JOINT = replace(FROZEN, epochs=1 * DAYS, batch_size=64, lr=1e-3, freeze=())
 
 
 def _exit(start: Recipe, block: str, joint: bool = False) -> Recipe:
@@ -42,7 +43,7 @@ def _exit(start: Recipe, block: str, joint: bool = False) -> Recipe:
 _EXITS = {
     "block_3": _exit(PUBLISHED, "block_3"),
     "block_6": _exit(PUBLISHED, "block_6"),
-    "block_8": _exit(PUBLISHED, "block_8"),
+    "block_10": _exit(PUBLISHED, "block_10"),
     "block_6_joint": _exit(PUBLISHED, "block_6", joint=True),
 }
 
