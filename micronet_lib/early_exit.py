@@ -147,6 +147,19 @@ def _build(trunk: Mapping[str, Any], **options: Any) -> ExitNetwork:
     return ExitNetwork(build(NetworkSpec(**trunk)), **options)
 
 
+class Front(nn.Module):
+    """The part of a network that its exit head reads."""
+
+    def __init__(self, network: ExitNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.foldable = network.foldable
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features, `[N, C, H, W]`."""
+        return self.network.features(x)
+
+
 class AllExits(nn.Module):
     """A network that returns the logits of all its exits, `[N, exits, num_classes]`."""
 

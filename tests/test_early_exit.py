@@ -208,6 +208,20 @@ def test_one_step_moves_the_head_and_no_bit_of_a_frozen_trunk():
         assert same == name.startswith("trunk."), name
 
 
+def test_a_frozen_trunk_is_folded_and_gives_the_same_loss():
+    network = exit_network().float()
+    table = TargetTable(network.classifier, SmoothingConfig())
+    train = replace(Recipe().train, freeze=("trunk",))
+    step = Step(network, Recipe(exits=ExitLoss(1.0), train=train))
+    front = step.objective.front
+    assert front is not None
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in front.modules())
+    batch = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8, generator=seeded(3))
+    plain = Objective(table, exits=ExitLoss(1.0))(network, batch, torch.arange(6), None)
+    torch.testing.assert_close(step.objective(network, batch, torch.arange(6), None), plain)
+    assert Step(network.requires_grad_(True), Recipe(exits=ExitLoss(0.5))).objective.front is None
+
+
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(weight):
     with pytest.raises(InputError, match=r"exits.weight.*\[0, 1\]"):

@@ -6,6 +6,7 @@ An argument `source` is the figure's footer: where its numbers come from, and wi
 from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.beyond import *  # noqa: F403
+from micronet_lib.plots.early_exit import *  # noqa: F403
 from micronet_lib.plots.label_smoothing import *  # noqa: F403
 from micronet_lib.plots.label_smoothing_similarity import *  # noqa: F403
 from micronet_lib.plots.pruning import *  # noqa: F403
