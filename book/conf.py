@@ -1,7 +1,13 @@
 """Sphinx settings of the book: it renders the committed notebooks and fetches nothing."""
 
+import re
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
 
 project = "The MicroNet book"
 author = "The MicroNet book authors"
@@ -81,3 +87,43 @@ html_theme_options = {
     "search_bar_text": "Search the book",
 }
 copybutton_exclude = ".linenos, .gp, .go"
+
+GLOSSARY = "notation"
+
+
+def number_chapter(app: Sphinx, doctree: nodes.document) -> None:
+    """Put the number in a chapter's file name before its title; pages from 90 on have none."""
+    found = re.match(r"([0-8]\d)_", app.env.docname)
+    if found:
+        title = next(doctree.findall(nodes.title))
+        title.insert(0, nodes.Text(f"{int(found[1])} · "))
+
+
+@cache
+def _definitions(app: Sphinx) -> dict[str, str]:
+    """Return what the glossary says, by the id of the term."""
+    items = [
+        item
+        for glossary in app.env.get_doctree(GLOSSARY).findall(addnodes.glossary)
+        for item in glossary.findall(nodes.definition_list_item)
+    ]
+    return {
+        name: item.next_node(nodes.definition).astext()
+        for item in items
+        for term in item.findall(nodes.term)
+        for name in term["ids"]
+    }
+
+
+def explain_terms(app: Sphinx, doctree: nodes.document, _: str) -> None:
+    """Let a word of the glossary show its definition when a reader points at it."""
+    for link in doctree.findall(nodes.reference):
+        if any("std-term" in child.get("classes", ()) for child in link.findall(nodes.inline)):
+            name = link.get("refid") or link["refuri"].rpartition("#")[2]
+            link["reftitle"] = _definitions(app)[name]
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what Sphinx does to a page of this book."""
+    app.connect("doctree-read", number_chapter, priority=400)  # before titles are collected
+    app.connect("doctree-resolved", explain_terms)

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -305,6 +306,36 @@ def agenda(args: argparse.Namespace) -> tuple[Result, str]:
     return {"profile": args.profile, "items": rows}, table.to_string(index=False)
 
 
+def compare(args: argparse.Namespace) -> tuple[Result, str]:
+    """Put the paper, the committed records and this machine's side by side."""
+    from micronet_lib.lab import records
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES
+
+    sweeps = [SWEEPS[args.sweep]] if args.sweep else list(SWEEPS.values())
+    if args.profile:
+        asked = [sweep for sweep in sweeps if args.profile in sweep.profiles]
+        if PROFILES[args.profile].dataset == "embedded" or not asked:
+            known = ", ".join(name for name in sweeps[0].profiles if name != "smoke")
+            raise InputError(f"nothing to compare at profile {args.profile!r}; choose from {known}")
+        sweeps = asked
+    listed, texts = list[Result](), []
+    for sweep in sweeps:
+        for profile in [args.profile] if args.profile else records.profiles_of_records(sweep):
+            rows = records.compared(sweep, profile, everything=bool(args.sweep))
+            if len(rows):
+                shown = records.side_by_side(rows)
+                text = "" if shown.empty else f"{shown.to_string(index=False)}\n"
+                texts.append(f"{text}{records.remarks(rows)}\n")
+                listed += json.loads(rows.to_json(orient="records", double_precision=15))
+    verdicts = Counter(row["verdict"] for row in listed if row["mine"] is not None)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    result: Result = {"rows": listed, "verdicts": verdicts}
+    if records.OUTSIDE in verdicts:
+        result["exit_status"] = 1
+    return result, "\n".join([*texts, f"yours: {counts or 'no record to compare'}"])
+
+
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
     from micronet_lib.lab.recipes.grids import SWEEPS
@@ -384,8 +415,15 @@ def promote(args: argparse.Namespace) -> tuple[Result, str]:
     """Copy records of this machine to the committed ones."""
     from micronet_lib.lab.records.record import promote as promote_record
 
-    paths = [str(promote_record(path)) for path in args.records]
-    return {"records": paths}, "\n".join(paths)
+    done = [promote_record(path, replacing=args.replace) for path in args.records]
+    lines, replaced = [], list[Result]()
+    for each in done:
+        lines.append(str(each.path))
+        for name, (old, new) in each.changes.items():
+            lines.append(f"  {name}  {_shown(old)} -> {_shown(new)}")
+            replaced.append({"record": str(each.path), "metric": name, "old": old, "new": new})
+    result = {"records": [str(each.path) for each in done], "replaced": replaced}
+    return result, "\n".join(lines)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -454,6 +492,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", required=True)
     sub.add_argument("--plan", action="store_true", help="print what is done and left, and stop")
 
+    sub = add(verbs, "compare", compare)
+    sub.epilog = "How closely to agree: README.md, 'What to expect when you run it'."
+    sub.add_argument("sweep", nargs="?", help="all sweeps without one")
+    sub.add_argument("--profile", help="quick, day or full; by default all that have records")
+
     sub = add(verbs, "recipe", recipe)
     sub.add_argument("sweep")
     sub.add_argument("point")
@@ -474,6 +517,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(verbs, "promote", promote)
     sub.add_argument("records", nargs="+", type=Path)
+    sub.add_argument("--replace", action="store_true", help="replace another measurement")
     return parser
 
 

@@ -212,3 +212,25 @@ def test_the_changes_of_a_recipe():
     assert not planned.in_floats
     with pytest.raises(InputError, match="no images"):
         change.apply(in_integers(plain), images(4)[:0])
+
+
+def test_channels_go_only_where_they_may(floats, sensitivity):
+    positions = output_positions(floats)
+    price = 400.0
+    free = Allocator(floats, sensitivity, positions).at(price)
+    bound = Allocator(floats, sensitivity, positions, remove_channels=False).at(price)
+    assert sum(map(len, free.removed.values())) > 0
+    assert not bound.removed
+    assert bound.predicted["channels"] == 0
+    assert sum(int(kept.sum()) for kept in bound.kept.values()) > sum(
+        int(kept.sum()) for kept in free.kept.values()
+    )
+
+
+def test_expand_convolutions_of_one_bit_are_ternary():
+    made = Quantize(8, 8, expand_bits=1).apply(integer_network(widths=None)[0], images(16))
+    for name, layer in made.layers.items():
+        ternary = name.startswith("blocks") and name.endswith("conv_expand") and ".se." not in name
+        assert layer.weight_bits == (1 if ternary else 8)
+        if ternary:
+            assert set(layer.codes().unique().tolist()) <= {-1.0, 0.0, 1.0}

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from integer_networks import NAMES, integer_network, random_widths
+from integer_networks import NAMES, images, integer_network, random_widths
 
 from micronet_lib.architecture import build
 from micronet_lib.beyond.allocation import output_positions
+from micronet_lib.beyond.changes import Quantize
+from micronet_lib.beyond.conversion import packed, unpacked
 from micronet_lib.beyond.counting import counted, work_of
 from micronet_lib.beyond.savings import compile_rows, run
 from micronet_lib.errors import InputError
@@ -98,3 +100,25 @@ def test_a_network_in_floats_has_no_such_bill():
         score_network(integer_network(widths=None)[1], "official")
     with pytest.raises(InputError, match="official_integer"):
         score_network(build("micronet_v1", width_mult=0.25), "official_integer")
+
+
+def test_a_shared_scale_is_stored_once_and_stays_one():
+    plain, _ = integer_network(widths=None)
+    own, shared = (
+        Quantize(6, 8, shared_scales=share).apply(plain, images(32)).train()
+        for share in (False, True)
+    )
+    filters = sum(len(layer.weight) for layer in own.layers.values())
+    one, other = (score_network(network.eval(), "official") for network in (own, shared))
+    assert 32 * (one.param_storage - other.param_storage) == pytest.approx(5 * filters)
+    # Training moves all scales of a layer together.
+    optimizer = torch.optim.Adam(shared.train().parameters(), lr=1e-2)
+    before = shared.stem.conv.scales()[0].item()
+    shared(images(8)).square().sum().backward()
+    optimizer.step()
+    for layer in shared.layers.values():
+        assert len(layer.scales().unique()) == 1
+        assert not layer.stored_scales().any()
+    assert shared.stem.conv.scales()[0].item() != before
+    again = unpacked(packed(shared.eval()))
+    assert torch.equal(again(images(8)), shared(images(8)))

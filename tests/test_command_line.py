@@ -61,11 +61,11 @@ def run(*argv: str | Path) -> Ran:
     return Ran(status, out.getvalue(), err.getvalue())
 
 
-def result(*argv: str | Path, status: int = 0) -> dict[str, Any]:
+def result(*argv: str | Path, status: int = 0, err: bool = False) -> dict[str, Any]:
     """The one JSON object that a command prints with `--json`."""
     ran = run(*argv, "--json")
     assert ran.status == status, ran.err
-    assert ran.err == ""
+    assert bool(ran.err) == err
     assert ran.out.count("\n") == 1
     return json.loads(ran.out)
 
@@ -97,7 +97,8 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "agenda", "recipe", "search-policies", "export", "promote"),
+    *("evaluate", "score", "measure", "agenda", "compare", "recipe", "search-policies", "export"),
+    "promote",
 )
 
 
@@ -317,6 +318,41 @@ def test_a_lost_network_is_trained_again_when_asked(runs, monkeypatch):
 # ------------------------------------------------------------------------------------ recipe
 
 
+def test_compare_puts_paper_records_and_this_machine_side_by_side(runs):
+    words = ["compare", "expand_ratio", "--profile", "quick"]
+    assert result(*words)["verdicts"] == {}
+    assert "yours: no record to compare\n" in run(*words).out
+    run("measure", "expand_ratio", "--profile", "quick", "--point", "3.0")
+    found = result(*words)
+    assert found["verdicts"] == {"same": 3}
+    (np_row,) = [
+        row
+        for row in found["rows"]
+        if (row["point"], row["metric"]) == ("3.0", "param_storage_millions")
+    ]
+    assert (np_row["paper"], np_row["locator"]) == ("0.23", "Table 2, row NP")
+    assert np_row["mine"] == np_row["committed"] == pytest.approx(0.23, abs=0.005)
+    plain = run(*words)
+    assert (plain.status, plain.err) == (0, "")
+    assert plain.out.endswith("yours: 3 same\n")
+    assert " 0.229 (n=1)" in plain.out
+
+    (path,) = runs.rglob("*.json")
+    made = records.read(path)
+    wrong = made.metrics | {"revised.score": made.metrics["revised.score"] + 1e-8}
+    records.write(replace(made, metrics=wrong), runs)
+    found = result(*words, status=1)
+    assert found["verdicts"] == {"same": 2, "outside": 1}
+    assert "must be equal" in run(*words).out
+
+
+def test_compare_without_a_sweep_shows_every_number_in_print(runs):
+    found = result("compare")
+    listed = {row["sweep"] for row in found["rows"]}
+    assert listed == {sweep.name for sweep in SWEEPS.values() if sweep.printed}
+    assert all(row["paper"] for row in found["rows"])
+
+
 def test_recipe_is_what_a_profile_runs():
     for name, sweep in SWEEPS.items():
         point, profile = sweep.points()[-1], sweep.profiles[0]
@@ -392,9 +428,23 @@ def test_promote_copies_records(runs, tmp_path, monkeypatch):
         env = measured_here.env | {"commit": "abc1234"}
         records.write(replace(measured_here, env=env), runs)
     found = result("promote", *paths)
-    assert found == {"records": [str(measured / path.relative_to(runs)) for path in paths]}
+    places = [str(measured / path.relative_to(runs)) for path in paths]
+    assert found == {"records": places, "replaced": []}
     for path in paths:
         assert (measured / path.relative_to(runs)).read_bytes() == path.read_bytes()
+
+    made = records.read(paths[0])
+    old = made.metrics["official.score"]
+    records.write(replace(made, metrics=made.metrics | {"official.score": 0.5}), runs)
+    refused = result("promote", paths[0], status=2, err=True)["error"]
+    assert f"official.score {old} -> 0.5" in refused
+    assert "--replace" in refused
+    shown = run("promote", paths[0], "--replace").out
+    assert shown == f"{places[0]}\n  official.score  {old:.10g} -> 0.5\n"
+    records.write(made, runs)
+    assert result("promote", paths[0], "--replace")["replaced"] == [
+        {"record": places[0], "metric": "official.score", "old": 0.5, "new": old}
+    ]
 
 
 # -------------------------------------------------------------------------------------- data

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.records import coverage
+from micronet_lib.lab.records import EXPECTED, coverage
 from micronet_lib.lab.records.record import record_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,11 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_status"]
+# Chapter zero and the pages from 90 on are about all methods, so they have none of their own.
+PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9"))]
+# `11_beyond_in_depth` is the second page of `11_beyond`.
+SECONDS = [path for path in NOTEBOOKS if path.stem.endswith("_in_depth")]
+CHAPTERS = [path for path in NOTEBOOKS if path not in (*PAGES, *SECONDS)]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
@@ -80,7 +84,9 @@ def room(module: str) -> str:
 def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
     names = [path.stem for path in NOTEBOOKS]
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
-    assert len({each[:2] for each in names}) == len(names)
+    firsts = {path.stem for path in NOTEBOOKS if path not in SECONDS}
+    assert len({each[:2] for each in firsts}) == len(firsts)
+    assert {each.removesuffix("_in_depth") for each in names} == firsts, "a second page has a first"
     assert {path.stem for path in (BOOK / "src").glob("*.md")} == set(names), "run `make sync`"
 
 
@@ -109,7 +115,8 @@ def test_what_is_named_after_a_chapter_has_one():
     assert {path.stem for path in grids} <= set(STEMS)
     assert {path.stem for path in TABLES} <= set(STEMS)
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
-    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {"status", "style", "tables"}
+    pages = {path.stem[3:] for path in PAGES}
+    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {*pages, "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():
@@ -369,6 +376,14 @@ def test_the_readme_says_what_is_measured():
         if sweep.chapter not in chapter or sweep.chapter[3:] not in module or said != counts:
             offenders.append(f"{sweep.name}: {sweep.chapter}, {sweep.chapter[3:]}, {counts}")
     assert offenders == []
+
+
+def test_the_readme_says_what_to_expect():
+    """The rules that `micronet compare` applies."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = "".join(f"| {again} | {expected} |\n" for again, expected in EXPECTED)
+    heading = "## What to expect when you run it\n\n| measured again | what to expect |\n"
+    assert f"{heading}|---|---|\n{rows}" in text
 
 
 def test_the_readmes_own_networks_are_those_of_the_records():

@@ -198,7 +198,7 @@ def test_only_records_of_the_published_files_are_promoted(sweep_and_point, tmp_p
         made = replace(made, point=point, env=made.env | {"inputs": inputs})
         path = records.write(made, tmp_path / f"runs{number}")
         if good:
-            assert records.promote(path, tmp_path / "measured").is_file()
+            assert records.promote(path, tmp_path / "measured").path.is_file()
             continue
         with pytest.raises(InputError, match=name):
             records.promote(path, tmp_path / "measured2")

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -186,9 +186,37 @@ def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
             records.promote(path, tmp_path / "measured")
         assert not (tmp_path / "measured").exists(), what
     path = records.write(record(), tmp_path / "runs")
-    promoted = records.promote(path, tmp_path / "measured")
+    promoted = records.promote(path, tmp_path / "measured").path
     assert promoted == tmp_path / "measured" / record().path
     assert promoted.read_bytes() == path.read_bytes()
+
+
+def test_promotion_replaces_another_measurement_only_when_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(SWEEPS, "toy", SWEEP)
+    monkeypatch.setattr(records, "in_history", "abc1234".__eq__)
+    runs, measured = tmp_path / "runs", tmp_path / "measured"
+    path = records.write(record(), runs)
+    place = records.promote(path, measured).path
+    again = records.promote(path, measured)  # the same measurement is no other one
+    assert (again.before, again.changes) == (None, {})
+
+    other = record(metrics={"score": 1.5, "top1": 0.25, "loss": 3.0})
+    records.write(other, runs)
+    before = place.read_bytes()
+    with pytest.raises(InputError, match="--replace") as caught:
+        records.promote(path, measured)
+    assert "abc1234; " in str(caught.value)
+    assert "top1 0.5 -> 0.25; loss None -> 3.0" in str(caught.value)
+    assert place.read_bytes() == before
+
+    replaced = records.promote(path, measured, replacing=True)
+    assert replaced.changes == {"top1": (0.5, 0.25), "loss": (None, 3.0)}
+    assert replaced.before == record()
+    assert records.read(place) == other
+    # Another day's run with equal numbers is another measurement too.
+    records.write(replace(other, env=other.env | {"date": "2026-11-23T21:00:00Z"}), runs)
+    with pytest.raises(InputError, match="change no number"):
+        records.promote(path, measured)
 
 
 def test_promotion_says_why_a_commit_is_unknown(tmp_path, monkeypatch):
@@ -246,6 +274,12 @@ def _recipe(found: Record) -> Iterator[str]:
 
 RECIPE = as_json(Recipe())
 RECIPES = ("start", "teacher", "more_teachers")
+CHANGES = {
+    type(change).__name__: asdict(type(change)())
+    for sweep in SWEEPS.values()
+    for point in sweep.points()
+    for change in point.recipe.changes
+}
 
 
 def as_today(then: Any, value: Any, defaults: Any) -> Any:
@@ -258,7 +292,7 @@ def as_today(then: Any, value: Any, defaults: Any) -> Any:
         key: as_today(
             then.get(key, defaults.get(key)),
             part,
-            RECIPE if key in RECIPES else defaults.get(key) or {},
+            RECIPE if key in RECIPES else CHANGES.get(key) or defaults.get(key) or {},
         )
         for key, part in value.items()
     }

@@ -74,6 +74,7 @@ class Allocator:
         pre_bits: of the integer before HardSwish.
         rounding_weight: what a nat of rounding counts against one of zeros. Training repairs
             rounding better.
+        remove_channels: whether hidden channels may go.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Allocator:
         positions: Mapping[str, int],
         pre_bits: int = 10,
         rounding_weight: float = 1.0,
+        remove_channels: bool = True,
     ) -> None:
+        self.remove_channels = remove_channels
         self.network, self.sensitivity, self.positions = network, sensitivity, positions
         self.pre_bits, self.rounding_weight = pre_bits, rounding_weight
         self._errors: dict[tuple[str, int], Tensor] = {}
@@ -121,9 +124,12 @@ class Allocator:
         if not 0 < price < math.inf:
             raise InputError(f"the price is {price}; give a positive number of nats per score")
         alive = {name: layer.weight != 0 for name, layer in self.network.layers.items()}
-        chosen, _ = self._choose(price, alive)
-        removed, lost = self._remove(price, chosen, alive)
         chosen, inputs = self._choose(price, alive)
+        removed: dict[int, Tensor] = {}
+        lost = 0.0
+        if self.remove_channels:
+            removed, lost = self._remove(price, chosen, alive)
+            chosen, inputs = self._choose(price, alive)
         rounding = self.sensitivity.rounding
         return Allocation(
             Widths(

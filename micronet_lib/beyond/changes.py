@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from micronet_lib.architecture.layers import layer_weights
+from micronet_lib.architecture.layers import layer_weights, named_kind
 from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.allocation import (
     Allocator,
@@ -33,6 +33,9 @@ class Quantize:
         pre_bits: of the integer before HardSwish.
         clip: whether the largest weights and activations may be cut off, by squared error.
         num_images: training images for the steps of activations.
+        expand_bits: of the weights of expand convolutions; by default `weight_bits`. One bit is a
+            sign, so that with the zeros these weights are ternary.
+        shared_scales: one scale for all filters of a layer.
     """
 
     weight_bits: int = 8
@@ -41,6 +44,8 @@ class Quantize:
     pre_bits: int = 12
     clip: bool = True
     num_images: int = 512
+    expand_bits: int | None = None
+    shared_scales: bool = False
 
     def apply(self, network: Network, images: Tensor) -> IntegerMicroNet:
         """Return the network in integers.
@@ -49,12 +54,17 @@ class Quantize:
             InputError: a network that cannot be put in integers, or a width out of range.
         """
         made = in_integers(network)
+        weights = dict.fromkeys(made.layers, self.weight_bits)
+        if self.expand_bits is not None:
+            expand = {name for name in weights if named_kind(name) == "expand"}
+            weights |= dict.fromkeys(expand, self.expand_bits)
         made.set_widths(
             Widths(
-                dict.fromkeys(made.layers, self.weight_bits),
+                weights,
                 dict.fromkeys(made.quantizers, self.activation_bits),
                 dict.fromkeys(made.layers, self.bias_bits),
                 self.pre_bits,
+                self.shared_scales,
             )
         )
         made.calibrate(images, self.clip)
@@ -74,6 +84,7 @@ class Allocate:
         pre_bits: of the integer before HardSwish.
         rounding_weight: what a nat of rounding counts against one of zeros. Training repairs
             rounding better.
+        remove_channels: whether hidden channels may go.
         num_images: training images to measure sensitivities with; the first 512 calibrate.
     """
 
@@ -81,6 +92,7 @@ class Allocate:
     pre_bits: int = 10
     rounding_weight: float = 1.0
     num_images: int = 2560
+    remove_channels: bool = True
 
     def apply(self, network: Network, images: Tensor) -> IntegerMicroNet:
         """Return the network in integers.
@@ -91,7 +103,12 @@ class Allocate:
         floats = in_integers(network)
         sensitivity = measure_sensitivity(floats, images)
         allocator = Allocator(
-            floats, sensitivity, output_positions(floats), self.pre_bits, self.rounding_weight
+            floats,
+            sensitivity,
+            output_positions(floats),
+            self.pre_bits,
+            self.rounding_weight,
+            self.remove_channels,
         )
         few = images[:NUM_TO_CALIBRATE]
         price = cheapest_price(floats, allocator, self.score, few[:NUM_TO_PRICE])

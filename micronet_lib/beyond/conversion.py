@@ -69,7 +69,7 @@ def _packed_layer(layer: Quantized) -> PackedLayer:
         codes=_integers(layer.codes()),
         bits=layer.weight_bits,
         places=_integers(layer.stored_scales()),
-        scale=layer.scale.clamp_min(1e-8).max().item(),
+        scale=layer.free_scales().max().item(),
         bias=_integers(bias),
         bias_bits=layer.bias_bits,
         unit=unit.item(),

@@ -50,7 +50,8 @@ def counted(network: "IntegerMicroNet", savings: bool = True) -> MicroNet:
         layer.weight_bits = network.layers[name].weight_bits
         layer.activation_bits = sums.bits
         layer.accumulator_bits = sums.width
-        layer.scale_bits = SCALE_BITS
+        # One scale for all is the layer's own, among its constants.
+        layer.scale_bits = 0 if network.widths.shared_scales else SCALE_BITS
         layer.bias_bits = network.layers[name].bias_bits
         # Two layers may read the same integers, whose step is stored once.
         reads = network.layers[name].reads

@@ -47,10 +47,12 @@ class _Layer(nn.Module):
     scale: nn.Parameter
     weight_bits: int
     bias_bits: int
+    shares_scale: bool
     reads: "Quantizer | Pixels"
 
     def _set_up(self, reads: "Quantizer | Pixels") -> None:
         self.weight_bits = self.bias_bits = FLOAT_BITS
+        self.shares_scale = False
         self.scale = nn.Parameter(torch.ones(len(self.weight)))
         # Not a child: two layers may read the same integers.
         object.__setattr__(self, "reads", reads)
@@ -64,15 +66,24 @@ class _Layer(nn.Module):
     def fit(self, clip: bool = True) -> None:
         """Set the scales by least squares."""
         if self.weight_bits != FLOAT_BITS:
-            self.scale.copy_(fitted_scales(self.weight, self.weight_bits, clip))
+            rows = self.weight.reshape(1, -1) if self.shares_scale else self.weight
+            self.scale.copy_(fitted_scales(rows, self.weight_bits, clip))
+
+    def free_scales(self) -> Tensor:
+        """Return the scales before they are put on the layer's grid, with a gradient, `[out_chs]`.
+
+        A layer that shares its scale has the mean everywhere.
+        """
+        scale = self.scale.mean().expand_as(self.scale) if self.shares_scale else self.scale
+        return scale.clamp_min(1e-8)
 
     def stored_scales(self) -> Tensor:
         """Return the places of the scales in the layer's grid, int64 `[out_chs]`."""
-        return nearest_scales(self.scale.detach().clamp_min(1e-8))
+        return nearest_scales(self.free_scales().detach())
 
     def scales(self) -> Tensor:
         """Return the scales, of the grid, with a gradient, `[out_chs]`."""
-        scale = self.scale.clamp_min(1e-8)
+        scale = self.free_scales()
         return through(scale, scale_grid(scale.detach().max())[self.stored_scales()])
 
     @torch.no_grad()
@@ -107,7 +118,7 @@ class _Layer(nn.Module):
         else:
             grid = reads.grid()
             step, zeros = grid.step, torch.tensor([grid.zero], dtype=torch.float64)
-        largest = self.scale.detach().clamp_min(1e-8).max().item()
+        largest = self.free_scales().detach().max().item()
         scale = scale_factors(largest, self.stored_scales()) * step
         codes, unit = self.bias_codes()
         bias = torch.floor(codes.double() * unit.double() / scale + 0.5)

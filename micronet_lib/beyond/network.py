@@ -56,12 +56,14 @@ class Widths:
         inputs: quantizer -> bits of the activations that it rounds.
         biases: layer -> bits of its biases.
         pre: bits of the integer `y + 3` before HardSwish.
+        shared_scales: one scale for all filters of a layer.
     """
 
     weights: Mapping[str, int] = field(default_factory=dict)
     inputs: Mapping[str, int] = field(default_factory=dict)
     biases: Mapping[str, int] = field(default_factory=dict)
     pre: int = 12
+    shared_scales: bool = False
 
 
 class Gate(nn.Module):
@@ -211,6 +213,7 @@ class IntegerMicroNet(Network):
         for name, layer in layers.items():
             layer.weight_bits = widths.weights.get(name, FLOAT_BITS)
             layer.bias_bits = widths.biases.get(name, FLOAT_BITS)
+            layer.shares_scale = widths.shared_scales
         for name, quantizer in quantizers.items():
             quantizer.bits = widths.inputs.get(name, FLOAT_BITS)
             quantizer.pre_bits = widths.pre

@@ -1,4 +1,4 @@
-"""Figures of chapter `00_status`."""
+"""Figures of chapter `99_status`."""
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -203,9 +203,10 @@ class OfficialRules(RuleSet):
         if biases:
             yield Item(op.name, op.kind, "add", outputs, self._sum_bits(op))
         if self.precision or min(weight_bits, input_bits) < FREEBIE_BITS:
-            stored = op.scale_bits or p.scale_bits
+            stored = p.scale_bits if op.scale_bits is None else op.scale_bits
+            scales = 0 if op.shared or not stored else op.out_chs
             yield Item(op.name, op.kind, "mult", outputs, p.scale_bits)
-            yield Item(op.name, op.kind, "param", 0 if op.shared else op.out_chs, stored)
+            yield Item(op.name, op.kind, "param", scales, stored)
         yield from self._storage(op, weight_bits)
         bias_bits = op.bias_bits or p.bias_bits
         yield Item(op.name, op.kind, "param", 0 if op.bias_shared else biases, bias_bits)

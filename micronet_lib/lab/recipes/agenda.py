@@ -28,6 +28,7 @@ AGENDA = (
     Item("how far plain rounding goes", "rounding"),
     Item("rounding without labels", "adaptive_rounding"),
     Item("the spread of the headline network", "beyond", "allocated_33", THREE),
+    Item("what else pays", "what_else"),
     Item("what long rounds buy", "rounds", "linear-*", THREE),
     Item("other ways to prune", "rounds"),
     Item("does SRIP help", "srip_placement", "none", THREE),

@@ -25,6 +25,27 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """Numbers in print that points of a sweep reproduce.
+
+    Attributes:
+        stem: of their file, `data/paper/<stem>.csv`.
+        metric: their name there.
+        measured: the metric of the records.
+        points: the printed point of each of the sweep's points; None if they have the same names.
+        factor: turns a recorded number into the printed unit.
+        against: for printed gains, the point that is subtracted; empty otherwise.
+    """
+
+    stem: str
+    metric: str
+    measured: str
+    points: Mapping[str, str] | None = None
+    factor: float = 1.0
+    against: str = ""
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A grid of recipes.
 
@@ -37,6 +58,7 @@ class Sweep:
         metrics: metrics in its tables, in order.
         measures: names of `running.measures.MEASURES`, measured besides the score.
         profiles: the budgets for which the question makes sense.
+        printed: the published numbers that it reproduces.
     """
 
     name: str
@@ -47,6 +69,7 @@ class Sweep:
     metrics: tuple[str, ...]
     profiles: tuple[str, ...] = tuple(PROFILES)
     measures: tuple[str, ...] = ("accuracy",)
+    printed: tuple[Printed, ...] = ()
 
     def points(self) -> tuple[Point, ...]:
         """Every point, in the order of the axes."""

@@ -1,6 +1,14 @@
 """Records and the tables made of them."""
 
 from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.records.comparison import (
+    EXPECTED,
+    OUTSIDE,
+    compared,
+    profiles_of_records,
+    remarks,
+    side_by_side,
+)
 from micronet_lib.lab.records.record import Record, promote, read, read_sweep, record_path, write
 from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import coverage, machines
@@ -18,11 +26,14 @@ from micronet_lib.lab.records.tables import (
 )
 
 __all__ = [
+    "EXPECTED",
     "NOT_RUN",
+    "OUTSIDE",
     "Record",
     "arrays",
     "bill",
     "compare",
+    "compared",
     "coverage",
     "curves",
     "gain",
@@ -30,13 +41,16 @@ __all__ = [
     "measured",
     "paper",
     "paper_wide",
+    "profiles_of_records",
     "promote",
     "provenance",
     "read",
     "read_sweep",
     "recipe_id",
     "record_path",
+    "remarks",
     "runs",
+    "side_by_side",
     "table",
     "write",
 ]

@@ -155,13 +155,38 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     return rows
 
 
-def promote(path: Path, root: Path = MEASURED) -> Path:
-    """Copy a record of this machine to the committed ones and return its new path.
+@dataclass(frozen=True)
+class Promoted:
+    """A record among the committed ones.
+
+    Attributes:
+        path: its place there.
+        before: the record of another measurement that was there, if any.
+        record: the record that is there now.
+    """
+
+    path: Path
+    before: Record | None
+    record: Record
+
+    @property
+    def changes(self) -> dict[str, tuple[float | None, float | None]]:
+        """The metrics that differ from the record before: old and new value, None for missing."""
+        return _changes(self.before, self.record) if self.before else {}
+
+
+def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promoted:
+    """Copy a record of this machine to the committed ones.
+
+    Args:
+        path: of the record.
+        root: of the committed records.
+        replacing: whether it may take the place of another measurement.
 
     Raises:
         InputError: not a record; its sweep or point does not exist any more; it was measured from
             another recipe, from uncommitted code, on drawn images, or with other files than the
-            published ones.
+            published ones; another measurement is in its place.
     """
     record = read(path)
     sweep = SWEEPS.get(record.sweep)
@@ -194,4 +219,24 @@ def promote(path: Path, root: Path = MEASURED) -> Path:
                 f"{path} was not measured with the published {file.name}, or does not say so: "
                 "`micronet data fetch` gets it; then measure the point again"
             )
-    return write(record, of_checkout(root) if root == MEASURED else root)
+    place = (of_checkout(root) if root == MEASURED else root) / record.path
+    before = read(place) if place.is_file() else None
+    if before == record:
+        before = None
+    if before is not None and not replacing:
+        changes = "; ".join(
+            f"{name} {old} -> {new}" for name, (old, new) in _changes(before, record).items()
+        )
+        raise InputError(
+            f"{record.path} is another measurement, of {before.env.get('date')} at commit "
+            f"{before.env.get('commit')}; --replace would put the new one in its place and change "
+            f"{changes or 'no number'}"
+        )
+    return Promoted(write(record, root), before, record)
+
+
+def _changes(before: Record, after: Record) -> dict[str, tuple[float | None, float | None]]:
+    """Return the metrics in which two records differ: old and new value, None for missing."""
+    old, new = before.metrics, after.metrics
+    names = dict.fromkeys([*old, *new])
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}

@@ -18,9 +18,12 @@ NOT_RUN = "not run"
 
 def paper(stem: str) -> pd.DataFrame:
     """Return the transcribed numbers of one chapter: point, metric, value, source, locator."""
-    return pd.read_csv(
-        of_checkout(PAPER_TABLES / f"{stem}.csv"), dtype={"point": str, "value": float}
-    )
+    return printed_rows(stem).astype({"value": float})
+
+
+def printed_rows(stem: str) -> pd.DataFrame:
+    """Return the transcribed numbers of one chapter as text, with the digits that are printed."""
+    return pd.read_csv(of_checkout(PAPER_TABLES / f"{stem}.csv"), dtype=str)
 
 
 def paper_wide(stem: str, source: str) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from micronet_lib.architecture.micronet import EXPAND_RATIOS
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.lab.recipes.bases import ALS, PAPER, PAPER_POLICY, RELEASED, STAGES
-from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+from micronet_lib.lab.recipes.sweep import TRAINED, Printed, Sweep
 
 _RECIPES = {
     "paper": replace(PAPER, train=replace(PAPER.train, watch_test=True)),
@@ -26,6 +26,31 @@ _AUGMENTATIONS = {
     "fast_autoaugment_cutmix": replace(PAPER_POLICY, mix="cutmix"),
 }
 
+# The stages of each table of the paper, and what its points are called there.
+_TABLES = {
+    "architecture": ("{}", ("vanilla", "no_bias_decay")),
+    "label_smoothing": ("ratio_{}", ("orn", "als")),
+    "augmentation": ("ratio_{}", ("fast_autoaugment", "cutmix")),
+}
+_TABLES_2_TO_4 = tuple(
+    Printed(
+        stem,
+        f"top1_{stage}_percent",
+        "top1",
+        {f"{ratio}-{stage}": name.format(ratio) for ratio in EXPAND_RATIOS},
+        factor=100,
+    )
+    for stem, (name, stages) in _TABLES.items()
+    for stage in stages
+)
+
+# Points of the sweep `augmentation` that are rows of Table 4, at ratio 3.
+_ROWS = {
+    "standard": "stacked",
+    "fast_autoaugment": "fast_autoaugment",
+    "fast_autoaugment_cutmix": "cutmix",
+}
+
 SWEEPS = (
     Sweep(
         name="stages",
@@ -36,6 +61,7 @@ SWEEPS = (
             STAGES[stage], model=f"c_efficientnet_{expand_ratio:.1f}"
         ),
         metrics=TRAINED,
+        printed=_TABLES_2_TO_4,
     ),
     Sweep(
         name="augmentation",
@@ -44,6 +70,10 @@ SWEEPS = (
         axes={"augment": tuple(_AUGMENTATIONS)},
         make=lambda augment: replace(ALS, augment=_AUGMENTATIONS[augment]),
         metrics=TRAINED,
+        printed=tuple(
+            Printed("augmentation", f"top1_{row}_percent", "top1", {point: "ratio_3.0"}, 100)
+            for point, row in _ROWS.items()
+        ),
     ),
     Sweep(
         name="recipes",

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
+from micronet_lib.beyond.gates import RemoveGates
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.bases import PAPER_POLICY
@@ -59,6 +60,17 @@ _RUNGS = {
     "allocated_28": _distilled(Allocate(0.00285), epochs=8),
 }
 
+_ELSE = {
+    "distilled": _RUNGS["distilled"],
+    "activations_6": _distilled(Quantize(8, 6, 10), epochs=1),
+    "activations_4": _distilled(Quantize(8, 4, 10), epochs=1),
+    "ternary_expand": _distilled(Quantize(8, 8, 10, expand_bits=1), epochs=1),
+    "shared_scales": _distilled(Quantize(8, 8, 10, shared_scales=True), epochs=1),
+    "no_gates": _distilled(RemoveGates(), Quantize(8, 8, 10), epochs=1),
+    "allocated_33": _RUNGS["allocated_33"],
+    "all_channels": _distilled(Allocate(0.0033, remove_channels=False), epochs=4),
+}
+
 _WIDTHS = {
     **{f"w8a{bits}": Quantize(8, bits) for bits in (12, 10, 9, 8)},
     **{f"w{bits}a8": Quantize(bits, 8) for bits in (6, 4)},
@@ -108,6 +120,12 @@ SWEEPS = (
         "Below the winning score, rung by rung",
         {"rung": _RUNGS},
         lambda rung: _RUNGS[rung],
+    ),
+    _sweep(
+        "what_else",
+        "What else pays, each change beside the network without it",
+        {"change": _ELSE},
+        lambda change: _ELSE[change],
     ),
     _sweep(
         "rounding",

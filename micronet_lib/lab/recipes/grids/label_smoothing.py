@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+from micronet_lib.lab.recipes.sweep import TRAINED, Printed, Sweep
 from micronet_lib.label_smoothing import (
     HARD_LABELS,
     PAPER_SMOOTHING,
@@ -29,6 +29,10 @@ SWEEPS = (
         axes={"form": tuple(_SMOOTHINGS)},
         make=lambda form: replace(ORN, smoothing=_SMOOTHINGS[form]),
         metrics=TRAINED,
+        printed=(
+            Printed("label_smoothing", "top1_orn_percent", "top1", {"none": "ratio_3.0"}, 100),
+            Printed("label_smoothing", "top1_als_percent", "top1", {"paper": "ratio_3.0"}, 100),
+        ),
     ),
     Sweep(
         name="class_similarity",

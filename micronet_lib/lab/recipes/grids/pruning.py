@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from micronet_lib.lab.recipes.bases import PAPER, PAPER_SRIP
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
-from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+from micronet_lib.lab.recipes.sweep import TRAINED, Printed, Sweep
 from micronet_lib.pruning.schedules import (
     PAPER_PRUNING,
     SCHEDULES,
@@ -61,6 +61,8 @@ def _continued(way: str, number: int) -> Recipe:
     return recipe
 
 
+_ROUNDS = {"dense": "prune_0"} | {f"0.{s}": f"prune_{s}" for s in (15, 30, 45, 60)}
+
 SWEEPS = (
     Sweep(
         name="pipeline",
@@ -72,6 +74,12 @@ SWEEPS = (
         ),
         metrics=("sparsity", *TRAINED[:3], "published.score", "official.score"),
         measures=("accuracy", "sparsity"),
+        printed=(
+            Printed("pruning", "top1_percent", "top1", _ROUNDS, factor=100),
+            Printed("pruning", "param_storage_millions", "published.param_storage", _ROUNDS, 1e-6),
+            Printed("pruning", "math_ops_millions", "published.math_ops", _ROUNDS, 1e-6),
+            Printed("pruning", "score", "published.score", _ROUNDS),
+        ),
     ),
     Sweep(
         name="prune_schedule",

@@ -1,7 +1,7 @@
 """Chapter 06: the published networks, their free savings, and fewer bits."""
 
 from micronet_lib.lab.recipes.recipe import Price, Recipe
-from micronet_lib.lab.recipes.sweep import ACCURACY, Sweep
+from micronet_lib.lab.recipes.sweep import ACCURACY, Printed, Sweep
 
 _PUBLISHED = ("v1_pr_60", "v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60")
 
@@ -32,6 +32,16 @@ SWEEPS = (
         ),
         measures=("accuracy", "half_precision", "sparsity", "bill"),
         profiles=("full",),
+        printed=(
+            Printed("scoring", "top1_percent", "top1", factor=100),
+            Printed("scoring", "top5_percent", "top5", factor=100),
+            Printed("scoring", "loss", "loss"),
+            Printed("scoring", "score_first", "first.score"),
+            Printed("scoring", "score_revised", "revised.score"),
+            Printed("scoring", "score_final", "published.score"),
+            Printed("scoring", "param_storage_final", "published.param_storage"),
+            Printed("scoring", "math_ops_final", "published.math_ops"),
+        ),
     ),
     Sweep(
         name="free_savings",

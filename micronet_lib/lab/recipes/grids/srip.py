@@ -6,7 +6,7 @@ from micronet_lib.architecture.initialization import INITIALIZATIONS
 from micronet_lib.lab.recipes.bases import ORN, PAPER_SRIP
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.recipes.sweep import TRAINED, Sweep
+from micronet_lib.lab.recipes.sweep import TRAINED, Printed, Sweep
 
 _SPECTRA = {
     "v1_pr_60": Recipe(checkpoint="micronet_v1_pr_60"),
@@ -34,6 +34,10 @@ SWEEPS = (
         axes={"placement": ("none", "fc", "depthwise", "pointwise", "all")},
         make=_placement,
         metrics=TRAINED,
+        printed=(
+            Printed("srip", "gain_percent", "top1", factor=100, against="none"),
+            Printed("srip", "top1_orn_percent", "top1", {"pointwise": "ratio_3.0"}, 100),
+        ),
     ),
     Sweep(
         name="spectra",

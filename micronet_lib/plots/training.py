@@ -1,0 +1,112 @@
+"""Figures of the page `90_training`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    YELLOW,
+    figure,
+    footer,
+    note,
+)
+
+__all__ = ["learning_rates", "recipe_settings", "training_curves"]
+
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY)
+
+# Field of a recipe's training -> what the transcribed recipes call it.
+_SETTINGS = {
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "lr": "lr",
+    "min_lr": "min_lr",
+    "momentum": "momentum",
+    "weight_decay": "weight_decay",
+    "dropout": "dropout",
+    "bn_momentum": "bn_average_decay",
+}
+
+
+def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str) -> Figure:
+    """Draw training loss and validation accuracy by epoch: a thin line a run, a thick one the mean.
+
+    Args:
+        curves: from `records.curves`; points that are not in `labels` are left out.
+        labels: point -> name in the legend.
+    """
+    fig, (left, right) = figure(height=3.2, columns=2)
+    known = curves if "point" in curves else pd.DataFrame(columns=["point"])
+    known = known[known["point"].isin(list(labels))]
+    panels = ((left, "train_loss", 1), (right, "validation_top1", 100))
+    for ax, column, scale in panels:
+        if known.empty:
+            ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+        for (point, label), colour in zip(labels.items(), _COLOURS, strict=False):
+            rows = known[known["point"] == point]
+            if rows.empty:
+                continue
+            lines = rows.pivot_table(index="epoch", columns="seed", values=column) * scale
+            ax.plot(lines.index, lines, color=colour, lw=0.8, alpha=0.35)
+            mean = lines.mean(axis=1)
+            name = f"{label}, n={lines.shape[1]}"
+            ax.plot(lines.index, mean, "o-", color=colour, lw=2, ms=4, label=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.set(title="training loss (nats)", xlabel="epoch")
+    right.set(title="right on validation images (%)", xlabel="epoch")
+    if not known.empty:
+        right.legend(fontsize=8)
+    return footer(fig, source)
+
+
+def learning_rates(rates: pd.DataFrame, source: str) -> Figure:
+    """Draw schedules of the learning rate.
+
+    Args:
+        rates: a column for each schedule; the index is the epoch.
+    """
+    fig, (ax,) = figure(height=2.9)
+    for name, colour in zip(rates, _COLOURS, strict=False):
+        ax.plot(rates.index, rates[name], color=colour, label=name)
+    start, end = rates.iloc[0, 0], rates.iloc[-1, 0]
+    note(ax, f"{start:g}", (rates.index[0], start), (-4, 0), ha="right", va="center")
+    note(ax, f"{end:.2g}", (rates.index[-1], end), (4, 0), va="center")
+    ax.set(xlabel="epoch", ylabel="learning rate")
+    ax.legend()
+    return footer(fig, source)
+
+
+def recipe_settings(quoted: pd.DataFrame, train: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the settings of a training: paper, README and this book's recipe side by side.
+
+    Args:
+        quoted: transcribed numbers of `05_pruning`; those of the point `training` are used.
+        train: field -> value of the recipe.
+
+    Returns:
+        Columns setting, paper, README, here; a dash where a source does not say.
+    """
+    told = quoted[quoted["point"] == "training"]
+    told = told.pivot_table(index="metric", columns="source", values="value")
+
+    def said(name: str, source: str) -> str:
+        value = told[source].get(_SETTINGS[name], np.nan)
+        if name == "bn_momentum":
+            value = 1 - value  # the sources print how much of the old average is kept
+        return "–" if np.isnan(value) else f"{value:.4g}"
+
+    rows = [
+        (f"train.{name}", said(name, "kim2020"), said(name, "micronet_code"), f"{train[name]:.4g}")
+        for name in _SETTINGS
+    ]
+    return pd.DataFrame(rows, columns=["setting", "paper", "README", "here"])

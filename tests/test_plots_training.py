@@ -1,0 +1,67 @@
+"""The figures and the table of the page on one training run."""
+
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+from figures import texts
+
+from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes.bases import PAPER
+from micronet_lib.lab.recipes.grids import SWEEPS
+
+
+def curves(**points: list[list[float]]) -> pd.DataFrame:
+    """Two epochs of each run, with a loss; a point's runs differ in their seed."""
+    rows = [
+        {"point": point, "seed": seed, "epoch": epoch, "train_loss": loss, "validation_top1": 0.5}
+        for point, found in points.items()
+        for seed, losses in enumerate(found)
+        for epoch, loss in enumerate(losses, start=1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_each_run_is_drawn_and_the_mean_of_the_runs():
+    table = curves(a=[[4.0, 2.0], [2.0, 1.0]], b=[[9.0, 9.0]])
+    fig = plots.training_curves(table, {"a": "ours"}, "somewhere")
+    drawn = [line.get_ydata().tolist() for line in fig.axes[0].lines]
+    assert drawn == [[4, 2], [2, 1], [3, 1.5]]
+    assert fig.axes[1].lines[0].get_ydata().tolist() == [50, 50]
+    assert "ours, n=2" in texts(fig)
+    assert "not run" not in texts(fig)
+
+
+@pytest.mark.parametrize("empty", [pd.DataFrame(), curves(b=[[1.0, 1.0]]), curves(a=[]).reindex()])
+def test_what_has_no_curve_was_not_run(empty):
+    fig = plots.training_curves(empty, {"a": "ours"}, "somewhere")
+    assert texts(fig).count("not run") == 2
+
+
+def test_committed_curves_of_a_sweep_are_drawn():
+    table = records.curves(SWEEPS["stages"], "quick")
+    labels = {point: point for point in table["point"].unique()}
+    fig = plots.training_curves(table, labels, "")
+    runs = table.groupby(["point", "seed"]).ngroups
+    assert len(fig.axes[0].lines) == runs + len(labels)
+
+
+def test_a_schedule_is_drawn_from_its_first_value_to_its_last():
+    fig = plots.learning_rates(pd.DataFrame({"one": [0.1, 0.05], "two": [0.3, 0.2]}), "somewhere")
+    assert [line.get_ydata().tolist() for line in fig.axes[0].lines] == [[0.1, 0.05], [0.3, 0.2]]
+    assert all(word in texts(fig) for word in ("one", "two", "0.1", "0.05"))
+
+
+def test_the_books_recipe_has_the_papers_settings():
+    table = plots.recipe_settings(records.paper("pruning"), asdict(PAPER.train))
+    assert (table["paper"] == table["here"]).all()
+    silent = table["setting"] == "train.dropout"  # the README does not say
+    assert (table["README"][~silent] == table["here"][~silent]).all()
+    assert (table["README"][silent] == "–").all()
+
+
+def test_another_setting_shows():
+    train = asdict(PAPER.train) | {"epochs": 7}
+    table = plots.recipe_settings(records.paper("pruning"), train).set_index("setting")
+    assert table.loc["train.epochs", ["paper", "here"]].tolist() == ["600", "7"]
