@@ -77,8 +77,8 @@ def exit_picture(costs: pd.DataFrame, after: str, images: Sequence[Any], source:
     for name, width, end in zip(trunk["part"], widths, ends, strict=True):
         colour = BLUE if end <= leaves + 1e-9 else GREY
         ax.add_patch(Rectangle((end - width, 0), width, 0.6, fc=colour, ec="white", alpha=0.75))
-        if width > 0.02:
-            text = name.removeprefix("blocks.")
+        text = name.removeprefix("blocks.")
+        if width > 0.011 * len(text):
             ax.text(end - width / 2, 0.3, text, ha="center", va="center", color="white", size=8)
     head = costs.loc[costs["part"] == _HEAD, "math_ops"].sum() / trunk["math_ops"].sum()
     top = 1.15 + 0.75 * (len(images) - 1)
