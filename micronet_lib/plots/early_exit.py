@@ -246,7 +246,9 @@ def exit_tradeoff(
             ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
     else:
         trunk = 1e3 * run["official.trunk_score"].iloc[0]
+        chosen = 1e3 * run["official.expected_score"]
         scores.axvline(trunk, color="black", lw=0.9, ls="--")
+        scores.set_xlim(0.96 * min(trunk, *chosen), 1.03 * max(trunk, *chosen))
         note(scores, "no exit", (trunk, 77.2), (-3, 0), ha="right", size=7.5)
         rates.legend(fontsize=7.5)
     answers.legend(fontsize=7.5, loc="lower left")
