@@ -10,8 +10,8 @@ from hypothesis import given
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
-from micronet_lib.lab.recipes import identity
 from micronet_lib.early_exit import ExitLoss
+from micronet_lib.lab.recipes import identity
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import changed_fields, plain_recipe, recipe_id, run_id
