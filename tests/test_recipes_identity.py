@@ -10,6 +10,7 @@ from hypothesis import given
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.early_exit import ExitLoss
 from micronet_lib.lab.recipes import identity
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -30,6 +31,7 @@ VALUES = {  # the default, and what differs from it
     "teacher": [None, Recipe(), PAPER],
     "more_teachers": [(), (PAPER,), (PAPER, Recipe()), (Recipe(), PAPER)],
     "distillation": [DistillationConfig(), DistillationConfig(0.5), DistillationConfig(1.0, 4.0)],
+    "exits": [ExitLoss(), ExitLoss(0.5), ExitLoss(0.5, confidence=False), ExitLoss(1.0)],
     "savings": [(), ("dead_gates",), ("dead_gates", "sixth"), ("sixth", "dead_gates")],
     "price": [Price(), Price(8), Price(0, 8), Price(8, 8, "integer")],
     "train": [

@@ -227,6 +227,12 @@ class MicroNet(Network):
         """The linear layer of the head."""
         return self.head.classifier
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The stem, every block, and the head."""
+        blocks = {f"blocks.{index}": block for index, block in enumerate(self.blocks)}
+        return {"stem": self.stem, **blocks, "head": self.head}
+
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, 32, 32] -> [N, num_classes]` logits."""
         return self.head(self.blocks(self.stem(x)))

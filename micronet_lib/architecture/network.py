@@ -52,6 +52,14 @@ class Network(nn.Module):
         """
         return self
 
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Modules that give the network when they run one after the other, by name, in order.
+
+        Empty if the network is no such chain. Then nothing can be attached between its blocks.
+        """
+        return {}
+
     def exits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every exit, the last exit at the end; by default one."""
         return [self(x)]
@@ -80,6 +88,11 @@ class Wrapped(Network):
         found = self.network.get_submodule(self._classifier_name)
         assert isinstance(found, nn.Linear)
         return found
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The children of an `nn.Sequential`; empty for any other module."""
+        return dict(self.network.named_children() if type(self.network) is nn.Sequential else ())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

@@ -7,6 +7,7 @@ from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.beyond import *  # noqa: F403
 from micronet_lib.plots.contest import *  # noqa: F403
+from micronet_lib.plots.early_exit import *  # noqa: F403
 from micronet_lib.plots.label_smoothing import *  # noqa: F403
 from micronet_lib.plots.label_smoothing_similarity import *  # noqa: F403
 from micronet_lib.plots.pruning import *  # noqa: F403

@@ -180,7 +180,7 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
     (_each("leaky_relu"), "leaky_relu"),
     (lambda rec, out, input, weight: [rec.operation("leaky_relu", out, weight)], "prelu"),
     (_clamp, "clamp clip"),
-    (_each("compare"), "maximum minimum clamp_min clamp_max"),
+    (_each("compare"), "maximum minimum clamp_min clamp_max gt ge lt le"),
     (_each("unary"), "abs neg exp log sqrt rsqrt reciprocal tanh square pow round floor ceil sign"),
     (_arithmetic("gate", "product"), "mul multiply rmul imul"),
     (

@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.early_exit import ExitLoss
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.optimisation import TrainConfig
@@ -48,6 +49,7 @@ class Recipe:
         teacher: recipe of the network whose logits are learned from.
         more_teachers: further ones; the mean of all their predictions is learned from.
         distillation: weight and temperature of the teacher's loss term.
+        exits: weight of an early exit's loss term; 0 for a network without one.
         savings: names of `dead_channels.SAVINGS`, applied in this order.
         price: bit widths that the official rules charge for.
         train: settings of the training; 0 epochs train nothing.
@@ -67,6 +69,7 @@ class Recipe:
     teacher: "Recipe | None" = None
     more_teachers: "tuple[Recipe, ...]" = ()
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    exits: ExitLoss = field(default_factory=ExitLoss)
     savings: tuple[str, ...] = ()
     price: Price = field(default_factory=Price)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -4,6 +4,7 @@ import math
 
 from micronet_lib.architecture import NETWORKS
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.early_exit import AddExit
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.data.images import NUM_IMAGES
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -33,6 +34,7 @@ def check_together(recipe: Recipe, dataset: str) -> None:
     _check_images(recipe, dataset)
     _check_rounds(recipe)
     _check_teacher(recipe)
+    _check_exit(recipe)
     price = recipe.price
     rules_of("official", price.weight_bits, price.activation_bits, price.accumulator)
     train = recipe.train
@@ -105,3 +107,23 @@ def _check_teacher(recipe: Recipe) -> None:
         raise InputError("a teacher needs a training; train.epochs is 0")
     if not all(teacher.learns for teacher in recipe.teachers):
         raise InputError("the teacher was never trained: give it a checkpoint, or train.epochs")
+
+
+def _check_exit(recipe: Recipe) -> None:
+    if recipe.exits.weight and not _has_exit(recipe):
+        raise InputError(
+            f"exits.weight is {recipe.exits.weight}, but the network has no early exit: add one by "
+            "the change AddExit"
+        )
+    if _adds_exit(recipe) and recipe.train.epochs and not recipe.exits.weight:
+        raise InputError("the change AddExit adds an exit that nothing trains: set exits.weight")
+    if recipe.teacher is not None and recipe.exits.weight == 1:
+        raise InputError("exits.weight is 1, so no loss is left for the teacher: set less than 1")
+
+
+def _adds_exit(recipe: Recipe) -> bool:
+    return any(isinstance(change, AddExit) for change in recipe.changes)
+
+
+def _has_exit(recipe: Recipe) -> bool:
+    return _adds_exit(recipe) or (recipe.start is not None and _has_exit(recipe.start))

@@ -113,7 +113,9 @@ def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> N
                 crop=recipe.augment.crop, flip=recipe.augment.flip,
             )  # fmt: skip
             images = normalize(augment(images, draws))
-        network = change.apply(network, images)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed + 1000 * recipe.depth + index)  # new layers draw their weights
+            network = change.apply(network, images)
     return network
 
 

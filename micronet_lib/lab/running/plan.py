@@ -155,6 +155,9 @@ def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
         _shape(teacher) if teacher else None,
         tuple(map(_shape, recipe.get("more_teachers") or ())),
         recipe["train"]["precision"],
+        # A frozen trunk takes no backward pass. Older records have neither.
+        tuple(recipe["train"].get("freeze", ())),
+        recipe.get("exits", {}).get("weight", 0.0),
     )
 
 
@@ -189,12 +192,21 @@ def timed_images_per_s(recipe: Recipe) -> float:
 
 
 def _untrained(recipe: Recipe) -> Network:
-    """Return a network of the shape that a recipe trains, with any weights."""
+    """Return a network of the shape that a recipe trains, with any weights.
+
+    Changes that read images are left out: they keep the shape.
+    """
     if recipe.start is not None:
-        return _untrained(recipe.start)
-    if recipe.checkpoint:
-        return load_published(checkpoint_path(recipe.checkpoint))
-    return fresh_network(replace(recipe, train=replace(recipe.train, initialization="default")), 0)
+        network = _untrained(recipe.start)
+    elif recipe.checkpoint:
+        network = load_published(checkpoint_path(recipe.checkpoint))
+    else:
+        default = replace(recipe.train, initialization="default")
+        network = fresh_network(replace(recipe, train=default), 0)
+    for change in recipe.changes:
+        if not change.num_images:
+            network = change.apply(network, torch.empty((0, 3, 32, 32)))
+    return network
 
 
 def _disk_mb(recipe: Recipe) -> float:

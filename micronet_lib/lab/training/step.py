@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.mixing import MixDraw, mix
 from micronet_lib.distillation import DistillationConfig, distillation_loss
+from micronet_lib.early_exit import ExitLoss, ExitNetwork, Front, exit_loss
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.hooks import TargetTable, freeze
 from micronet_lib.label_smoothing import smoothed_targets, soft_cross_entropy
 from micronet_lib.pruning.masks import apply_masks
@@ -70,13 +72,15 @@ def plain_step(
 
 
 class Objective:
-    """The loss of a batch: soft labels, and a teacher's logits if there is a teacher.
+    """The loss of a batch: soft labels, and a teacher's logits and an early exit if there are any.
 
     Args:
         table: the targets of the classes.
         teacher: in evaluation mode, on the network's device.
         distillation: weight and temperature of the teacher's term.
         half: compute the networks in bfloat16.
+        exits: weight of the early exit's term.
+        front: what computes the features of a frozen trunk; None for the network itself.
     """
 
     def __init__(
@@ -85,9 +89,12 @@ class Objective:
         teacher: nn.Module | None = None,
         distillation: DistillationConfig | None = None,
         half: bool = False,
+        exits: ExitLoss | None = None,
+        front: nn.Module | None = None,
     ) -> None:
         self.table, self.teacher, self.half = table, teacher, half
         self.distillation = distillation or DistillationConfig()
+        self.exits, self.front = exits or ExitLoss(), front
 
     def __call__(
         self, network: nn.Module, images: Tensor, targets: Tensor, draw: MixDraw | None
@@ -108,11 +115,35 @@ class Objective:
         if not blended:
             inputs = normalize(inputs)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+        share = self.exits.weight
+        if not share:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+                logits = network(inputs)
+            return self._last(logits, inputs, targets, partners, lam)
+        assert isinstance(network, ExitNetwork)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
-            logits = network(inputs)
+            if share == 1:  # nothing learns from the last exit
+                features = network.features(inputs) if self.front is None else self.front(inputs)
+                early, last = network.exit_head(features), None
+            else:
+                early, last = network.exits(inputs)
+        loss = share * exit_loss(early, self.table(targets, partners, lam), self.exits.confidence)
+        if last is not None:
+            loss = loss + (1 - share) * self._last(last, inputs, targets, partners, lam)
+        return loss
+
+    def _last(
+        self,
+        logits: Tensor,
+        inputs: Tensor,
+        targets: Tensor,
+        partners: Tensor | None,
+        lam: float | Tensor | None,
+    ) -> Tensor:
+        """Return the loss of the last exit's logits."""
         if self.teacher is None or self.distillation.weight == 0:
             return soft_cross_entropy(logits, self.table(targets, partners, lam))
-        with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.half):
             taught = self.teacher(inputs)
         weight, temperature = self.distillation.weight, self.distillation.temperature
         loss = weight * distillation_loss(logits, taught, temperature)
@@ -156,7 +187,9 @@ class Step:
         if recipe.srip.coef:
             self.hooks.append(Srip(network, recipe.srip, generator))
         self.hooks += hooks
-        self.objective = Objective(table, teacher, recipe.distillation, half)
+        self.objective = Objective(
+            table, teacher, recipe.distillation, half, recipe.exits, _frozen_front(network)
+        )
         self.optimizer = make_optimizer(network, train)
         self.loss_of = self._loss_of
         self.loss = torch.zeros((), device=self.device)
@@ -260,6 +293,15 @@ def _size(parameter: Tensor) -> float:
     """Return the root mean square of the non-zero values."""
     mean_square = parameter.square().sum() / parameter.count_nonzero().clamp_min(1)
     return max(1e-4, mean_square.sqrt().item())
+
+
+def _frozen_front(network: nn.Module) -> nn.Module | None:
+    """Return the features of a frozen trunk with folded batch norm, or None without one."""
+    if not isinstance(network, ExitNetwork):
+        return None
+    if any(parameter.requires_grad for parameter in network.trunk.parameters()):
+        return None
+    return fold_batch_norm(Front(network)).requires_grad_(False)
 
 
 class _Float32Conv2d(nn.Conv2d):
