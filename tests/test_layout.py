@@ -31,7 +31,8 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_status"]
+NO_CHAPTERS = {"00_status", "explore"}  # the ledger, and the page for lookers
+CHAPTERS = [path for path in NOTEBOOKS if path.stem not in NO_CHAPTERS]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
 
@@ -78,10 +79,11 @@ def room(module: str) -> str:
 
 
 def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
-    names = [path.stem for path in NOTEBOOKS]
+    texts = {path.stem for path in (BOOK / "src").glob("*.md")}
+    assert texts == {path.stem for path in NOTEBOOKS}, "run `make sync`"
+    names = [path.stem for path in NOTEBOOKS if path.stem != "explore"]
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
     assert len({each[:2] for each in names}) == len(names)
-    assert {path.stem for path in (BOOK / "src").glob("*.md")} == set(names), "run `make sync`"
 
 
 def test_the_stem_rule():
@@ -109,7 +111,8 @@ def test_what_is_named_after_a_chapter_has_one():
     assert {path.stem for path in grids} <= set(STEMS)
     assert {path.stem for path in TABLES} <= set(STEMS)
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
-    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {"status", "style", "tables"}
+    others = {f for f in figures if not f.startswith(tuple(STEMS))}
+    assert others == {"front", "status", "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():
