@@ -22,10 +22,13 @@ CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 # The kinds of code cell and how many lines of code each may hold.
 LINE_LIMITS = {"parameters": 3, "setup": 24, "explain": 20, "source": 1, "run": 8, "show": 10}
 IGNORED = "nbval-ignore-output"
-KNOWN_TAGS = {*LINE_LIMITS, IGNORED, "hide-input", "hide-output", "hide-cell", "scroll-output"}
+# What is removed is in the notebook and not on the page.
+REMOVED = {"remove-cell", "remove-input"}
+HIDDEN = {"hide-input", "hide-output", "hide-cell"}
+KNOWN_TAGS = {*LINE_LIMITS, *REMOVED, *HIDDEN, IGNORED, "scroll-output"}
 
-# The page that reports on the chapters is no method itself.
-CARDLESS = {"00_status"}
+# Pages that are no method: the report on the chapters, and the one to look at.
+CARDLESS = {"00_status", "explore"}
 CARD_ENTRIES = (
     *("What", "Paper", "Equation", "Suggested values", "Cost", "Measured effect", "Differences"),
 )
