@@ -3,7 +3,7 @@
 VENV     := .venv
 PY       := $(VENV)/bin/python
 STAMP    := $(VENV)/.setup
-CHAPTERS := $(sort $(wildcard book/[0-9][0-9]_*.ipynb))
+CHAPTERS := $(sort $(wildcard book/*.ipynb))
 SITE     := book/_build/html
 PROFILE  ?= full
 RUNS     := $(or $(MICRONET_RUNS),runs)
@@ -156,8 +156,8 @@ sync: $(STAMP) ## authors: bring book/*.ipynb and book/src/*.md to the newer of 
 	@$(PY) -m jupytext --quiet --sync book/src/*.md $(CHAPTERS)
 
 execute: sync ## authors: execute the notebooks in place at smoke and keep the pair in step
-	$(EXECUTE) $(if $(CH),book/$(CH).ipynb,$$(ls book/[0-9][0-9]_*.ipynb))
-	@$(PY) -m jupytext --quiet --sync book/[0-9][0-9]_*.ipynb
+	$(EXECUTE) $(if $(CH),book/$(CH).ipynb,$$(ls book/*.ipynb))
+	@$(PY) -m jupytext --quiet --sync book/*.ipynb
 
 clean: ## remove the site and caches; .venv and your runs stay
 	rm -rf book/_build runs/book .pytest_cache .mypy_cache .ruff_cache .benchmarks

@@ -1,11 +1,15 @@
 """Sphinx settings of the book: it renders the committed notebooks and fetches nothing."""
 
+import json
 import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from docutils import nodes
+from PIL import Image
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
@@ -64,12 +68,14 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", _mathjax_bundle()]
-html_css_files = ["custom.css"]
+html_css_files = ["custom.css", "dark_figures.css"]
+html_js_files = ["enlarge.js", "unrun.js"]
 html_show_sourcelink = False
 html_copy_source = True
 html_show_copyright = False
 html_last_updated_fmt = None
-html_context = {"default_mode": "light"}
+html_context = {"default_mode": "auto"}  # as the reader's system has it, until they choose
+html_use_index = False  # there is no entry to list
 html_theme_options = {
     "logo": {
         "image_light": "_static/logo.svg",
@@ -79,6 +85,8 @@ html_theme_options = {
     },
     "show_navbar_depth": 1,
     "show_toc_level": 2,
+    # The explorer has the whole width.
+    "secondary_sidebar_items": {"**": ["page-toc"], "explore": []},
     "navbar_persistent": [],
     "use_fullscreen_button": False,
     "use_download_button": True,
@@ -123,7 +131,82 @@ def explain_terms(app: Sphinx, doctree: nodes.document, _: str) -> None:
             link["reftitle"] = _definitions(app)[name]
 
 
+# ------------------------------------------------------------------------- what the search shows
+# Sphinx finds pages. A browser that reads files may not fetch them to show where the words stand,
+# so the search page brings the text along, section by section.
+
+SEARCHED = (nodes.paragraph, nodes.caption, nodes.term, nodes.literal_block)
+
+
+def _sections(doctree: nodes.document) -> list[dict[str, str]]:
+    """Return anchor, title and text of each section, without those of its subsections."""
+    found = []
+    for section in doctree.findall(nodes.section):
+        texts = [
+            part.astext()
+            for part in section.findall(lambda node: isinstance(node, SEARCHED))
+            if _section_of(part) is section
+        ]
+        title = section.next_node(nodes.title)
+        found.append(
+            {
+                "anchor": section["ids"][0],
+                "title": title.astext() if title else "",
+                "text": " ".join(" ".join(texts).split()),
+            }
+        )
+    return found
+
+
+def _section_of(node: nodes.Node) -> nodes.Node | None:
+    while node.parent is not None and not isinstance(node, nodes.section):
+        node = node.parent
+    return node
+
+
+def _write_texts(app: Any, exception: Exception | None) -> None:
+    if exception is None and app.builder.format == "html":
+        texts = {name: _sections(app.env.get_doctree(name)) for name in sorted(app.env.found_docs)}
+        text = json.dumps(texts, ensure_ascii=False, separators=(",", ":"))
+        target = Path(app.outdir) / "_static" / "search_texts.js"
+        target.write_text(f"window.BOOK_TEXTS = {text};\n", encoding="utf-8")
+
+
+def _add_texts(app: Any, pagename: str, *_: Any) -> None:
+    if pagename == "search":
+        app.add_js_file("search_texts.js")
+        app.add_js_file("search_sections.js")
+
+
+# ---------------------------------------------------------------------------- figures in the dark
+# A chart is turned over on a dark page: what is white there becomes dark, and hues stay. Pictures
+# and heat maps stay as they are.
+
+FLAT = 0.8
+"""Share of pixels that the dozen commonest colours cover: above it, a picture is a chart."""
+
+
+def _is_chart(path: Path) -> bool:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    counts = np.unique(pixels, axis=0, return_counts=True)[1]
+    return bool(np.sort(counts)[-12:].sum() > FLAT * len(pixels))
+
+
+def _write_dark_figures(app: Any, exception: Exception | None) -> None:
+    if exception is None and app.builder.format == "html":
+        images = sorted((Path(app.outdir) / "_images").glob("*.png"))
+        charts = ",\n".join(f'[src$="{path.name}"]' for path in images if _is_chart(path))
+        filters = "filter: invert(0.93) hue-rotate(180deg);"
+        rule = f'html[data-theme="dark"] img:is({charts}) {{\n  {filters}\n}}\n'
+        target = Path(app.outdir) / "_static" / "dark_figures.css"
+        target.write_text(rule if charts else "", encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """Connect what Sphinx does to a page of this book."""
     app.connect("doctree-read", number_chapter, priority=400)  # before titles are collected
     app.connect("doctree-resolved", explain_terms)
+    app.connect("html-page-context", _add_texts)
+    app.connect("build-finished", _write_texts)
+    app.connect("build-finished", _write_dark_figures)

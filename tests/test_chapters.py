@@ -104,6 +104,16 @@ def test_real_images_with_the_files_that_suffice(tmp_path, stem, profile, files)
     check(tmp_path, stem, profile, 0, {}, files)
 
 
+@pytest.mark.slow
+def test_the_page_to_look_at_on_real_images(tmp_path):
+    check(tmp_path, "explore", "quick", 0, {}, ["cifar100"])
+
+
+def test_the_page_to_look_at_names_what_it_needs(tmp_path):
+    with chapter_lab(tmp_path):
+        assert "data fetch cifar100" in refusal("explore", profile="full")
+
+
 # ---------------------------------------------------------------------------------- odd settings
 
 

@@ -31,8 +31,9 @@ TESTS = ROOT / "tests"
 
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-# Chapter zero and the pages from 90 on are about all methods, so they have none of their own.
-PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9"))]
+# Chapter zero, the pages from 90 on and the page for lookers are about all methods, so they have
+# none of their own.
+PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9", "explore"))]
 # `11_beyond_in_depth` is the second page of `11_beyond`.
 SECONDS = [path for path in NOTEBOOKS if path.stem.endswith("_in_depth")]
 CHAPTERS = [path for path in NOTEBOOKS if path not in (*PAGES, *SECONDS)]
@@ -82,12 +83,13 @@ def room(module: str) -> str:
 
 
 def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
-    names = [path.stem for path in NOTEBOOKS]
+    texts = {path.stem for path in (BOOK / "src").glob("*.md")}
+    assert texts == {path.stem for path in NOTEBOOKS}, "run `make sync`"
+    names = [path.stem for path in NOTEBOOKS if path.stem != "explore"]
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
-    firsts = {path.stem for path in NOTEBOOKS if path not in SECONDS}
+    firsts = set(names) - {path.stem for path in SECONDS}
     assert len({each[:2] for each in firsts}) == len(firsts)
     assert {each.removesuffix("_in_depth") for each in names} == firsts, "a second page has a first"
-    assert {path.stem for path in (BOOK / "src").glob("*.md")} == set(names), "run `make sync`"
 
 
 def test_the_stem_rule():
@@ -115,8 +117,9 @@ def test_what_is_named_after_a_chapter_has_one():
     assert {path.stem for path in grids} <= set(STEMS)
     assert {path.stem for path in TABLES} <= set(STEMS)
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
-    pages = {path.stem[3:] for path in PAGES}
-    assert {f for f in figures if not f.startswith(tuple(STEMS))} == {*pages, "style", "tables"}
+    pages = {path.stem[3:] for path in PAGES if path.stem != "explore"}
+    others = {f for f in figures if not f.startswith(tuple(STEMS))}
+    assert others == {*pages, "front", "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():

@@ -22,11 +22,14 @@ CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 # The kinds of code cell and how many lines of code each may hold.
 LINE_LIMITS = {"parameters": 3, "setup": 24, "explain": 20, "source": 1, "run": 8, "show": 10}
 IGNORED = "nbval-ignore-output"
-KNOWN_TAGS = {*LINE_LIMITS, IGNORED, "hide-input", "hide-output", "hide-cell", "scroll-output"}
+# What is removed is in the notebook and not on the page.
+REMOVED = {"remove-cell", "remove-input"}
+HIDDEN = {"hide-input", "hide-output", "hide-cell"}
+KNOWN_TAGS = {*LINE_LIMITS, *REMOVED, *HIDDEN, IGNORED, "scroll-output"}
 
-# Pages about all methods (chapter zero, and those from 90 on) have no card; the second page of a
-# chapter leaves card and exercises to the first.
-CARDLESS = {path.stem for path in CHAPTERS if re.match(r"00|9|.*_in_depth$", path.stem)}
+# Pages about all methods (chapter zero, those from 90 on, the one for lookers) have no card; the
+# second page of a chapter leaves card and exercises to the first.
+CARDLESS = {p.stem for p in CHAPTERS if re.match(r"00|9|explore|.*_in_depth$", p.stem)}
 CARD_ENTRIES = (
     *("What", "Paper", "Equation", "Suggested values", "Cost", "Measured effect", "Differences"),
 )

@@ -1,5 +1,7 @@
 """Pictures and numbers of the similarity matrix, and the figures of `03_label_smoothing`."""
 
+import base64
+import io
 import json
 import re
 
@@ -8,8 +10,10 @@ import pandas as pd
 import pytest
 from figures import texts
 from made_records import top1_table
+from PIL import Image
 
 from micronet_lib import plots
+from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.data.images import load_labels
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -118,38 +122,69 @@ def explorer_data(html: str) -> dict:
     return json.loads(found.group(1))
 
 
-def test_explorer_holds_every_pair_in_three_orders_and_loads_nothing(blocks):
-    html, again = (
-        plots.similarity_explorer(blocks, CLASSES, "maple_tree", "similarity-test").data
-        for _ in range(2)
-    )
+def explorer(networks: list[plots.Similarity], **settings) -> str:
+    return plots.similarity_explorer(networks, "maple_tree", "similarity-test", **settings).data
+
+
+def test_explorer_holds_every_pair_and_the_tree_and_loads_nothing(blocks):
+    networks = [plots.Similarity("here", blocks, CLASSES, "measured somewhere")]
+    html, again = explorer(networks), explorer(networks)
     assert html == again
     assert 'id="similarity-test"' in html
     assert not re.search(r"__[A-Z]+__", html)
     assert not re.search(r"https?://|src=|@import|url\(|fetch\(|import\(", html)
-    assert len(html) < 60_000
+    assert len(html) < 80_000
 
     data = explorer_data(html)
-    assert data["classes"] == list(CLASSES["class"])
-    named = [data["superclasses"][k] for k in data["superclass_of"]]
+    (classes,), (network,) = data["sets"], data["networks"]
+    assert classes["classes"] == list(CLASSES["class"])
+    named = [classes["superclasses"][k] for k in classes["superclass_of"]]
     assert named == list(CLASSES["superclass"])
-    assert data["classes"][data["start"]] == "maple_tree"
+    assert (network["label"], network["source"]) == ("here", "measured somewhere")
     below = blocks[np.tril_indices(100, -1)]
-    assert np.array(data["thousandths"]) / 1000 == pytest.approx(below, abs=0.0005001)
+    assert np.array(network["thousandths"]) / 1000 == pytest.approx(below, abs=0.0005001)
 
-    orders = {order["label"]: order for order in data["orders"]}
-    assert list(orders) == ["by superclass", "clustered", "alphabetical"]
-    for order in orders.values():
-        assert sorted(order["classes"]) == list(range(100))
-        assert sum(size for _, size in order["groups"]) == 100
-    names, superclasses = CLASSES["class"].to_numpy(), CLASSES["superclass"].to_numpy()
-    assert list(names[orders["alphabetical"]["classes"]]) == sorted(names)
-    by_superclass = superclasses[orders["by superclass"]["classes"]]
-    assert list(by_superclass) == sorted(by_superclass)
-    assert orders["by superclass"]["groups"] == [[s, 5] for s in dict.fromkeys(by_superclass)]
-    clustered = superclasses[orders["clustered"]["classes"]].reshape(20, 5)
+    superclasses = CLASSES["superclass"].to_numpy()
+    assert sorted(network["leaves"]) == list(range(100))
+    clustered = superclasses[network["leaves"]].reshape(20, 5)
     assert all(len(set(group)) == 1 for group in clustered)
-    assert [size for _, size in orders["clustered"]["groups"]] == [5] * 20
+    assert network["clusters"] == [5] * 20
+    # Every class and every merge but the last is merged once; heights grow.
+    merged = [part for one, other, _ in network["merges"] for part in (one, other)]
+    assert sorted(merged) == list(range(198))
+    heights = [height for *_, height in network["merges"]]
+    assert heights == sorted(heights)
+
+
+def test_explorer_shares_the_classes_of_networks_that_have_the_same(blocks, noise):
+    other = CLASSES.assign(**{"class": [f"drawn {k}" for k in range(100)]})
+    pictures = np.zeros((100, 3, 32, 32), np.uint8)
+    pictures[11] = 255
+    html = explorer(
+        [
+            plots.Similarity("one", blocks, CLASSES, ""),
+            plots.Similarity("drawn", noise, other, "", pictures),
+            plots.Similarity("two", noise, CLASSES, ""),
+        ],
+        buttons=["worm"],
+        form="page",
+    )
+    data = explorer_data(html)
+    assert [network["set"] for network in data["networks"]] == [0, 1, 0]
+    assert (data["buttons"], data["form"]) == (["worm"], "page")
+    assert "pictures" not in data["sets"][0]
+    _, text = data["sets"][1]["pictures"].split(",")
+    with Image.open(io.BytesIO(base64.b64decode(text))) as sheet:
+        assert sheet.size == (320, 320)
+        assert sheet.getpixel((48, 48)) > (200, 200, 200)  # the second row's second
+        assert sheet.getpixel((16, 48)) < (50, 50, 50)
+
+
+def test_explorer_refuses_no_network_and_an_unknown_form(blocks):
+    with pytest.raises(InputError, match="at least one"):
+        explorer([])
+    with pytest.raises(InputError, match="poster"):
+        explorer([plots.Similarity("one", blocks, CLASSES, "")], form="poster")
 
 
 # ------------------------------------------------------------------------------- forms and sweep

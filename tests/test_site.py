@@ -6,6 +6,7 @@ page checks are skipped and say so.
 
 import functools
 import http.server
+import io
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup, Tag
+from PIL import Image
 
 from micronet_lib import plots
 
@@ -29,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
 CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
 SOURCES = sorted([*CHAPTERS, *(path.stem for path in BOOK.glob("*.md"))])
-PAGES = [f"{stem}.html" for stem in [*SOURCES, "genindex", "search"]]
+PAGES = [f"{stem}.html" for stem in [*SOURCES, "search"]]
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
@@ -190,7 +192,7 @@ def address(site: Path) -> Iterator[str]:
 # What one page did wrong while a browser showed it.
 FAULTS = (
     *("status", "title", "outside", "failed", "console", "broken images", "math", "too wide"),
-    *("not darker", "faint in light", "faint in dark"),
+    *("not darker", "faint in light", "faint in dark", "inaccessible", "unrun columns"),
 )
 
 
@@ -227,6 +229,13 @@ TOO_WIDE = """() => {
       .filter(node => !scrolls(node.parentElement))
       .map(node => node.outerHTML.slice(0, 90)).slice(0, 3));
 }"""
+
+UNRUN_COLUMNS = """() => [...document.querySelectorAll('table.dataframe')].flatMap(table => {
+  const heads = [...table.rows[0].cells], rows = [...table.tBodies].flatMap(body => [...body.rows]);
+  if (rows.length < 2 || rows.some(row => row.cells.length !== heads.length)) return [];
+  return heads.filter((head, k) => head.checkVisibility() &&
+    rows.every(row => row.cells[k].textContent.trim() === 'not run')).map(head => head.textContent);
+})"""
 
 BACKGROUND = "() => getComputedStyle(document.body).backgroundColor"
 
@@ -278,6 +287,24 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+def inaccessible(page: Any) -> list[str]:
+    """What axe-core finds critical or serious; nothing where it is not installed."""
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ModuleNotFoundError:
+        return []
+    # docutils calls a list what has no items. With preload, axe would fetch style sheets again.
+    # Contrast takes it seconds a page, and `FAINT` measures it in both themes.
+    options = {
+        "resultTypes": ["violations"],
+        "preload": False,
+        "rules": {"color-contrast": {"enabled": False}},
+    }
+    found = Axe().run(page, {"exclude": [".citation-list"]}, options).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    return [f"{each['id']}: {each['nodes'][0]['html'][:90]}" for each in serious]
+
+
 def visit(browser: Any, address: str, page_name: str) -> Faults:
     """Open one page as a reader would, first wide, then on a phone, then in the dark."""
     seen: Faults = {what: [] for what in FAULTS}
@@ -306,14 +333,17 @@ def visit(browser: Any, address: str, page_name: str) -> Faults:
     seen["title"] = [] if page.title().strip() else ["none"]
     seen["broken images"] = page.evaluate(BROKEN_IMAGES)
     seen["math"] = page.evaluate(MATH)
+    seen["unrun columns"] = page.evaluate(UNRUN_COLUMNS)
+    seen["inaccessible"] = inaccessible(page)
     backgrounds = []
     for theme in ("light", "dark"):
         page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
         backgrounds.append(page.evaluate(BACKGROUND))
         seen[f"faint in {theme}"] = page.evaluate(FAINT, MIN_CONTRAST)
     seen["not darker"] = backgrounds[:1] if len(set(backgrounds)) == 1 else []
-    page.set_viewport_size(PHONE)
     seen["too wide"] = page.evaluate(TOO_WIDE)
+    page.set_viewport_size(PHONE)
+    seen["too wide"] += page.evaluate(TOO_WIDE)
     context.close()
     return seen
 
@@ -340,6 +370,84 @@ def test_the_theme_button_switches_and_the_choice_is_kept(browser: Any, address:
     page.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_opens_in_the_colours_of_the_system(browser: Any, address: str, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(f"{address}/index.html")
+    assert page.evaluate("() => document.documentElement.dataset.theme") == scheme
+    page.close()
+
+
+def test_charts_turn_dark_and_pictures_do_not(browser: Any, address: str) -> None:
+    page = browser.new_page(color_scheme="dark")
+    page.set_default_timeout(PATIENCE)
+    for name, figure, dark in (
+        ("03_label_smoothing", "fig-forms", True),
+        ("06_scoring", "fig-layer-bill", True),
+        ("03_label_smoothing", "fig-similarity", False),
+        ("04_augmentation", "fig-cutmix", False),
+    ):
+        page.goto(f"{address}/{name}.html")
+        image = page.locator(f"#{figure} img").first
+        image.scroll_into_view_if_needed()
+        with Image.open(io.BytesIO(image.screenshot())) as shown:
+            corner = shown.convert("L").getpixel((3, 3))
+        assert (corner < 60) == dark, figure
+    page.close()
+
+
+def test_a_column_of_not_run_becomes_a_sentence(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    rows = "<tr><td>1</td><td>not run</td></tr><tr><td>2</td><td>not run</td></tr>"
+    page.set_content(
+        "<main class='bd-article'><table class='dataframe'><thead><tr><th>a</th><th>b</th></tr>"
+        f"</thead><tbody>{rows}</tbody></table></main>"
+        f"<script src='{address}/_static/unrun.js'></script>"
+        "<script>document.dispatchEvent(new Event('DOMContentLoaded'))</script>"
+    )
+    page.wait_for_selector("text=Not run: b.")
+    assert not page.locator("th", has_text="b").is_visible()
+    assert page.locator("th", has_text="a").is_visible()
+    page.close()
+
+
+def test_a_click_enlarges_a_figure(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport=PHONE)
+    page.goto(f"{address}/03_label_smoothing.html")
+    link = page.locator("figure a.enlarge").first
+    assert str(link.get_attribute("href")).startswith("_images/")
+    link.click()
+    shown = page.locator("dialog.enlarged img")
+    assert shown.bounding_box()["height"] > 0.5 * PHONE["height"]
+    assert shown.get_attribute("alt") == link.locator("img").get_attribute("alt")
+    shown.click()  # at its own size, to be scrolled
+    assert shown.bounding_box()["width"] > 2 * PHONE["width"]
+    page.keyboard.press("Escape")
+    page.locator("dialog.enlarged").wait_for(state="hidden", timeout=10_000)
+    page.close()
+
+
+def test_search_shows_excerpts_and_sections_where_the_book_is_read_from_files(
+    browser: Any, site: Path
+) -> None:
+    faults: list[str] = []
+    page = browser.new_page(viewport=DESKTOP)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+    page.goto(f"{site.as_uri()}/search.html?q=temperature")
+    link = page.locator("a[href^='03_label_smoothing.html']")
+    hit = page.locator("#search-results ul.search > li.kind-text", has=link)
+    hit.locator(".context").wait_for(timeout=10_000)
+    assert "temperature" in str(hit.locator(".context").text_content()).lower()
+    sections = hit.locator(".search-sections a")
+    assert "Targets by hand" in sections.all_text_contents()
+    for link in [each.get_attribute("href") for each in sections.all()]:
+        target, anchor = link.split("#")
+        assert parse(site / target).find(id=anchor) is not None
+    page.close()
+    assert faults == []
+
+
 def test_search_finds_every_chapter_by_a_word_of_its_title(
     browser: Any, address: str, site: Path
 ) -> None:
@@ -356,136 +464,276 @@ def test_search_finds_every_chapter_by_a_word_of_its_title(
 
 # ------------------------------------------------------------ the matrix one can walk about in
 
-MATRIX_PAGE = "03_label_smoothing.html"
+MATRIX_PAGE = "explore.html"
 PATIENCE = 120_000  # milliseconds, for a machine that measures at the same time
-# A drawn pixel near the bottom right corner, where the last class meets itself, and one beside it.
+# A pixel on the diagonal, and one far off it.
 COLOURS = """canvas => {
-  const pen = canvas.getContext('2d'), edge = canvas.width - 2;
-  return [[edge, edge], [edge, edge - Math.round(canvas.width / 2)]]
-    .map(([x, y]) => [...pen.getImageData(x, y, 1, 1).data].join());
+  const pen = canvas.getContext('2d'), size = canvas.clientWidth - 242;
+  return [[0.504, 0.504], [0.9, 0.3]].map(([x, y]) =>
+    [...pen.getImageData(138 + x * size, 18 + y * size, 1, 1).data].join());
 }"""
 
 
 @dataclass
 class Matrix:
-    """The matrix on its page, with the numbers it was made from."""
+    """The explorer on its page, with the numbers it was made from."""
 
     page: Any
     data: dict[str, Any]
+    network: str = "v1_pr_60"
+
+    def find(self, selector: str) -> Any:
+        return self.page.locator(f".class-similarity {selector}")
+
+    def text(self, selector: str) -> str:
+        return str(self.find(selector).text_content()).replace("\u2212", "-")
 
     @property
     def canvas(self) -> Any:
-        return self.page.locator(".class-similarity canvas")
+        return self.find(".map")
 
-    @property
-    def readout(self) -> str:
-        return str(self.page.locator(".class-similarity .readout").text_content())
-
-    @property
-    def listed(self) -> list[tuple[str, float]]:
-        items = self.page.locator(".class-similarity .nearest li").all()
-        texts = [str(item.text_content()).replace("\u2212", "-") for item in items]
-        found = [re.fullmatch(r"(.+?)( ●)?(-?\d\.\d{3})", text) for text in texts]
+    def listed(self, where: str = ".nearest") -> list[tuple[str, float]]:
+        texts = [str(item.text_content()) for item in self.find(f"{where} li").all()]
+        found = [re.fullmatch(r"(.+?)( ●)?(-?\d\.\d{3})", t.replace("\u2212", "-")) for t in texts]
+        assert all(found), texts
         return [(match[1], float(match[3])) for match in found if match]
 
-    def names(self) -> list[str]:
-        return [name.replace("_", " ") for name in self.data["classes"]]
+    def of(self, network: str) -> dict[str, Any]:
+        return next(each for each in self.data["networks"] if each["label"] == network)
 
-    def cosine(self, one: str, other: str) -> float:
+    @property
+    def classes(self) -> dict[str, Any]:
+        return self.data["sets"][self.of(self.network)["set"]]
+
+    def names(self) -> list[str]:
+        return [name.replace("_", " ") for name in self.classes["classes"]]
+
+    def cosine(self, one: str, other: str, network: str = "") -> float:
         j, i = sorted(map(self.names().index, (one, other)))
-        return 1.0 if i == j else self.data["thousandths"][i * (i - 1) // 2 + j] / 1000
+        thousandths = self.of(network or self.network)["thousandths"]
+        return 1.0 if i == j else thousandths[i * (i - 1) // 2 + j] / 1000
 
     def nearest(self, name: str, k: int = 10) -> list[tuple[str, float]]:
         pairs = [(other, self.cosine(name, other)) for other in self.names() if other != name]
         return sorted(pairs, key=lambda pair: -pair[1])[:k]
 
+    def place(self, right: float, down: float) -> dict[str, float]:
+        """A place in fractions of the matrix, as a place on the canvas (`layout` in the script)."""
+        width = self.canvas.bounding_box()["width"]
+        names, beside = (138, 104) if width >= 480 else (92, 4)
+        size = width - names - beside
+        return {"x": names + right * size, "y": 18 + down * size}
+
     def point(self, right: float, down: float, act: str = "hover") -> tuple[str, str]:
-        """Point at a place given in fractions of the canvas; the two classes it then names."""
-        box = self.canvas.bounding_box()
-        place = {"x": right * box["width"], "y": down * box["height"]}
-        getattr(self.canvas, act)(position=place)
-        match = re.fullmatch(r"(.+) \(.+?\) and (.+) \(.+?\): (.\d\.\d+|\d\.\d+)", self.readout)
-        assert match, self.readout
-        value = float(match[3].replace("\u2212", "-"))
-        assert value == pytest.approx(self.cosine(match[1], match[2]), abs=1e-9)
-        return match[1], match[2]
+        """Point at a place given in fractions of the matrix; the two classes it then names."""
+        getattr(self.canvas, act)(position=self.place(right, down))
+        return self.pair()
+
+    def pair(self) -> tuple[str, str]:
+        said = self.text(".readout")
+        match = re.match(r"(.+) \(.+?\) and (.+) \(.+?\): (-?\d\.\d{3})", said)
+        assert match, said
+        one, other = match[1], match[2]
+        assert float(match[3]) == pytest.approx(self.cosine(one, other), abs=1e-9)
+        if one != other:
+            place = [name for name, _ in self.nearest(one, 99)].index(other)
+            found = re.search(rf"{re.escape(other)} is no\. (\d+) of 99", said)
+            assert found, said
+            # Equal cosines share a place.
+            assert self.nearest(one, 99)[int(found[1]) - 1][1] == self.nearest(one, 99)[place][1]
+        return one, other
+
+
+def open_matrix(page: Any, address: str, site: Path, state: str = "") -> Matrix:
+    script = (site / MATRIX_PAGE).read_text(encoding="utf-8")
+    found = re.search(r"const data = (\{.*?\});\n", script)
+    assert found, "the page holds no matrix"
+    page.goto(f"{address}/{MATRIX_PAGE}{state}", wait_until="domcontentloaded")
+    return Matrix(page, json.loads(found[1]))
 
 
 @pytest.fixture
 def matrix(browser: Any, address: str, site: Path) -> Iterator[Matrix]:
     """The page as it opens; whatever a test does there must cause no fault."""
-    script = (site / MATRIX_PAGE).read_text(encoding="utf-8")
-    found = re.search(r"const data = (\{.*?\});\n", script)
-    assert found, "the page holds no matrix"
     faults: list[str] = []
     page = browser.new_page(viewport=DESKTOP)
     page.set_default_timeout(PATIENCE)
-    page.on("request", lambda r: None if r.url.startswith(address) else faults.append(r.url))
+    own = (address, "data:", "blob:")
+    page.on("request", lambda r: None if r.url.startswith(own) else faults.append(r.url))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-    page.goto(f"{address}/{MATRIX_PAGE}", wait_until="domcontentloaded")
-    yield Matrix(page, json.loads(found[1]))
+    yield open_matrix(page, address, site)
     page.close()
     assert faults == []
 
 
-def test_the_matrix_names_the_pair_under_the_pointer(matrix: Matrix) -> None:
-    seen = {matrix.point(right, down) for right in (0.4, 0.7, 0.99) for down in (0.3, 0.6, 0.99)}
+def test_the_explorer_is_the_first_page_of_the_sidebar(site: Path) -> None:
+    first = parse(site / "index.html").select_one(".bd-sidebar-primary .toctree-l1 a")
+    assert first is not None
+    assert first["href"] == MATRIX_PAGE
+
+
+def test_the_matrix_names_the_pair_its_cosine_and_its_rank(matrix: Matrix) -> None:
+    seen = {matrix.point(right, down) for right in (0.2, 0.6, 0.99) for down in (0.3, 0.6, 0.99)}
     assert len(seen) == 9
+    assert matrix.find(".tip").is_visible()
+    assert matrix.find(".tip b").text_content() == matrix.find(".readout b").text_content()
+    matrix.page.mouse.move(0, 0)
+    assert not matrix.find(".tip").is_visible()
 
 
 def test_the_matrix_has_three_orders(matrix: Matrix) -> None:
-    last = []
-    for order in matrix.data["orders"]:
-        matrix.page.select_option(".class-similarity .order", label=order["label"])
-        names = [matrix.names()[k] for k in order["classes"]]
-        assert matrix.point(0.999, 0.999) == (names[-1], names[-1])
-        last.append(names[-1])
-    labels = [order["label"] for order in matrix.data["orders"]]
-    assert labels == ["by superclass", "clustered", "alphabetical"]
-    assert len(set(last)) > 1
+    first = set()
+    for order in ("by superclass", "clustered", "alphabetical"):
+        matrix.page.select_option(".class-similarity .order", label=order)
+        seen = [matrix.point((k + 0.5) / 100, (k + 0.5) / 100)[0] for k in (0, 30, 60, 99)]
+        if order == "alphabetical":
+            assert seen == [sorted(matrix.names())[k] for k in (0, 30, 60, 99)]
+        if order == "clustered":
+            leaves = matrix.of("v1_pr_60")["leaves"]
+            assert seen == [matrix.names()[leaves[k]] for k in (0, 30, 60, 99)]
+        first.add(seen[0])
+    assert len(first) == 3
 
 
 def test_a_click_lists_the_nearest_classes_and_the_list_leads_on(matrix: Matrix) -> None:
-    row, _ = matrix.point(0.9, 0.5, act="click")
-    assert matrix.listed == matrix.nearest(row)
-    following = matrix.listed[1][0]
-    matrix.page.locator(".class-similarity .nearest button").nth(1).click()
-    assert matrix.listed == matrix.nearest(following)
-    title = matrix.page.locator(".class-similarity .title").text_content()
-    assert title.startswith(f"Nearest to {following} (")
+    row, _ = matrix.point(0.9, 0.503, act="click")
+    assert matrix.listed() == matrix.nearest(row)
+    following = matrix.listed()[1][0]
+    matrix.find(".nearest button").nth(1).click()
+    assert matrix.listed() == matrix.nearest(following)
+    assert matrix.text(".title").startswith(f"Nearest to {following} (")
 
 
-def test_the_matrix_obeys_list_box_and_keyboard(matrix: Matrix) -> None:
-    matrix.page.select_option(".class-similarity .class", label="whale")
-    assert matrix.listed == matrix.nearest("whale")
+def test_buttons_and_search_choose_a_class_and_bring_it_into_the_window(matrix: Matrix) -> None:
+    for name in ("worm", "mushroom", "whale"):
+        matrix.find(f".looks button[value={name}]").click()
+        assert matrix.listed() == matrix.nearest(name)
+    for _ in range(3):
+        matrix.find("[aria-label='Zoom in']").click()
+    for typed, name in (("Tulip", "tulip"), ("aqua", "aquarium fish"), ("bear", "bear")):
+        matrix.find(".find").fill(typed)
+        matrix.find(".find").press("Enter")
+        assert matrix.listed() == matrix.nearest(name)
+        rows = {matrix.point(0.5, (k + 0.5) / 13)[0] for k in range(13)}
+        assert name in rows
+    matrix.find(".find").fill("unicorn")
+    matrix.find(".find").press("Enter")
+    assert "unicorn" in matrix.text(".readout")
+
+
+def test_pairs_of_two_superclasses_are_the_most_alike(matrix: Matrix) -> None:
+    names, of = matrix.names(), matrix.classes["superclass_of"]
+    pairs = [
+        (f"{names[j]} · {names[i]}", matrix.cosine(names[i], names[j]))
+        for i in range(100)
+        for j in range(i)
+        if of[i] != of[j]
+    ]
+    assert matrix.listed(".pairs") == sorted(pairs, key=lambda pair: -pair[1])[:10]
+    matrix.find(".pairs button").nth(2).click()
+    assert " · ".join(matrix.pair()) == matrix.listed(".pairs")[2][0]
+
+
+def test_one_network_minus_another(matrix: Matrix) -> None:
+    labels = [network["label"] for network in matrix.data["networks"]]
+    assert labels[:3] == ["v1_pr_60", "v2_pr_30", "v2_pr_60"]
+    assert labels[-1] == "drawn images"
+    page = matrix.page
+    page.select_option(".class-similarity .one", label="v2_pr_60")
+    page.select_option(".class-similarity .two", label="v2_pr_30")
+    matrix.network = "v2_pr_60"
+    matrix.find(".looks button[value=whale]").click()
+    for other, shown in matrix.listed():
+        difference = matrix.cosine("whale", other) - matrix.cosine("whale", other, "v2_pr_30")
+        assert shown == pytest.approx(difference, abs=1e-9)
+    assert [value for _, value in matrix.listed()] == sorted(
+        [value for _, value in matrix.listed()], reverse=True
+    )
+    matrix.find(".views button[value=B]").click()
+    matrix.network = "v2_pr_30"
+    assert matrix.listed() == matrix.nearest("whale")
+    # Other classes cannot be subtracted; these have pictures.
+    page.select_option(".class-similarity .one", label="drawn images")
+    matrix.network = "drawn images"
+    assert not matrix.find(".two").is_visible()
+    assert matrix.find(".nearest canvas").count() == 10
+    assert matrix.point(0.3, 0.3)[0] in matrix.names()
+
+
+def test_the_matrix_obeys_the_keyboard(matrix: Matrix) -> None:
+    matrix.find(".looks button[value=whale]").click()
     matrix.canvas.focus()
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"):
         matrix.page.keyboard.press(key)
-    order = [matrix.names()[k] for k in matrix.data["orders"][0]["classes"]]
-    place = order.index("whale")  # from the diagonal one down and two to the right
-    below, across = order[place + 1], order[place + 2]
-    assert matrix.readout.startswith(f"{below} (")
-    assert f"and {across} (" in matrix.readout
-    assert matrix.listed == matrix.nearest(below)
+    of = matrix.classes
+    order = sorted(
+        range(100),
+        key=lambda k: (of["superclasses"][of["superclass_of"][k]], matrix.names()[k]),
+    )
+    place = order.index(matrix.names().index("whale"))  # one down and two to the right
+    assert matrix.pair() == (matrix.names()[order[place + 1]], matrix.names()[order[place + 2]])
+    assert matrix.listed() == matrix.nearest(matrix.pair()[0])
+    described = matrix.canvas.get_attribute("aria-describedby")
+    assert "arrows" in str(matrix.page.locator(f"#{described}").text_content())
 
 
 def test_the_matrix_zooms_and_moves(matrix: Matrix) -> None:
-    order = [matrix.names()[k] for k in matrix.data["orders"][0]["classes"]]
     whole = matrix.point(0.999, 0.999)
-    matrix.page.click(".class-similarity [aria-label='Zoom in']")
-    matrix.page.click(".class-similarity [aria-label='Zoom in']")
-    near = matrix.point(0.999, 0.999)
-    assert order.index(near[0]) < order.index(whole[0]) - 20
+    matrix.find("[aria-label='Zoom in']").click()
+    matrix.find("[aria-label='Zoom in']").click()
+    before = matrix.point(0.5, 0.5)
     matrix.canvas.scroll_into_view_if_needed()
-    box = matrix.canvas.bounding_box()
-    matrix.page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.9 * box["height"])
+    box, start, end = matrix.canvas.bounding_box(), matrix.place(0.5, 0.5), matrix.place(0.9, 0.9)
+    matrix.page.mouse.move(box["x"] + start["x"], box["y"] + start["y"])
     matrix.page.mouse.down()
-    matrix.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    matrix.page.mouse.move(box["x"] + end["x"], box["y"] + end["y"])
     matrix.page.mouse.up()
-    assert order.index(matrix.point(0.999, 0.999)[0]) > order.index(near[0])
-    matrix.page.click(".class-similarity .zoom button:last-child")
+    assert matrix.point(0.9, 0.9) == before
+    matrix.find(".zoom button").last.click()
     assert matrix.point(0.999, 0.999) == whole
+
+
+def test_the_state_is_in_the_link_and_survives_it(
+    matrix: Matrix, browser: Any, address: str, site: Path
+) -> None:
+    page = matrix.page
+    assert page.url.endswith(MATRIX_PAGE)
+    first = str(matrix.find(".link").get_attribute("href"))
+    assert first == "#network=v1_pr_60&order=by+superclass&class=maple_tree"
+    page.select_option(".class-similarity .one", label="v2_pr_60")
+    page.select_option(".class-similarity .two", label="allocated_33")
+    page.select_option(".class-similarity .order", label="clustered")
+    matrix.find("[aria-label='Zoom in']").click()
+    matrix.find(".looks button[value=worm]").click()
+    link = matrix.find(".link").get_attribute("href")
+    page.wait_for_function("link => location.hash === link", arg=link)
+    again = browser.new_page(viewport=DESKTOP)
+    other = open_matrix(again, address, site, link)
+    assert other.listed() == matrix.listed()
+    assert other.text(".title") == matrix.text(".title")
+    for box in (".one", ".two", ".order"):
+        assert other.find(box).input_value() == matrix.find(box).input_value()
+    assert other.find(".link").get_attribute("href") == link
+    again.close()
+    page.goto(f"{address}/{MATRIX_PAGE}#network=none&class=x&window=a,b")  # a broken link
+    page.reload()
+    assert matrix.text(".title").startswith("Nearest to maple tree")
+
+
+def test_the_matrix_can_be_saved(matrix: Matrix) -> None:
+    with matrix.page.expect_download() as saved:
+        matrix.find(".csv").click()
+    table = pd.read_csv(saved.value.path(), index_col=0)
+    assert table.shape == (100, 100)
+    assert list(table.index) == list(table.columns)
+    for one, other in (("whale", "shark"), ("worm", "snake")):
+        assert table.at[one, other] == pytest.approx(matrix.cosine(one, other), abs=1e-9)
+    with matrix.page.expect_download() as saved:
+        matrix.find(".png").click()
+    with Image.open(saved.value.path()) as picture:
+        assert picture.width >= 2000
+    assert saved.value.suggested_filename == "similarity-v1_pr_60-by-superclass.png"
 
 
 def test_the_matrix_follows_the_theme(matrix: Matrix) -> None:
@@ -497,15 +745,50 @@ def test_the_matrix_follows_the_theme(matrix: Matrix) -> None:
     assert not set(light) & set(dark)
 
 
-def test_the_matrix_fits_a_phone(matrix: Matrix) -> None:
-    matrix.page.set_viewport_size(PHONE)
-    assert matrix.page.evaluate(TOO_WIDE) == []
-    box = matrix.page.locator(".class-similarity").bounding_box()
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= PHONE["width"]
-    assert matrix.canvas.bounding_box()["width"] > 0.75 * PHONE["width"]
-    row, _ = matrix.point(0.9, 0.8, act="click")
-    assert matrix.listed == matrix.nearest(row)
+def test_the_matrix_on_a_phone(browser: Any, address: str, site: Path) -> None:
+    """Rows for a finger, the answer in sight, a pinch zooms; the page does not scroll sideways."""
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    matrix = open_matrix(page, address, site)
+    assert page.evaluate(TOO_WIDE) == []
+    matrix.canvas.evaluate("canvas => canvas.scrollIntoView({ block: 'start' })")
+    one, _ = matrix.point(0.3, 0.2, act="tap")
+    assert matrix.listed() == matrix.nearest(one)
+    other, _ = matrix.point(0.3, 0.2 + 1 / 25, act="tap")  # 25 rows are in the window
+    assert other != one
+    answer = matrix.find(".readout").bounding_box()
+    assert 0 <= answer["y"] < PHONE["height"] - answer["height"] + 1
+    matrix.canvas.evaluate("canvas => canvas.scrollIntoView({ block: 'end' })")
+    before = matrix.find(".link").get_attribute("href")
+    client = context.new_cdp_session(page)
+    box = matrix.canvas.bounding_box()
+    middle = {"x": box["x"] + 200, "y": box["y"] + 150}
+    for kind, apart in (("touchStart", 20), ("touchMove", 40), ("touchMove", 60)):
+        points = [{**middle, "x": middle["x"] + sign * apart, "id": sign} for sign in (-1, 1)]
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    client.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function(
+        "link => document.querySelector('.class-similarity .link').getAttribute('href') !== link",
+        arg=before,
+    )
+    context.close()
+
+
+@pytest.mark.parametrize("page_name", ["index.html", "03_label_smoothing.html"])
+def test_the_matrix_is_live_on_other_pages(
+    browser: Any, address: str, site: Path, page_name: str
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    matrix = open_matrix(page, address, site)
+    page.goto(f"{address}/{page_name}", wait_until="domcontentloaded")
+    matrix.find(".nearest button").nth(1).click()
+    following = matrix.text(".title").removeprefix("Nearest to ").partition(" (")[0]
+    assert matrix.listed() == matrix.nearest(following, len(matrix.listed()))
+    assert len(matrix.listed()) >= 6
+    assert page.url.endswith(page_name)
+    page.close()
 
 
 def test_without_scripts_the_matrix_says_so(browser: Any, address: str) -> None:
@@ -514,6 +797,22 @@ def test_without_scripts_the_matrix_says_so(browser: Any, address: str) -> None:
     page.goto(f"{address}/{MATRIX_PAGE}")
     assert page.locator(".class-similarity .without-script").is_visible()
     assert not page.locator(".class-similarity .controls").is_visible()
+    page.close()
+
+
+# --------------------------------------------------------------------------------- the front page
+
+
+def test_the_front_page_has_the_board_and_the_large_numbers_in_the_first_screens(
+    browser: Any, address: str
+) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(f"{address}/index.html")
+    for part in (".front-numbers .tiles b", ".front-board tbody tr", ".ways-in .sd-btn"):
+        assert page.locator(part).count() >= 3
+        last = page.locator(part).last.bounding_box()
+        assert last["y"] + last["height"] < 1.5 * DESKTOP["height"], part
+    assert page.locator("article section p").first.locator(".bibtex, cite").count() == 0
     page.close()
 
 
@@ -572,3 +871,63 @@ def test_a_click_on_the_map_moves_the_sliders(sliders: Any) -> None:
 def test_the_sliders_fit_a_phone(sliders: Any) -> None:
     sliders.set_viewport_size(PHONE)
     assert sliders.evaluate(TOO_WIDE.replace("main *", "body *")) == []
+
+
+# -------------------------------------------------------------------------- the bill as an area
+
+
+@pytest.fixture
+def bill(browser: Any) -> Iterator[Any]:
+    """The area of a made-up bill on an empty page: two parts, one of two layers."""
+    rows = [
+        ("stem.conv", "param", 36.5e6, 0.0),  # score 1
+        ("blocks.0.conv_expand", "mult", 0.0, 2 * 10.49e9),
+        ("blocks.0.conv_expand", "add", 0.0, 0.5 * 10.49e9),
+        ("blocks.0.conv_project", "mask", 0.5 * 36.5e6, 0.0),
+    ]
+    items = pd.DataFrame(rows, columns=["layer", "quantity", "param_storage", "math_ops"])
+    part = plots.bill_area({"one": (items, "made up"), "two": (items.head(1), "too")}, "area")
+    faults: list[str] = []
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: faults.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
+    yield page
+    page.close()
+    assert faults == []
+
+
+def areas(page: Any) -> dict[str, float]:
+    """The share of each part that can be chosen in the whole area."""
+    found = page.locator(".bill-area .area button").all()
+    whole = page.locator(".bill-area .area").bounding_box()
+    boxes = {
+        str(each.get_attribute("title")).partition(":")[0]: each.bounding_box() for each in found
+    }
+    return {
+        name: box["width"] * box["height"] / (whole["width"] * whole["height"])
+        for name, box in boxes.items()
+    }
+
+
+def test_areas_are_as_large_as_scores_and_lead_on(bill: Any) -> None:
+    assert areas(bill) == pytest.approx({"stem": 0.25, "block 0": 0.75}, abs=0.01)
+    assert bill.locator("caption").text_content() == "one: score 4.000000"
+    bill.locator("[title^='block 0']").click()
+    assert areas(bill) == pytest.approx({"conv_expand": 5 / 6, "conv_project": 1 / 6}, abs=0.01)
+    bill.locator("[title^='conv_expand']").focus()
+    bill.keyboard.press("Enter")
+    rows = bill.locator(".bill-area .rows tr").all_text_contents()
+    assert rows == ["multiplications2.00000050.0 %", "additions0.50000012.5 %"]
+    bill.locator(".path button").first.click()
+    assert set(areas(bill)) == {"stem", "block 0"}
+    bill.select_option(".bill-area .network", label="two")
+    assert set(areas(bill)) == {"stem"}
+    assert bill.locator(".bill-area .source").text_content() == "too"
+
+
+def test_the_area_fits_a_phone(bill: Any) -> None:
+    bill.set_viewport_size(PHONE)
+    assert bill.evaluate(TOO_WIDE.replace("main *", "body *")) == []
+    assert areas(bill) == pytest.approx({"stem": 0.25, "block 0": 0.75}, abs=0.02)

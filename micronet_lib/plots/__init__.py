@@ -8,10 +8,12 @@ from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.beyond import *  # noqa: F403
 from micronet_lib.plots.contest import *  # noqa: F403
 from micronet_lib.plots.early_exit import *  # noqa: F403
+from micronet_lib.plots.front import *  # noqa: F403
 from micronet_lib.plots.label_smoothing import *  # noqa: F403
 from micronet_lib.plots.label_smoothing_similarity import *  # noqa: F403
 from micronet_lib.plots.pruning import *  # noqa: F403
 from micronet_lib.plots.scoring import *  # noqa: F403
+from micronet_lib.plots.scoring_area import *  # noqa: F403
 from micronet_lib.plots.srip import *  # noqa: F403
 from micronet_lib.plots.srip_spectra import *  # noqa: F403
 from micronet_lib.plots.status import *  # noqa: F403

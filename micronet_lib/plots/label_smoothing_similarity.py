@@ -4,7 +4,10 @@ A matrix is `[C, C]` of cosines; `classes` is a table with one row per class and
 and `superclass`. Chapter `03_label_smoothing`.
 """
 
-from collections.abc import Mapping
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +15,11 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.plots.style import apply_style, component, figure, footer
 
 __all__ = [
+    "Similarity",
     "nearest_table",
     "similarity_clustermap",
     "similarity_explorer",
@@ -178,54 +183,108 @@ def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source:
     return grid.figure
 
 
-def _orders(similarity: np.ndarray, classes: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the explorer's orders: label, classes in order, groups [name, size], boxed or not."""
-    from scipy.cluster.hierarchy import leaves_list
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """A network's matrix, as the explorer shows it.
 
-    names = list(classes["class"])
-    alphabetical = sorted(range(len(names)), key=names.__getitem__)
-    tree = _linkage(similarity)
-    leaves = [int(leaf) for leaf in leaves_list(tree)]
-    cluster = _clusters(tree, classes["superclass"].nunique())
-    keys: list[tuple[str, list[int], Any, bool]] = [
-        ("by superclass", _by_superclass(classes), lambda k: classes["superclass"].iloc[k], True),
-        ("clustered", leaves, lambda k: int(cluster[k]), True),
-        ("alphabetical", alphabetical, lambda k: names[k][0].upper(), False),
-    ]
-    orders = []
-    for label, order, key, boxes in keys:
-        groups = pd.Series(order).groupby([key(k) for k in order], sort=False).agg(list)
-        named = [
-            [", ".join(names[k] for k in group) if label == "clustered" else name, len(group)]
-            for name, group in groups.items()
-        ]
-        orders.append({"label": label, "classes": order, "groups": named, "boxes": boxes})
-    return orders
+    Attributes:
+        label: the network's name.
+        matrix: `[C, C]` of cosines.
+        classes: one row per class: class, superclass. Networks of equal classes can be compared.
+        source: where the matrix comes from.
+        pictures: of each class, uint8 `[C, 3, H, H]`, or None.
+    """
+
+    label: str
+    matrix: np.ndarray
+    classes: pd.DataFrame
+    source: str
+    pictures: np.ndarray | None = None
 
 
 def similarity_explorer(
-    similarity: np.ndarray, classes: pd.DataFrame, start: str, name: str
+    networks: Sequence[Similarity],
+    start: str,
+    name: str,
+    buttons: Sequence[str] = (),
+    form: str = "part",
 ) -> HTML:
-    """Return an interactive matrix: pairs on hover, zoom, three orders, nearest classes on a click.
+    """Return an interactive matrix: pairs on hover, search, zoom, orders, differences of networks.
 
     It needs no network connection and no other file. Cosines are rounded to thousandths.
 
     Args:
-        similarity: `[C, C]` of cosines.
-        classes: one row per class: class, superclass.
+        networks: the first one is shown at first.
         start: class whose nearest classes are listed at first.
         name: id of the element on the page, the same in every run.
+        buttons: classes that a button chooses.
+        form: `page` keeps its state in the page's link, `part` does not, `card` is small.
+
+    Raises:
+        InputError: no network, or another form.
     """
-    superclasses = sorted(classes["superclass"].unique())
-    data = {
-        "classes": list(classes["class"]),
-        "superclasses": superclasses,
-        "superclass_of": [superclasses.index(each) for each in classes["superclass"]],
-        "start": list(classes["class"]).index(start),
-        "limit": round(_limit(similarity), 2),
-        "orders": _orders(similarity, classes),
-        "thousandths": np.rint(1000 * similarity[np.tril_indices(len(similarity), -1)])
-        .astype(int)
-        .tolist(),
-    }
+    check_choice("form", form, ("page", "part", "card"))
+    if not networks:
+        raise InputError("the explorer needs at least one network")
+    sets: list[dict[str, Any]] = []
+    shown = []
+    for network in networks:
+        entry = _class_set(network)
+        known = [k for k, each in enumerate(sets) if each["classes"] == entry["classes"]]
+        if not known:
+            sets.append(entry)
+        tree = _linkage(network.matrix)
+        shown.append(
+            {
+                "label": network.label,
+                "source": network.source,
+                "set": known[0] if known else len(sets) - 1,
+                **_tree(tree, len(entry["superclasses"])),
+                "thousandths": np.rint(
+                    1000 * network.matrix[np.tril_indices(len(network.matrix), -1)]
+                )
+                .astype(int)
+                .tolist(),
+            }
+        )
+    data = {"sets": sets, "networks": shown, "start": start, "buttons": list(buttons), "form": form}
     return component("similarity_explorer.html", "class-similarity", name, data)
+
+
+def _class_set(network: Similarity) -> dict[str, Any]:
+    """Return the classes of a network for the explorer, and their pictures as one JPEG."""
+    superclasses = sorted(network.classes["superclass"].unique())
+    found: dict[str, Any] = {
+        "classes": list(network.classes["class"]),
+        "superclasses": superclasses,
+        "superclass_of": [superclasses.index(each) for each in network.classes["superclass"]],
+    }
+    if network.pictures is not None:
+        from PIL import Image
+
+        _, channels, _, size = network.pictures.shape
+        rows = -(-len(network.pictures) // 10)
+        sheet = np.zeros((10 * rows, channels, size, size), np.uint8)
+        sheet[: len(network.pictures)] = network.pictures
+        grid = sheet.reshape(rows, 10, channels, size, size).transpose(0, 3, 1, 4, 2)
+        file = io.BytesIO()
+        Image.fromarray(grid.reshape(rows * size, 10 * size, channels)).save(file, "jpeg")
+        found["pictures"] = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        found["picture_size"] = size
+    return found
+
+
+def _tree(tree: np.ndarray, count: int) -> dict[str, Any]:
+    """Return a tree for the explorer: its leaves in order, sizes of `count` clusters, its merges.
+
+    A merge is `[one, other, height]`; numbers from C on are earlier merges.
+    """
+    from scipy.cluster.hierarchy import leaves_list
+
+    leaves = [int(leaf) for leaf in leaves_list(tree)]
+    cluster = pd.Series(_clusters(tree, count)[leaves])
+    return {
+        "leaves": leaves,
+        "clusters": cluster.groupby(cluster, sort=False).size().tolist(),
+        "merges": [[int(a), int(b), round(float(height), 3)] for a, b, height, _ in tree],
+    }

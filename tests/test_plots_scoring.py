@@ -1,0 +1,40 @@
+"""The bill as an area."""
+
+import json
+import re
+
+import pytest
+
+from micronet_lib import plots
+from micronet_lib.errors import InputError
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes.grids import SWEEPS
+
+
+def data_of(html: str) -> dict:
+    found = re.search(r"const data = (\{.*?\});\n", html)
+    assert found
+    return json.loads(found.group(1))
+
+
+def test_the_area_holds_the_whole_bill_part_by_part():
+    items = records.bill(SWEEPS["published"], "v1_pr_60")
+    html = plots.bill_area({"v1_pr_60": (items, "somewhere")}, "area").data
+    assert html == plots.bill_area({"v1_pr_60": (items, "somewhere")}, "area").data
+    assert not re.search(r"__[A-Z]+__|https?://|src=|@import|url\(|fetch\(", html)
+    (network,) = data_of(html)["networks"]
+    assert (network["label"], network["source"]) == ("v1_pr_60", "somewhere")
+    names = [part for part, _ in network["parts"]]
+    assert names == ["stem", *(f"block {k}" for k in range(16)), "head"]
+    costs = [cost for _, layers in network["parts"] for _, *layer in layers for cost in layer]
+    published = records.measured(SWEEPS["published"]).set_index("point")
+    score = published.loc["v1_pr_60", "published.score"]
+    assert sum(costs) / 1e9 == pytest.approx(score, abs=1e-6)
+    first = {name: layer for name, *layer in network["parts"][0][1]}
+    assert list(first) == ["conv", "act"]
+    assert first["conv"][0] == round(1e9 * 372 / 36.5e6)
+
+
+def test_no_bill_is_refused():
+    with pytest.raises(InputError, match="at least one"):
+        plots.bill_area({}, "area")
