@@ -253,8 +253,8 @@ def _place(found: Record, path: Path) -> Iterator[str]:
         yield f"{found.sweep} is not measured at {found.profile}"
     if PROFILES[found.profile].dataset == "embedded":
         yield "drawn images say nothing about accuracy"
-    if bool(found.layers) != (found.sweep == "published"):
-        yield "a per-layer table belongs to the sweep `published` and to no other"
+    if bool(found.layers) != (found.sweep in ("published", "ternary")):
+        yield "a per-layer table belongs to the sweeps `published` and `ternary`, and to no other"
 
 
 def _recipe(found: Record) -> Iterator[str]:
@@ -305,6 +305,8 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"max_logit_difference", "max_logit_difference_stored", "bit_identical"}
     if not found.recipe.get("prune", {}).get("sparsities"):
         missing -= {"sparsity"}  # of the dense network before the rounds
+    if not found.recipe["train"]["epochs"]:
+        missing -= {"validation_divergence"}
     if not found.recipe.get("train", {}).get("hold_out", True):
         missing -= {"validation_top1", "selected_top1"}
     if missing:
@@ -318,7 +320,7 @@ def _numbers(found: Record) -> Iterator[str]:
     if found.dataset != (PROFILES[found.profile].dataset if rated else "none"):
         yield f"data set {found.dataset}"
     for name in ("param_storage", "math_ops"):
-        if found.layers:
+        if found.sweep == "published":
             total = sum(row.get(name, 0) for row in found.layers)
             if not math.isclose(total, found.metrics.get(f"published.{name}", 0), rel_tol=1e-9):
                 yield f"the layers' {name} add up to {total}"
