@@ -14,6 +14,7 @@ import pytest
 from made_records import SWEEP, as_json, record
 
 from micronet_lib.errors import InputError
+from micronet_lib.lab.host.machine import in_history
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
@@ -244,6 +245,11 @@ def test_every_committed_record_is_what_it_claims():
         for what in (*_place(found, path), *_recipe(found), *_numbers(found), *_machine(found)):
             offenders.append(f"{path.relative_to(MEASURED)}: {what}")
     assert offenders == []
+
+
+def test_every_record_names_a_commit_of_this_history():
+    commits = {records.read(path).env["commit"] for path in MEASURED.rglob("*.json")}
+    assert sorted(each for each in commits if not in_history(each)) == []
 
 
 def _place(found: Record, path: Path) -> Iterator[str]:
