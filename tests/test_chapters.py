@@ -89,19 +89,25 @@ def test_a_chapter_ends_well_at_settings_drawn_at_random(tmp_path):
     check(tmp_path, *drawn)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", CHAPTERS)
-@pytest.mark.parametrize(("seed", "overrides"), SETTINGS)
-def test_ten_seeds_and_every_override_on_offer(tmp_path, stem, seed, overrides):
-    check(tmp_path, stem, "smoke", seed, overrides, ())
+class AtEverySetting:
+    """The whole matrix of one chapter."""
+
+    stem: str
+
+    @pytest.mark.parametrize(("seed", "overrides"), SETTINGS)
+    def test_ten_seeds_and_every_override_on_offer(self, tmp_path, seed, overrides):
+        check(tmp_path, self.stem, "smoke", seed, overrides, ())
+
+    @pytest.mark.parametrize("profile", ["quick", "full"])
+    @pytest.mark.parametrize("files", [("cifar100", "policies"), ("cifar100", "kaist"), GROUPS])
+    def test_real_images_with_the_files_that_suffice(self, tmp_path, profile, files):
+        check(tmp_path, self.stem, profile, 0, {}, files)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stem", CHAPTERS)
-@pytest.mark.parametrize("profile", ["quick", "full"])
-@pytest.mark.parametrize("files", [("cifar100", "policies"), ("cifar100", "kaist"), GROUPS])
-def test_real_images_with_the_files_that_suffice(tmp_path, stem, profile, files):
-    check(tmp_path, stem, profile, 0, {}, files)
+# One class a chapter: `--dist loadscope` gives each class to a process, so that all are busy.
+for _stem in CHAPTERS:
+    _class = type(f"Test{_stem.title()}", (AtEverySetting,), {"stem": _stem})
+    globals()[_class.__name__] = pytest.mark.slow(_class)
 
 
 @pytest.mark.slow
