@@ -30,7 +30,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.lineage import cases
-from micronet_lib.lab.running.measures import early_exit
+from micronet_lib.lab.running.measures import early_exit as measure
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
@@ -491,7 +491,7 @@ def test_the_record_agrees_with_inference_that_skips(lab, exits):
     metrics, curves = record.metrics, record.arrays["exit_curves"]
     assert table["threshold"].item() == metrics["threshold"]
     network = network_of(case.recipe, case.profile, 0)
-    both = logits_of(AllExits(network), (test := _test_images()).images)
+    both = logits_of(AllExits(network), (test := measure.load_split("embedded", "test")).images)
     sure = confidence_of(both[:, 0])
     for index in (0, 50, 100):
         left = sure > curves["thresholds"][index]
@@ -509,14 +509,8 @@ def test_the_record_agrees_with_inference_that_skips(lab, exits):
     assert metrics["time_ratio"] > 0
 
 
-def _test_images():
-    from micronet_lib.lab.running import measures
-
-    return measures.load_split("embedded", "test")
-
-
 def test_a_network_without_an_exit_is_not_rated_as_one(lab, exits):
     running.ensure(exits, "smoke", point="frozen", progress=False)
     (case,) = cases(exits, PROFILES["smoke"], 0, None, "dense")
     with pytest.raises(InputError, match="this has none"):
-        early_exit(case, network_of(case.recipe, case.profile, 0), False)
+        measure.early_exit(case, network_of(case.recipe, case.profile, 0), False)

@@ -27,7 +27,7 @@ from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
 from micronet_lib.lab.records.record import Record
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
-from micronet_lib.lab.running.measures import MEASURES
+from micronet_lib.lab.running.measures.ternary import ternary
 from micronet_lib.lab.running.networks import network_of
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.pruning.schedules import PruneTo
@@ -479,7 +479,7 @@ def check_record(found: Record, network: Network, start: Mapping[str, Tensor]) -
 
 def test_the_measure_is_for_ternary_networks():
     with pytest.raises(InputError, match=r"toy/floats.*ternary layers"):
-        MEASURES["ternary"].of(SimpleNamespace(name="toy/floats"), small(), False)
+        ternary(SimpleNamespace(name="toy/floats"), small(), False)
 
 
 def test_overrides_reach_a_recipe_with_the_change():

@@ -20,7 +20,8 @@ from micronet_lib.__main__ import main
 from micronet_lib.architecture.micronet import ARCHITECTURES
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.running import engines, lineage, measures, networks, plan
+from micronet_lib.lab.running import engines, lineage, networks, plan
+from micronet_lib.lab.running.measures import ratings
 from micronet_lib.lab.storage.states import load_own
 from micronet_lib.lab.training import loop as training
 
@@ -45,7 +46,7 @@ def shrink() -> None:
     images = networks.load_dataset("embedded")
     images = replace(images, test=images.test.first(100))
     networks.load_dataset = lambda *_: images
-    measures.load_split = lambda *_: images.test
+    ratings.load_split = lambda *_: images.test
     training.SAVE_EVERY_S = 0.0
 
 

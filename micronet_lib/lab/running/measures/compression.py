@@ -1,0 +1,99 @@
+"""The measure of a network in integers, chapter `11_beyond`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from micronet_lib.architecture.layers import named_kind
+from micronet_lib.architecture.network import Network
+from micronet_lib.beyond.network import IntegerMicroNet
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import load_split
+from micronet_lib.lab.host.places import MEASURED, of_checkout, runs_root
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.running.measures.found import RATINGS, Found
+from micronet_lib.lab.running.networks import content_of, network_of
+from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of, rate
+from micronet_lib.scoring.bill import score_network
+
+if TYPE_CHECKING:
+    from micronet_lib.lab.running.lineage import Case
+
+PUBLISHED_SAW = "all 50 000 training images; its epoch was chosen on the test images"
+_ANSWERS: dict[str, Tensor] = {}
+
+
+def compression(case: "Case", network: Network, progress: bool) -> Found:
+    """Rate a network in integers once, and say what a judge would ask.
+
+    `agreement` is the fraction of test images on which it gives the first teacher's answer, a
+    yardstick that nothing was chosen by; without a teacher, the answer of the network it starts
+    from. `divergence` is the distance to the teachers on validation images after the last epoch.
+    `test_touches` counts the networks of this sweep that were rated on the test images before and
+    now. `compliance` is the judge's list. `bill` has the cost of each kind of layer.
+
+    Raises:
+        InputError: a network that is not in integers.
+    """
+    if not isinstance(network, IntegerMicroNet) or network.in_floats:
+        raise InputError(f"{case.name}: compression rates a network in integers, and this is none")
+    recipe, test = case.recipe, load_split(case.profile.dataset, "test")
+    logits = logits_of(network.eval(), test.images, progress=progress)
+    found = rate(logits, test.targets, seconds=float("inf")).metrics()
+    metrics = {name: found[name] for name in RATINGS}
+    other = next(iter(recipe.teachers), recipe.start or recipe)
+    answers = _answers(replace(case, recipe=other))
+    metrics["agreement"] = (logits.argmax(1) == answers).double().mean().item()
+    metrics["test_touches"] = _touches(case)
+    chosen = "widths set by hand; nothing was chosen by any measurement of this network"
+    if recipe.train.epochs:
+        content = content_of(recipe, case.profile, case.seed)
+        metrics["divergence"] = content["curve"]["validation_divergence"][-1]
+        metrics["train_loss"] = content["curve"]["train_loss"][-1]
+        metrics["train_images_per_s"] = content["images_per_s"]
+        chosen = "the last epoch of a fixed schedule"
+    rows = score_network(network, "official").table()
+    kinds = rows["layer"].map(named_kind)
+    kinds = kinds.where(kinds != "other", rows["kind"])
+    costs = rows.groupby([kinds, "quantity"], sort=False)["score"].sum()
+    bill = {f"{kind}.{quantity}": round(value, 9) for (kind, quantity), value in costs.items()}
+    first = recipe
+    while first.start is not None:
+        first = first.start
+    compliance = {
+        "outside_data": f"none: images of {case.profile.dataset}, and networks trained on them",
+        "starts_from": first.checkpoint or recipe_id(first),
+        "start_saw": PUBLISHED_SAW if first.checkpoint else "images of this recipe's training",
+        "chosen_by": chosen,
+        "accumulator": "simulated: exact integers, of a width that is proven for every order",
+        "bits_executed": "every layer's integers have the width that is charged",
+        "num_test_images": len(test),
+        "seed": case.seed,
+    }
+    return Found(metrics, {"compliance": compliance, "bill": bill})
+
+
+def _answers(case: "Case") -> Tensor:
+    """Return the answers of a network on the test images, `[N]`, kept for other points."""
+    key = f"{case.profile.name}/{case.id}"
+    if key not in _ANSWERS:
+        network = network_of(case.recipe, case.profile, case.seed)
+        images = load_split(case.profile.dataset, "test").images
+        _ANSWERS[key] = logits_of(fold_batch_norm(network), images).argmax(1)
+    return _ANSWERS[key]
+
+
+def _touches(case: "Case") -> int:
+    """Return how many networks of a case's sweep were rated on the test images, its own included.
+
+    Networks with a record, here or committed, at any seed of this profile.
+    """
+    folder = Path(case.profile.name) / case.sweep.name
+    there = {
+        p.name
+        for root in (runs_root(), of_checkout(MEASURED))
+        for p in (root / folder).glob("*.json")
+    }
+    return len(there | {case.record_path.name})

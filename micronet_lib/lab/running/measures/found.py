@@ -1,0 +1,36 @@
+"""What a measure returns, and what a measure is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from micronet_lib.architecture.network import Network
+
+if TYPE_CHECKING:
+    from micronet_lib.lab.running.lineage import Case
+
+DIGITS = 5
+RATINGS = ("correct", "num_examples", "top1", "top5", "loss", "ece")
+
+
+@dataclass
+class Found:
+    """The result of a measure: numbers, arrays for figures, rows of a per-layer table."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measurement of a case's network.
+
+    Attributes:
+        of: function of the case, its network (on the CPU, in evaluation mode) and a switch for
+            progress bars.
+        on_test: whether it reads test images.
+    """
+
+    of: "Callable[[Case, Network, bool], Found]"
+    on_test: bool = False
