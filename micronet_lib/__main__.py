@@ -342,30 +342,15 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
 
 def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:
     """List sweeps with chapter, printed tables and cost; or the points of one."""
-    from micronet_lib.lab.host.progress import duration
     from micronet_lib.lab.recipes.grids import SWEEPS
-    from micronet_lib.lab.records.status import REAL, listing
+    from micronet_lib.lab.records.status import as_text, listing
 
     if args.sweep:
         names = [point.name for point in SWEEPS[args.sweep].points()]
         return {"sweep": args.sweep, "points": names}, "\n".join(names)
     table = listing()
-    shown = table[["sweep", "chapter", "points", "printed"]].replace("", "-")
-    for profile in REAL:
-        cells = []
-        for measured, runs, each in table[
-            [f"{profile}.measured", f"{profile}.runs", f"{profile}.per_run"]
-        ].itertuples(index=False):
-            cost = f", {duration(each)} x {runs}" if runs else ""
-            cells.append("-" if measured != measured else f"{measured:.0f}{cost}")
-        shown[profile] = cells
     rows = json.loads(table.to_json(orient="records", double_precision=15))
-    text = (
-        f"{shown.to_string(index=False)}\n"
-        "quick, day, full: points measured, mean time of a run x committed runs (machines: "
-        "chapter What was measured)"
-    )
-    return {"sweeps": rows}, text
+    return {"sweeps": rows}, as_text(table)
 
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:

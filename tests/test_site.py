@@ -819,6 +819,19 @@ def test_the_front_page_has_the_board_and_the_large_numbers_in_the_first_screens
 # ------------------------------------------------------------------------------- the two sliders
 
 
+def alone(browser: Any, part: Any) -> Iterator[Any]:
+    """A component on an empty page, which asks for nothing and has no error."""
+    faults: list[str] = []
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: faults.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
+    yield page
+    page.close()
+    assert faults == []
+
+
 @pytest.fixture
 def sliders(browser: Any) -> Iterator[Any]:
     """The two sliders of chapter 11 on an empty page, over made-up points; one is missing."""
@@ -831,15 +844,7 @@ def sliders(browser: Any) -> Iterator[Any]:
             rows.append({"point": point, "n": n, "top1": top1, "official.score": score})
             bills[point] = {"expand.param": score / 2, "project.add": score / 2}
     part = plots.zeros_and_bits(pd.DataFrame(rows), bills, ("the line", 0.0044), "two", "made up")
-    faults: list[str] = []
-    page = browser.new_page(viewport=DESKTOP)
-    page.set_default_timeout(PATIENCE)
-    page.on("request", lambda request: faults.append(request.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
-    yield page
-    page.close()
-    assert faults == []
+    yield from alone(browser, part)
 
 
 def readout(page: Any) -> str:
@@ -873,6 +878,46 @@ def test_the_sliders_fit_a_phone(sliders: Any) -> None:
     assert sliders.evaluate(TOO_WIDE.replace("main *", "body *")) == []
 
 
+# --------------------------------------------------------------------- the threshold of an exit
+
+
+@pytest.fixture
+def threshold(browser: Any) -> Iterator[Any]:
+    """The slider of chapter 07 on an empty page, over made-up curves of two exits."""
+    rows = [
+        (point, calibrated, at, rate, top1, 0.006 - 0.003 * rate)
+        for point in ("block_3", "block_6")
+        for calibrated in (False, True)
+        for at, rate, top1 in ((0.0, 1.0, 0.4), (0.5, 0.5 - 0.1 * calibrated, 0.7), (1.0, 0.0, 0.8))
+    ]
+    columns = ["point", "calibrated", "threshold", "exit_rate", "top1", "score"]
+    trunks = {"block_3": 0.0055, "block_6": 0.0055}
+    part = plots.exit_explorer(pd.DataFrame(rows, columns=columns), trunks, "exits", "made up")
+    yield from alone(browser, part)
+
+
+def test_the_threshold_obeys_keyboard_choice_and_temperature(threshold: Any) -> None:
+    def readout() -> str:
+        return str(threshold.locator(".exit-threshold .readout").text_content())
+
+    assert readout().startswith("50.00 % of the test images leave early")
+    assert "not enough" in readout()
+    threshold.locator(".calibrated").check()
+    assert readout().startswith("40.00 %")
+    threshold.locator(".threshold").focus()
+    threshold.keyboard.press("ArrowRight")
+    assert readout().startswith("0.00 %")
+    assert "9.1 % above that without the exit" in readout()
+    assert threshold.locator(".threshold").get_attribute("aria-valuetext") == "threshold 1.00"
+    threshold.locator("select.exit").select_option("block_6")
+    assert threshold.locator("[data-chosen]").get_attribute("data-name") == "block_6"
+
+
+def test_the_threshold_fits_a_phone(threshold: Any) -> None:
+    threshold.set_viewport_size(PHONE)
+    assert threshold.evaluate(TOO_WIDE.replace("main *", "body *")) == []
+
+
 # -------------------------------------------------------------------------- the bill as an area
 
 
@@ -887,15 +932,7 @@ def bill(browser: Any) -> Iterator[Any]:
     ]
     items = pd.DataFrame(rows, columns=["layer", "quantity", "param_storage", "math_ops"])
     part = plots.bill_area({"one": (items, "made up"), "two": (items.head(1), "too")}, "area")
-    faults: list[str] = []
-    page = browser.new_page(viewport=DESKTOP)
-    page.set_default_timeout(PATIENCE)
-    page.on("request", lambda request: faults.append(request.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
-    yield page
-    page.close()
-    assert faults == []
+    yield from alone(browser, part)
 
 
 def areas(page: Any) -> dict[str, float]:

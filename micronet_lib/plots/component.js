@@ -3,6 +3,13 @@
 
   for (const root of document.querySelectorAll("#__NAME__:not([data-ready])")) explore(root);
 
+  function svgNode(tag, attributes, text = "") {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    node.textContent = text;
+    return node;
+  }
+
   function explore(root) {
     root.dataset.ready = "";
     const find = selector => root.querySelector(selector);

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from micronet_lib.lab.host.places import MEASURED, of_checkout
+from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -90,6 +91,24 @@ def listing() -> pd.DataFrame:
             }
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def as_text(listed: pd.DataFrame) -> str:
+    """Return a listing as people read it: times as durations."""
+    shown = listed[["sweep", "chapter", "points", "printed"]].replace("", "-")
+    for profile in REAL:
+        columns = [f"{profile}.{name}" for name in ("measured", "runs", "per_run")]
+        shown[profile] = [
+            "-"
+            if math.isnan(measured)
+            else f"{measured:.0f}" + (f", {duration(each)} x {runs}" if runs else "")
+            for measured, runs, each in listed[columns].itertuples(index=False)
+        ]
+    return (
+        f"{shown.to_string(index=False)}\n"
+        "quick, day, full: points measured, mean time of a run x committed runs (machines: "
+        "chapter What was measured)"
+    )
 
 
 def _tables(sweep: Sweep) -> list[str]:

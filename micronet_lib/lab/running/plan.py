@@ -192,9 +192,10 @@ def timed_images_per_s(recipe: Recipe) -> float:
 
 
 def _untrained(recipe: Recipe) -> Network:
-    """Return a network of the shape that a recipe trains, with any weights.
+    """Return a network to time in place of the one that a recipe trains, with any weights.
 
-    Changes that read images are left out: they keep the shape.
+    Changes that read images are left out. So a network that is rounded or trimmed is timed as the
+    network before that.
     """
     if recipe.start is not None:
         network = _untrained(recipe.start)
