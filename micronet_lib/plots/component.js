@@ -3,11 +3,11 @@
 
   for (const root of document.querySelectorAll("#__NAME__:not([data-ready])")) explore(root);
 
-  function svgNode(tag, attributes, text = "") {
-    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  function drawIn(svg, tag, attributes, text = "") {
+    const node = document.createElementNS(svg.namespaceURI, tag);
     for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
     node.textContent = text;
-    return node;
+    return svg.appendChild(node);
   }
 
   function explore(root) {

@@ -27,7 +27,7 @@ AGENDA = (
     Item("zeros or bits", "zeros_and_bits"),
     Item("how far plain rounding goes", "rounding"),
     Item("rounding without labels", "adaptive_rounding"),
-    Item("the spread of the headline network", "beyond", "allocated_33", THREE),
+    Item("the spread of the networks in a file", "beyond", "allocated_3*", THREE),
     Item("what else pays", "what_else"),
     Item("what long rounds buy", "rounds", "linear-*", THREE),
     Item("other ways to prune", "rounds"),

@@ -57,6 +57,7 @@ _RUNGS = {
     "adaptive": _rounded(RoundAdaptively(weight_bits=6, activation_bits=10)),
     "distilled": _distilled(Quantize(8, 8, 10), epochs=1),
     "allocated_33": _distilled(Allocate(0.0033), epochs=4),
+    "allocated_31": _distilled(Allocate(0.0031), epochs=6),
     "allocated_28": _distilled(Allocate(0.00285), epochs=8),
 }
 
