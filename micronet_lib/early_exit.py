@@ -10,6 +10,7 @@ It departs from [osi_code] in three points: HardSwish in the head instead of Swi
 keeps its batch-norm averages too, and the threshold is chosen on held-out images.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -140,6 +141,15 @@ class ExitNetwork(Network):
     def forward(self, x: Tensor) -> Tensor:
         """Return the last exit's logits."""
         return self.rest(self.features(x))
+
+    def counted(self) -> nn.Module:
+        """Return the network with the trunk that is charged; the head has its own widths."""
+        trunk = self.trunk.counted()
+        if trunk is self.trunk:
+            return self
+        charged = copy.copy(self)
+        charged._modules = {**self._modules, "trunk": trunk}
+        return charged
 
 
 @register(NAME)

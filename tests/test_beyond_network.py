@@ -14,11 +14,15 @@ from micronet_lib.beyond.arithmetic import Sums, rescaled, scale_factors
 from micronet_lib.beyond.layers import MEAN, STD
 from micronet_lib.beyond.network import IntegerMicroNet, Widths, in_integers
 from micronet_lib.beyond.quantizers import scale_grid
+from micronet_lib.early_exit import AddExit, expected_score
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images as lab_images
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.step import _keep_strided_depthwise_in_float32
+from micronet_lib.scoring.bill import score_network, score_operations
+from micronet_lib.scoring.operations import record_operations
+from micronet_lib.scoring.rules import rules_of
 
 
 def test_it_reads_images_as_the_lab_normalises_them():
@@ -130,6 +134,40 @@ def test_a_file_of_it_gives_the_same_logits():
     x = images(4)
     assert torch.equal(again(x), network(x))
     assert again.spec == network.spec
+
+
+@pytest.mark.parametrize("mode", ["integers", "rounded floats", "floats"])
+@pytest.mark.parametrize("name", NAMES)
+def test_its_parts_are_the_network(name, mode):
+    network = integer_network(name, widths=None if mode == "floats" else random_widths(4))[1]
+    network.train(mode == "rounded floats")
+    x = whole = images(3)
+    with torch.no_grad():
+        for part in network.parts.values():
+            x = part(x)
+        assert torch.equal(x, network(whole))
+
+
+def test_an_early_exit_on_top_is_charged_beside_the_integers():
+    _, network = integer_network(widths=random_widths(6))
+    exits = AddExit("blocks.2", hidden_chs=8).apply(network.eval()).eval()
+    x = images(5)
+    assert torch.equal(exits.exits(x)[1], network(x))
+    again = restore((kept := pack(exits))["spec"], kept["model"])
+    assert all(map(torch.equal, again.exits(x), exits.exits(x)))
+
+    charged = record_operations(exits)
+    of_head = [op for op in charged if op.name.startswith("exit_head.")]
+    of_trunk = [op for op in charged if op not in of_head]
+    first = [op.name for op in of_trunk if op.exit == 0]
+    assert [name for name in first if name.startswith("trunk.blocks")][-1] > "trunk.blocks.2."
+    assert not [name for name in first if name.startswith("trunk.blocks.3")]
+    bare = [[replace(op, name="", exit=0) for op in ops]
+            for ops in (of_trunk, record_operations(network))]  # fmt: skip
+    assert bare[0] == bare[1]
+    head = score_operations(of_head, rules_of("official"))
+    nobody = expected_score(exits, 0.0)
+    assert nobody.score == pytest.approx(score_network(network, "official").score + head.score)
 
 
 def test_scales_by_hand():

@@ -53,8 +53,8 @@ class Network(nn.Module):
         return self
 
     @property
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Modules that give the network when they run one after the other, by name, in order.
+    def parts(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Functions that give the network when they run one after the other, by name, in order.
 
         Empty if the network is no such chain. Then nothing can be attached between its blocks.
         """
@@ -90,7 +90,7 @@ class Wrapped(Network):
         return found
 
     @property
-    def parts(self) -> Mapping[str, nn.Module]:
+    def parts(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """The children of an `nn.Sequential`; empty for any other module."""
         return dict(self.network.named_children() if type(self.network) is nn.Sequential else ())
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -289,6 +290,17 @@ class IntegerMicroNet(Network):
             return self._float_forward(x)
         return self._integer_forward(x)
 
+    @property
+    def parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Its blocks, the first with the stem, and its head; between them is the stream."""
+        if not (self.training or self.in_floats):
+            return self._integer_parts
+        made: dict[str, Callable[[Tensor], Tensor]] = {
+            f"blocks.{i}": block for i, block in enumerate(self.blocks)
+        }
+        first = nn.Sequential(self.stem, self.blocks[0])
+        return {**made, "blocks.0": first, "head": self.head}
+
     def counted(self) -> nn.Module:
         """Return a MicroNet of integers that says what its operations cost.
 
@@ -317,36 +329,57 @@ class IntegerMicroNet(Network):
 
     @torch.no_grad()
     def _integer_forward(self, x: Tensor) -> Tensor:
-        sums = self.sums()
-        point = 2.0 ** -int(self.stream_bits_after_point.item())
+        for part in self._integer_parts.values():
+            x = part(x)
+        return x
 
-        def swished(name: str, codes: Tensor, after: Quantizer) -> Tensor:
-            grid = after.grid()
-            found = sums[name].outputs(codes, 3 / grid.three)
-            return hard_swish(found, grid, after.pre_bits)
+    @property
+    def _integer_parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        made = {f"blocks.{i}": partial(self._integer_block, i) for i in range(len(self.blocks))}
+        return {**made, "head": self._integer_head}
 
-        blocks = self.quantized_blocks()
-        codes = swished("stem.conv", self.stem.pixels.centred(x), blocks[0].quant_input)
-        stream = codes
-        for index, block in enumerate(blocks):
-            name = f"blocks.{index}"
-            if index:
-                codes = on_grid(stream, point, block.quant_input.grid())
-            out = swished(f"{name}.conv_expand", codes, block.quant_dw)
-            out = swished(f"{name}.conv_dw", out, block.quant_project)
-            out = sums[f"{name}.conv_project"].outputs(out, point, STREAM_BITS)
-            if block.se is not None:
-                means = on_grid(pooled(out), point, block.se.quant_reduce.grid())
-                means = swished(f"{name}.se.conv_reduce", means, block.se.quant_expand)
-                logits = sums[f"{name}.se.conv_expand"].outputs(means, GATE_UNIT, GATE_BITS)
-                out = gated(out, logits)
-            if block.config.stride == 1:
-                if block.conv_shortcut is not None:
-                    stream = sums[f"{name}.conv_shortcut"].outputs(codes, point, STREAM_BITS)
-                out = saturated(out + stream, STREAM_BITS)
-            stream = out
-        codes = on_grid(pooled(stream), point, self.head.quant.grid())[:, :, 0, 0]
-        return sums["head.classifier"].outputs(codes, LOGIT_UNIT, STREAM_BITS) * LOGIT_UNIT
+    @property
+    def _point(self) -> float:
+        """The unit of the stream, a power of two, by which an integer times it is exact."""
+        return 2.0 ** -int(self.stream_bits_after_point.item())
+
+    def _swished(self, name: str, codes: Tensor, after: Quantizer) -> Tensor:
+        """Return what a layer's HardSwish makes of its sums, on the next quantizer's grid."""
+        grid = after.grid()
+        return hard_swish(self.sums()[name].outputs(codes, 3 / grid.three), grid, after.pre_bits)
+
+    def _integer_block(self, index: int, x: Tensor) -> Tensor:
+        """Return the stream after a block, integers times its unit; the first block has the stem.
+
+        The stem's HardSwish ends on the first block's grid, so there is no stream before it.
+        """
+        sums, point, block = self.sums(), self._point, self.quantized_blocks()[index]
+        name = f"blocks.{index}"
+        if index:
+            stream = x / point
+            codes = on_grid(stream, point, block.quant_input.grid())
+        else:
+            centred = self.stem.pixels.centred(x)
+            stream = codes = self._swished("stem.conv", centred, block.quant_input)
+        out = self._swished(f"{name}.conv_expand", codes, block.quant_dw)
+        out = self._swished(f"{name}.conv_dw", out, block.quant_project)
+        out = sums[f"{name}.conv_project"].outputs(out, point, STREAM_BITS)
+        if block.se is not None:
+            means = on_grid(pooled(out), point, block.se.quant_reduce.grid())
+            means = self._swished(f"{name}.se.conv_reduce", means, block.se.quant_expand)
+            logits = sums[f"{name}.se.conv_expand"].outputs(means, GATE_UNIT, GATE_BITS)
+            out = gated(out, logits)
+        if block.config.stride == 1:
+            if block.conv_shortcut is not None:
+                stream = sums[f"{name}.conv_shortcut"].outputs(codes, point, STREAM_BITS)
+            out = saturated(out + stream, STREAM_BITS)
+        return out * point
+
+    def _integer_head(self, x: Tensor) -> Tensor:
+        point = self._point
+        codes = on_grid(pooled(x / point), point, self.head.quant.grid())[:, :, 0, 0]
+        found = self.sums()["head.classifier"].outputs(codes, LOGIT_UNIT, STREAM_BITS)
+        return found * LOGIT_UNIT
 
 
 def _blocks(model: MicroNet) -> list[MBConv]:

@@ -29,6 +29,7 @@ AGENDA = (
     Item("rounding without labels", "adaptive_rounding"),
     Item("the spread of the networks in a file", "beyond", "allocated_3*", THREE),
     Item("what else pays", "what_else"),
+    Item("an early exit on top", "exit_on_top"),
     Item("what long rounds buy", "rounds", "linear-*", THREE),
     Item("other ways to prune", "rounds"),
     Item("does SRIP help", "srip_placement", "none", THREE),

@@ -7,8 +7,10 @@ from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.beyond.gates import RemoveGates
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.early_exit import AddExit, ExitLoss
 from micronet_lib.hooks import Change
 from micronet_lib.lab.recipes.bases import PAPER_POLICY
+from micronet_lib.lab.recipes.grids.early_exit import EXIT_METRICS, FROZEN
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -72,6 +74,16 @@ _ELSE = {
     "all_channels": _distilled(Allocate(0.0033, remove_channels=False), epochs=4),
 }
 
+_EXITS = {
+    f"block_{block}": Recipe(
+        start=_RUNGS["allocated_33"],
+        changes=(AddExit(f"blocks.{block}", hidden_chs=64, stride=2),),
+        exits=ExitLoss(1.0),
+        train=FROZEN,
+    )
+    for block in (6, 10)
+}
+
 _WIDTHS = {
     **{f"w8a{bits}": Quantize(8, bits) for bits in (12, 10, 9, 8)},
     **{f"w{bits}a8": Quantize(bits, 8) for bits in (6, 4)},
@@ -127,6 +139,16 @@ SWEEPS = (
         "What else pays, each change beside the network without it",
         {"change": _ELSE},
         lambda change: _ELSE[change],
+    ),
+    Sweep(
+        "exit_on_top",
+        "An early exit on a network in integers, its head in floats of 16 bits",
+        "11_beyond",
+        {"exit": tuple(_EXITS)},
+        lambda exit: _EXITS[exit],
+        metrics=EXIT_METRICS,
+        measures=("early_exit",),
+        profiles=("day", "full"),
     ),
     _sweep(
         "rounding",

@@ -49,7 +49,7 @@ _EXITS = {
 
 _OWN = Recipe(start=PAPER)
 
-_METRICS = (
+EXIT_METRICS = (
     *("threshold", "exit_rate", "top1", "last_top1", "exit_top1"),
     *("published.expected_score", "official.expected_score"),
 )
@@ -61,7 +61,7 @@ SWEEPS = (
         "07_early_exit",
         {"exit": tuple(_EXITS)},
         lambda exit: _EXITS[exit],
-        metrics=_METRICS,
+        metrics=EXIT_METRICS,
         measures=("early_exit",),
         profiles=("day", "full"),
     ),
@@ -71,7 +71,7 @@ SWEEPS = (
         "07_early_exit",
         {"trunk": ("frozen", "joint")},
         lambda trunk: _exit(_OWN, "block_6", joint=trunk == "joint"),
-        metrics=_METRICS,
+        metrics=EXIT_METRICS,
         measures=("early_exit",),
     ),
 )
