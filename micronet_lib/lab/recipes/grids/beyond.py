@@ -85,6 +85,7 @@ _EXITS = {
 }
 
 _WIDTHS = {
+    "w9a10": Quantize(9, 10),
     **{f"w8a{bits}": Quantize(8, bits) for bits in (12, 10, 9, 8)},
     **{f"w{bits}a8": Quantize(bits, 8) for bits in (6, 4)},
 }
