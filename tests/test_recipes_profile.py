@@ -83,6 +83,15 @@ def test_the_whole_chain_is_put_on_the_budget():
     assert smoke.apply(rated) == replace(rated, start=smoke.apply(PAPER))
 
 
+def test_what_trains_nothing_is_not_trained_for_an_override_of_epochs():
+    recipes = [point.recipe for sweep in SWEEPS.values() for point in sweep.points()]
+    still = [recipe for recipe in recipes if not recipe.train.epochs]
+    assert 0 < len(still) < len(recipes)
+    for recipe in still:
+        assert resolved(recipe, PROFILES["smoke"], {"train.epochs": 2}).train.epochs == 0
+    assert resolved(PAPER, PROFILES["smoke"], {"train.epochs": 2}).train.epochs == 2
+
+
 def test_overrides_come_after_the_profile_and_reach_start_and_teacher():
     smoke = PROFILES["smoke"]
     recipe = Recipe(start=PAPER, teacher=PAPER, train=PAPER.train)

@@ -137,12 +137,16 @@ def resolved(
 
     Overrides change the recipe itself; the prefix `start.` or `teacher.` changes those two.
     Overrides of `prune` describe the rounds. A dense recipe ignores them, so that all kinds of
-    rounds start from the same network; one that starts from another network refuses rewinding.
+    rounds start from the same network; one that starts from another network refuses rewinding. A
+    recipe that trains nothing ignores `train.epochs`: a budget is no reason to train it.
 
     Raises:
         InputError: unknown key, a value of another type, or settings that are wrong together.
     """
-    found: Recipe = with_overrides(profile.apply(recipe), as_overrides(overrides))
+    applied = profile.apply(recipe)
+    found: Recipe = with_overrides(applied, as_overrides(overrides))
+    if not applied.train.epochs:
+        found = replace(found, train=replace(found.train, epochs=0))
     if found.prune.rewind != "none" and (found.start is not None or found.checkpoint):
         raise InputError(
             f"prune.rewind is {found.prune.rewind!r}, but the recipe starts from another network; "
