@@ -1,5 +1,7 @@
 """Figures of chapter `06_scoring`."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,10 +17,14 @@ __all__ = [
     "layer_bill",
     "leaderboard",
     "score_history",
+    "score_mosaic",
 ]
 
 # Equation 1 of [kim2020]; a figure imports no method.
 PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
+
+# A column of less than this share of a mosaic has its name at an angle.
+NARROW = 0.06
 
 _GROUPS = {**style.KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
 
@@ -62,6 +68,42 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
         ax.grid(axis="x", visible=False)
     axes[1].set_xlabel("block")
     axes[0].legend(ncols=4, fontsize=8, loc="upper right")
+    return footer(fig, source)
+
+
+def score_mosaic(items: pd.DataFrame, source: str) -> Figure:
+    """Draw a score as an area: a column for each kind of layer, storage below operations.
+
+    Args:
+        items: `records.bill`, see `layer_bill`.
+    """
+    names = _groups(items).map(lambda group: _GROUPS[group][0])
+    sums = items.groupby(names)[["param_storage", "math_ops"]].sum()
+    parts = pd.DataFrame(
+        {"storage": sums["param_storage"] / PARAM_BASE, "operations": sums["math_ops"] / OPS_BASE}
+    )
+    total = parts.sum(axis=1).sort_values(ascending=False)
+    widths = total / total.sum()
+    fig, (ax,) = figure(height=3.4)
+    left = widths.cumsum() - widths
+    lower = (parts["storage"] / parts.sum(axis=1))[total.index]
+    box: dict[str, Any] = {"align": "edge", "edgecolor": "white", "lw": 1.5}
+    ax.bar(left, lower, widths, color=BLUE, label="stored numbers and masks", **box)
+    ax.bar(left, 1 - lower, widths, lower, color=ORANGE, label="operations", **box)
+    for name, share in widths.items():
+        middle = left[name] + share / 2
+        if share >= NARROW:
+            ax.text(middle, 1.02, f"{name}\n{share:.0%}", size=8.5, ha="center")
+        elif share >= 0.005:
+            ax.text(middle - 0.006, 1.02, f"{name} {share:.0%}", size=8, rotation=55)
+    storage = parts["storage"].sum() / parts.to_numpy().sum()
+    title = (
+        f"score {parts.to_numpy().sum():.6f}: storage {storage:.0%}, operations {1 - storage:.0%}"
+    )
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.3))
+    ax.set_axis_off()
+    ax.set_title(title)
+    fig.legend(loc="outside lower center", ncols=2)
     return footer(fig, source)
 
 
