@@ -11,6 +11,7 @@ from micronet_lib import plots
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.plots.style import KIND_STYLES
 
 
 def data_of(html: str) -> dict:
@@ -47,6 +48,8 @@ def test_the_areas_of_the_mosaic_are_the_shares_of_the_score():
     score = storage + items["math_ops"].sum() / 10.49e9
     assert sum(areas[: len(areas) // 2]) == pytest.approx(storage / score)
     assert f"score {score:.6f}" in texts(fig)
+    kinds = {label for label, _ in KIND_STYLES.values()} - {"pointwise", "other"}
+    assert all(f"{name} " in texts(fig).replace("\n", " ") for name in (*kinds, "HardSwish"))
     assert "somewhere" in texts(fig)
 
 

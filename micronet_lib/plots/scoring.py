@@ -10,7 +10,6 @@ from micronet_lib.plots import style
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer, note
 
 __all__ = [
-    "bill_shares",
     "bit_widths",
     "board_points",
     "history_table",
@@ -103,24 +102,8 @@ def score_mosaic(items: pd.DataFrame, source: str) -> Figure:
     ax.set(xlim=(0, 1.03), ylim=(0, 1.3))
     ax.set_axis_off()
     ax.set_title(title)
-    fig.legend(loc="outside lower center", ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     return footer(fig, source)
-
-
-def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of each kind of layer in operations, storage and score, largest first.
-
-    Args:
-        items: `records.bill`, see `layer_bill`.
-    """
-    names = _groups(items).map(lambda group: _GROUPS[group][0])
-    sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
-    score = sums["math_ops"] / OPS_BASE + sums["param_storage"] / PARAM_BASE
-    table = pd.DataFrame(
-        {"operations": sums["math_ops"], "storage": sums["param_storage"], "score": score}
-    )
-    shares = table / table.sum()
-    return shares.sort_values("score", ascending=False).rename_axis("layers").reset_index()
 
 
 _STATES = {"first": "first count", "revised": "+ biases", "published": "+ masks (0.0054)"}
