@@ -1,5 +1,6 @@
 """Figures of chapter `01_architecture`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from micronet_lib.plots import style
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, YELLOW, figure, footer, note
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, YELLOW, figure, footer, note
 
 __all__ = [
     "activations",
@@ -17,6 +19,7 @@ __all__ = [
     "expand_ratio",
     "expand_ratio_table",
     "expand_ratio_top1",
+    "feature_maps",
     "network",
     "weights_by_layer",
 ]
@@ -28,6 +31,54 @@ _ROW: dict[str, Any] = {"ncols": 4, "columnspacing": 1.2, "handletextpad": 0.5}
 _RESOLUTIONS = {32: "#a6cee3", 16: "#4a98c9", 8: "#1764ab", 4: "#08306b"}
 _SHORTCUTS = {"identity": ("o", GREEN), "pointwise": ("D", YELLOW), "none": ("X", ORANGE)}
 _REST = "batch norm, biases"
+
+
+def feature_maps(
+    image: NDArray[np.uint8],
+    stages: Mapping[str, NDArray[Any]],
+    guesses: Mapping[str, float],
+    source: str,
+) -> Figure:
+    """Draw an image, every feature map at some places of a network, and its best guesses.
+
+    Args:
+        image: `[3, H, W]` in 0 to 255.
+        stages: title -> feature maps `[C, H, W]`; each map has its own scale from dark to bright.
+        guesses: class -> share, the best first.
+    """
+    fig, axes = figure(height=4.9, columns=3, rows=-(-(len(stages) + 2) // 3))
+    first, *middle = axes
+    first.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+    first.set_title(f"the picture: {image.shape[1]} x {image.shape[2]}, 3 colours")
+    for ax, (title, maps) in zip(middle, stages.items(), strict=False):
+        ax.imshow(_side_by_side(maps), interpolation="nearest", cmap="viridis")
+        ax.set_title(f"{title}: {len(maps)} of {maps.shape[1]} x {maps.shape[2]}")
+    for ax in axes:
+        ax.set_axis_off()
+    last = axes[len(stages) + 1]
+    bars = last.barh(range(len(guesses)), list(guesses.values()), 0.75, color=SKY)
+    names = [f"{name} {share:.0%}" for name, share in guesses.items()]
+    for bar, text in zip(bars, names, strict=True):
+        last.text(0.02, bar.get_y() + bar.get_height() / 2, text, va="center", color=_DARK)
+    last.invert_yaxis()
+    last.set(xlim=(0, 1), title="the answer, in shares")
+    return footer(fig, source)
+
+
+def _side_by_side(maps: NDArray[Any]) -> NDArray[np.float64]:
+    """Return maps `[C, H, W]`, each scaled to [0, 1], as one picture with gaps of `NaN`."""
+    count, height, width = maps.shape
+    columns = int(np.ceil(count**0.5))
+    gap = max(1, height // 8)
+    shape = (-(-count // columns) * (height + gap) - gap, columns * (width + gap) - gap)
+    canvas = np.full(shape, np.nan)
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    scaled = (maps - low) / np.maximum(high - low, 1)
+    for place, each in enumerate(scaled):
+        row, column = divmod(place, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        canvas[top : top + height, left : left + width] = each
+    return canvas
 
 
 def block_kinds(blocks: pd.DataFrame) -> Figure:

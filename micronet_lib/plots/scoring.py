@@ -1,5 +1,7 @@
 """Figures of chapter `06_scoring`."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -8,17 +10,20 @@ from micronet_lib.plots import style
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer, note
 
 __all__ = [
-    "bill_shares",
     "bit_widths",
     "board_points",
     "history_table",
     "layer_bill",
     "leaderboard",
     "score_history",
+    "score_mosaic",
 ]
 
 # Equation 1 of [kim2020]; a figure imports no method.
 PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
+
+# A column of less than this share of a mosaic has its name at an angle.
+NARROW = 0.06
 
 _GROUPS = {**style.KIND_STYLES, "hard_swish": ("HardSwish", SKY)}
 
@@ -65,20 +70,40 @@ def layer_bill(items: pd.DataFrame, source: str) -> Figure:
     return footer(fig, source)
 
 
-def bill_shares(items: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of each kind of layer in operations, storage and score, largest first.
+def score_mosaic(items: pd.DataFrame, source: str) -> Figure:
+    """Draw a score as an area: a column for each kind of layer, storage below operations.
 
     Args:
         items: `records.bill`, see `layer_bill`.
     """
     names = _groups(items).map(lambda group: _GROUPS[group][0])
-    sums = items.groupby(names)[["math_ops", "param_storage"]].sum()
-    score = sums["math_ops"] / OPS_BASE + sums["param_storage"] / PARAM_BASE
-    table = pd.DataFrame(
-        {"operations": sums["math_ops"], "storage": sums["param_storage"], "score": score}
+    sums = items.groupby(names)[["param_storage", "math_ops"]].sum()
+    parts = pd.DataFrame(
+        {"storage": sums["param_storage"] / PARAM_BASE, "operations": sums["math_ops"] / OPS_BASE}
     )
-    shares = table / table.sum()
-    return shares.sort_values("score", ascending=False).rename_axis("layers").reset_index()
+    total = parts.sum(axis=1).sort_values(ascending=False)
+    widths = total / total.sum()
+    fig, (ax,) = figure(height=3.4)
+    left = widths.cumsum() - widths
+    lower = (parts["storage"] / parts.sum(axis=1))[total.index]
+    box: dict[str, Any] = {"align": "edge", "edgecolor": "white", "lw": 1.5}
+    ax.bar(left, lower, widths, color=BLUE, label="stored numbers and masks", **box)
+    ax.bar(left, 1 - lower, widths, lower, color=ORANGE, label="operations", **box)
+    for name, share in widths.items():
+        middle = left[name] + share / 2
+        if share >= NARROW:
+            ax.text(middle, 1.02, f"{name}\n{share:.0%}", size=8.5, ha="center")
+        elif share >= 0.005:
+            ax.text(middle - 0.006, 1.02, f"{name} {share:.0%}", size=8, rotation=55)
+    storage = parts["storage"].sum() / parts.to_numpy().sum()
+    title = (
+        f"score {parts.to_numpy().sum():.6f}: storage {storage:.0%}, operations {1 - storage:.0%}"
+    )
+    ax.set(xlim=(0, 1.03), ylim=(0, 1.3))
+    ax.set_axis_off()
+    ax.set_title(title)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    return footer(fig, source)
 
 
 _STATES = {"first": "first count", "revised": "+ biases", "published": "+ masks (0.0054)"}
