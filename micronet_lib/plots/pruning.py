@@ -221,10 +221,9 @@ def short_rounds(measured: pd.DataFrame, files: pd.DataFrame, source: str) -> Fi
     fig, (ax,) = figure(height=3.6)
     found = files[files["n"] > 0]
     start = found.nsmallest(1, "sparsity")
+    measured = measured.assign(way=measured["point"].str.rpartition("-")[0])
     run = measured[measured["n"] > 0]
-    ways = run["point"].str.rpartition("-")[0]
-    for way in ways.unique():
-        rows = run[ways == way]
+    for way, rows in run.groupby("way", sort=False):
         colour, n = _COLOURS[way], "/".join(str(n) for n in sorted(set(rows["n"])))
         x, y = (100 * np.array([*start[c], *rows[c]]) for c in ("sparsity", "top1"))
         ax.plot(x, y, "s-", ms=5, lw=1.3, color=colour, label=f"{way}, n={n}")
@@ -236,8 +235,8 @@ def short_rounds(measured: pd.DataFrame, files: pd.DataFrame, source: str) -> Fi
     for x, y, name in zip(*at, found["file"], strict=True):
         note(ax, name, (x, y), (7, 5))
     ax.axhline(80, color="#222222", lw=0.8, ls="--")
-    missing = measured["point"].str.rpartition("-")[0].drop_duplicates()
-    missing = missing[~missing.isin(ways)]
+    missing = measured["way"].drop_duplicates()
+    missing = missing[~missing.isin(run["way"])]
     if len(missing):
         ax.plot([], [], " ", label=f"not run: {', '.join(missing)}")
     ax.set(xlabel="pruned (%)", ylabel="top-1 (%)", xlim=(None, 66))
