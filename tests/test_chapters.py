@@ -21,7 +21,8 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.requirements import check_library
 
-EXPENSIVE = ["03_label_smoothing", "04_augmentation"]  # half a minute at the smallest budget
+# Half a minute at the smallest budget.
+EXPENSIVE = ["03_label_smoothing", "04_augmentation", "04_augmentation_in_depth"]
 CHAPTERS_OF_COUNTS = ["00_contest", "01_architecture", "01_architecture_in_depth"]
 CHAPTERS_OF_COUNTS += ["06_scoring_in_depth", "11_beyond_in_depth", "99_status"]
 FILES = [chosen for n in range(4) for chosen in itertools.combinations(GROUPS, n)]

@@ -102,6 +102,25 @@ def test_a_table_of_gains_tells_one_run_from_none():
     assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]
 
 
+def test_what_a_table_of_gains_allows_to_say():
+    values = {"a": [10, 20, 30], "b": [50, 60, 73], "c": [12, 21, 28], "one": [15.5], "none": []}
+    rows = [(p, seed, v) for p, own in values.items() for seed, v in enumerate(own)]
+    runs = pd.DataFrame([*rows, ("none", None, None)], columns=["point", "seed", "top1"])
+    gains = records.gain(runs.astype({"top1": float}), "a")
+    b, c, one, none = plots.said_gains(gains).splitlines()
+    low, high = gains["low"].iloc[0], gains["high"].iloc[0]
+    assert b == f"b against a: {low:.2f} to {high:.2f} points more"
+    least = gains["detectable"].iloc[1]
+    assert c.startswith(f"c against a: no difference seen; a true one of {least:.2f} points")
+    assert one.startswith("one against a: -4.50 points, n=1")
+    assert none == "none against a: not run"
+    # One of many: the interval leaves out 0, the correction for so many does not.
+    gains["p_holm"] = 0.2
+    assert "taken alone; not after 2 comparisons" in plots.said_gains(gains).splitlines()[0]
+    fewer = records.gain(runs.astype({"top1": float}), {"a": "b"})
+    assert plots.said_gains(fewer) == f"a against b: {low:.2f} to {high:.2f} points less"
+
+
 def test_a_figure_ignores_the_readers_matplotlibrc():
     def drawn() -> np.ndarray:
         fig, (axes,) = style.figure()

@@ -135,8 +135,15 @@ def test_stages_stand_beside_the_papers():
     assert table["top1"].isna().sum() == 3
     assert table["spread"].to_list()[2] == pytest.approx(2**0.5)
     assert table["n"].to_list() == [1, 1, 2, 0, 0, 0]
-    fig = plots.stage_steps(table.reset_index(), "")
-    assert texts(fig).count("not run") == 3
+    rows = table.reset_index()
+    nothing = rows.assign(top1=np.nan, spread=np.nan)
+    fig = plots.stage_steps({"long": nothing, "short": rows}, "")
+    assert texts(fig).count("not run") == 3 + 6
+    paper, long, short = fig.axes
+    assert [ax.get_title() for ax in (long, short)] == ["long", "short"]
+    drawn = [container.lines[0].get_xdata()[0] for container in short.containers]
+    assert drawn == pytest.approx([10, 12, 20])
+    assert len(paper.containers) == 6
 
 
 def test_nothing_measured_is_no_fault():
@@ -147,4 +154,5 @@ def test_nothing_measured_is_no_fault():
     table = plots.stage_table(records.table(SWEEPS["stages"], []), PRINTED)
     assert (table["n"] == 0).all()
     assert table["top1"].isna().all()
-    assert texts(plots.stage_steps(table, "")).count("not run") == len(table)
+    fig = plots.stage_steps({"ours": table}, "")
+    assert texts(fig).count("not run") == len(table)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
-from made_records import top1_table
+from made_records import top1_records, top1_table
 from matplotlib.colors import to_rgba
 
 from micronet_lib import plots
@@ -64,6 +64,20 @@ def test_density_bars_are_the_tables():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["expand", "fc"]
     assert [line.get_ydata()[0] for line in ax.lines] == pytest.approx([60])  # b has no `all`
     assert "counted somewhere" in texts(fig)
+
+
+def test_histograms_tell_what_goes_from_what_stays():
+    weights = np.array([-0.9, -0.2, 0.1, 0.15, 0.3, 0.8, 0.0, 0.0])
+    fig = plots.weight_histograms({"now": (weights, 0.2), "later": (weights, 0)}, "somewhere")
+    now, later = fig.axes
+    colours = {to_rgba(bar.get_facecolor()) for bar in later.patches}
+    assert colours == {to_rgba(BLUE)}
+    for bar in now.patches:
+        goes = abs(bar.get_x() + bar.get_width() / 2) < 0.2
+        assert to_rgba(bar.get_facecolor()) == to_rgba(ORANGE if goes else BLUE)
+    assert sorted(line.get_xdata()[0] for line in now.lines) == [-0.2, 0.2]
+    assert not later.lines
+    assert all(word in texts(fig) for word in ("now", "later", "25% are 0", "somewhere"))
 
 
 # -------------------------------------------------------------------------------------- schedules
@@ -153,3 +167,44 @@ def test_curve_is_drawn_with_whatever_was_measured():
     diamonds = {line.get_label(): line for line in left.lines}
     assert list(diamonds["v1 files, measured"].get_ydata()) == pytest.approx([80.07])
     assert list(diamonds["v2 files, measured"].get_xdata()) == pytest.approx([15, 30, 60])
+
+
+# ------------------------------------------------------------------------------------ short rounds
+
+
+def short_runs(top1, profile="day"):
+    made = top1_records("rounds", top1, profile)
+    rows = [{"point": r.point, "seed": r.seed, **r.metrics} for r in made]
+    rest = [{"point": p.name} for p in SWEEPS["rounds"].points() if p.name not in top1]
+    return pd.DataFrame([*rows, *rest]).astype({"seed": "Int64"})
+
+
+def test_a_file_stands_beside_every_seed_of_ours():
+    files = plots.pruned_files(PUBLISHED)
+    beside = {"v2_pr_30": "linear-1", "v2_pr_60": "linear-3", "v2_pr_45": "linear-2"}
+    against = {ours: file for file, ours in beside.items()}
+    top1 = {"linear-1": [0.80, 0.81, 0.808], "linear-2": [0.8]}
+    runs = plots.runs_beside_files(short_runs(top1), files, beside)
+    table = records.gain(runs, against, paired=True, scale=100).set_index("point")
+    assert table["n"].to_dict() == {"linear-1": 3, "linear-3": 0, "linear-2": 0}  # 45 % has no file
+    differences = pd.Series(top1["linear-1"]) - 0.8108
+    row = table.loc["linear-1"]
+    assert row["gain"] == pytest.approx(100 * differences.mean())
+    margin = 4.3027 * differences.std() / 3**0.5  # of t at two degrees of freedom
+    assert row["high"] - row["gain"] == pytest.approx(100 * margin, rel=1e-4)
+
+
+def test_short_rounds_begin_at_the_published_network():
+    files = plots.pruned_files(PUBLISHED)
+    of_v2 = files[files["file"].str.startswith("v2")]
+    measured = top1_table("rounds", {"linear-1": [0.80, 0.81], "linear-2": [0.79]}, "day")
+    measured["sparsity"] = measured["point"].str[-1].astype(float) * 0.15 + 0.15
+    fig = plots.short_rounds(measured, of_v2, "somewhere")
+    lines = {line.get_label(): line for line in fig.axes[0].lines}
+    ours = lines["linear, n=1/2"]
+    assert list(ours.get_xdata()) == pytest.approx([15, 30, 45])
+    assert list(ours.get_ydata()) == pytest.approx([80.91, 80.5, 79])
+    assert list(lines["published files"].get_xdata()) == pytest.approx([15, 30, 60])
+    assert "not run: exponential, one_shot, no_srip, teacher" in lines
+    shown = texts(plots.short_rounds(top1_table("rounds", {}, "day"), of_v2, ""))
+    assert "not run: linear, exponential" in shown

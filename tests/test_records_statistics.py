@@ -123,3 +123,12 @@ def test_an_unknown_point_is_answered_with_the_known_ones(reference):
         records.gain(long(VALUES), reference)
     with pytest.raises(InputError, match=r"'x'.*top1"):
         records.gain(long(VALUES), "a", "x")
+
+
+def test_detectable_is_that_of_a_gain_with_this_spread():
+    values = {"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0]}  # both with a spread of 1
+    row = records.gain(long(values), "a").iloc[0]
+    assert records.detectable(1.0, 3) == pytest.approx(row["detectable"])
+    assert records.detectable(2.0, 3) == pytest.approx(2 * records.detectable(1.0, 3))
+    assert records.detectable(1.0, 10) < records.detectable(1.0, 3)
+    assert math.isnan(records.detectable(1.0, 1))

@@ -210,18 +210,20 @@ def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0")
     return table
 
 
-def stage_steps(table: pd.DataFrame, source: str) -> Figure:
-    """Draw the stages in order: the paper's 600 epochs on one axis, ours on another.
+def stage_steps(tables: Mapping[str, pd.DataFrame], source: str) -> Figure:
+    """Draw the stages in order: the paper's 600 epochs, then ours, each on an axis of its own.
 
     Args:
-        table: from `stage_table`.
+        tables: title of the panel -> table from `stage_table`, with the same stages.
     """
-    fig, (left, right) = figure(height=3.4, columns=2)
-    labels = [("+ " if place else "") + name for place, name in enumerate(table["stage"])]
-    _points(left, labels, table["paper"], None, GREY)
-    _points(right, labels, table["top1"], table["spread"], BLUE)
-    left.set(title="paper, Tables 2 to 4 (600 epochs)", xlabel="top-1 (%)")
-    right.set(title="measured, few epochs", xlabel="top-1 (%)", yticklabels=[])
+    fig, (left, *others) = figure(height=3.4, columns=1 + len(tables))
+    first = next(iter(tables.values()))
+    labels = [("+ " if place else "") + name for place, name in enumerate(first["stage"])]
+    _points(left, labels, first["paper"], None, GREY)
+    left.set(title="paper, 600 epochs", xlabel="top-1 (%)")
+    for ax, (title, table) in zip(others, tables.items(), strict=True):
+        _points(ax, labels, table["top1"], table["spread"], BLUE)
+        ax.set(title=title, xlabel="top-1 (%)", yticklabels=[])
     return footer(fig, source)
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, figure, footer
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, figure, footer, note
 
 __all__ = [
     "density_by_kind",
@@ -19,13 +19,50 @@ __all__ = [
     "pruned_files",
     "pruning_curve",
     "rounds_table",
+    "runs_beside_files",
+    "short_rounds",
     "sparsity_rounds",
     "table_5",
+    "weight_histograms",
     "zeros_by_kind",
 ]
 
 _GONE = "#e0e0e0"
-_COLOURS = {"linear": BLUE, "exponential": ORANGE, "one_shot": GREEN, "README": PURPLE}
+_COLOURS = {
+    **{"linear": BLUE, "exponential": ORANGE, "one_shot": GREEN, "README": PURPLE},
+    **{"no_srip": PURPLE, "teacher": SKY},
+}
+
+
+def weight_histograms(panels: Mapping[str, tuple[np.ndarray, float]], source: str) -> Figure:
+    """Draw the weights of a network that are not zero, and those that the next round will take.
+
+    Args:
+        panels: title -> weights, and the threshold of the next round; 0 for none.
+    """
+    fig, axes = figure(height=2.9, columns=len(panels))
+    reach = max(float(np.quantile(np.abs(weights), 0.995)) for weights, _ in panels.values())
+    edges = np.linspace(-reach, reach, 82)
+    for ax, (title, (weights, threshold)) in zip(axes, panels.items(), strict=True):
+        left = weights[weights != 0]
+        # Bars end at the threshold, so that no bar is of both kinds.
+        cuts = np.unique(np.concatenate([edges, [-threshold, threshold]]))
+        heights, _ = np.histogram(left, cuts, density=True)
+        goes = np.abs(cuts[:-1] + cuts[1:]) / 2 < threshold
+        ax.bar(cuts[:-1], heights, np.diff(cuts), align="edge", color=np.where(goes, ORANGE, BLUE))
+        if threshold:
+            for border in (-threshold, threshold):
+                ax.axvline(border, color="#222222", lw=1, ls="--")
+        gone = np.mean(weights == 0)
+        note(ax, f"{gone:.0%} are 0" if gone else "none is 0", (0.03, 0.9), (0, 0),
+             xycoords="axes fraction")  # fmt: skip
+        ax.set(title=title, xlabel="weight", yticks=[])
+        ax.margins(y=0.2)
+        ax.grid(visible=False)
+    names = {BLUE: "stays", ORANGE: "goes in the next round"}
+    handles = [Patch(color=colour, label=name) for colour, name in names.items()]
+    fig.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8.5)
+    return footer(fig, source)
 
 
 def mask_rounds(masks: Mapping[str, np.ndarray], layer: str, source: str) -> Figure:
@@ -151,6 +188,60 @@ def pruned_files(published: pd.DataFrame) -> pd.DataFrame:
     columns = {"point": "file", "published.score": "score"}
     table = published.assign(sparsity=share).rename(columns=columns)
     return table[["file", "n", "sparsity", "top1", "score"]]
+
+
+def runs_beside_files(
+    runs: pd.DataFrame, files: pd.DataFrame, beside: Mapping[str, str]
+) -> pd.DataFrame:
+    """Return runs with published files among them, for differences by seed.
+
+    A file is one network. It is repeated for every seed of the point that it stands beside, so that
+    an interval has the spread of our runs in it and none of the file's.
+
+    Args:
+        runs: from `records.runs`.
+        files: from `pruned_files`.
+        beside: file -> point of `runs`.
+    """
+    found = files.dropna(subset=["top1"]).set_index("file")["top1"]
+    rows = [
+        runs[runs["point"] == point][["seed"]].assign(point=file, top1=found.get(file, np.nan))
+        for file, point in beside.items()
+    ]
+    return pd.concat([runs, *rows], ignore_index=True)
+
+
+def short_rounds(measured: pd.DataFrame, files: pd.DataFrame, source: str) -> Figure:
+    """Draw accuracy against sparsity: short rounds of several ways, and the published files.
+
+    Args:
+        measured: a table of the sweep `rounds`, points `<way>-<round>`.
+        files: from `pruned_files`, of the network that the rounds start from.
+    """
+    fig, (ax,) = figure(height=3.6)
+    found = files[files["n"] > 0]
+    start = found.nsmallest(1, "sparsity")
+    measured = measured.assign(way=measured["point"].str.rpartition("-")[0])
+    run = measured[measured["n"] > 0]
+    for way, rows in run.groupby("way", sort=False):
+        colour, n = _COLOURS[way], "/".join(str(n) for n in sorted(set(rows["n"])))
+        x, y = (100 * np.array([*start[c], *rows[c]]) for c in ("sparsity", "top1"))
+        ax.plot(x, y, "s-", ms=5, lw=1.3, color=colour, label=f"{way}, n={n}")
+        spread = 100 * np.array([*0 * start["top1"], *rows["top1_std"].fillna(0)])
+        ax.fill_between(x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
+    style: dict[str, Any] = {"marker": "D", "ms": 7, "lw": 1, "ls": ":", "color": GREY}
+    at = [100 * found[column].to_numpy() for column in ("sparsity", "top1")]
+    ax.plot(*at, mfc="white", label="published files", **style)
+    for x, y, name in zip(*at, found["file"], strict=True):
+        note(ax, name, (x, y), (7, 5))
+    ax.axhline(80, color="#222222", lw=0.8, ls="--")
+    missing = measured["way"].drop_duplicates()
+    missing = missing[~missing.isin(run["way"])]
+    if len(missing):
+        ax.plot([], [], " ", label=f"not run: {', '.join(missing)}")
+    ax.set(xlabel="pruned (%)", ylabel="top-1 (%)", xlim=(None, 66))
+    ax.legend(fontsize=8.5)
+    return footer(fig, source)
 
 
 def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:

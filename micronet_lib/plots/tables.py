@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import Code
 from pandas.io.formats.style import Styler
 
-__all__ = ["show_gains", "show_source", "show_table"]
+__all__ = ["said_gains", "show_gains", "show_source", "show_table"]
 
 
 def show_table(
@@ -56,6 +56,36 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
     styler.format(number, na_rep="–", subset=["95 % from", "to"])
     styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
     return styler.format(number.replace("+", ""), na_rep="–", subset=["detectable"])
+
+
+def said_gains(gains: pd.DataFrame, unit: str = "points", digits: int = 2) -> str:
+    """Return what a table of `records.gain` allows to say, a line for each comparison.
+
+    Args:
+        gains: from `records.gain`.
+        unit: of the differences.
+        digits: decimals of the differences.
+    """
+    return "\n".join(
+        f"{row.point} against {row.against}: {_said(row, unit, digits)}"
+        for row in gains.itertuples()
+    )
+
+
+def _said(row: Any, unit: str, digits: int) -> str:
+    if min(row.n, row.n_against) == 0:
+        return "not run"
+    if pd.isna(row.low):
+        return f"{row.gain:+.{digits}f} {unit}, n=1, no interval; another run may say otherwise"
+    if row.low <= 0 <= row.high:
+        return (
+            f"no difference seen; a true one of {row.detectable:.{digits}f} {unit} "
+            "would have shown in four of five cases"
+        )
+    near, far = sorted((abs(row.low), abs(row.high)))
+    more = "more" if row.gain > 0 else "less"
+    alone = "" if row.p_holm < 0.05 else f", taken alone; not after {row.comparisons} comparisons"
+    return f"{near:.{digits}f} to {far:.{digits}f} {unit} {more}{alone}"
 
 
 def show_source(function: Callable[..., Any]) -> Code:

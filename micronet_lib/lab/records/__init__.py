@@ -10,7 +10,7 @@ from micronet_lib.lab.records.comparison import (
     side_by_side,
 )
 from micronet_lib.lab.records.record import Record, promote, read, read_sweep, record_path, write
-from micronet_lib.lab.records.statistics import gain, runs
+from micronet_lib.lab.records.statistics import detectable, gain, runs
 from micronet_lib.lab.records.status import coverage, machines
 from micronet_lib.lab.records.tables import (
     NOT_RUN,
@@ -36,6 +36,7 @@ __all__ = [
     "compared",
     "coverage",
     "curves",
+    "detectable",
     "gain",
     "machines",
     "measured",
