@@ -42,7 +42,7 @@ def test_evaluation() -> None:
     torch.manual_seed(0)
     model = build("micronet_v1_released").eval()
     nn.init.normal_(model.classifier.weight)  # so that no two logits are nearly equal
-    test = load_split("embedded", "test")
+    test = load_split("embedded", "test").first(500)
     images = test.images
     baseline, exchanged = plain(model), OpenVino(onnx_bytes(model), Path("net.onnx"))
     against, library = "eager NCHW, HardSwish in four operations, batch 100", "library: folded"
