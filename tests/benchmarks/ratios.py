@@ -49,17 +49,12 @@ def compare(
     """
     threads = torch.get_num_threads()
     alone = threads == 1 and not torch.cuda.is_available()
-    clock = {"timer": time.process_time} if alone else {}  # the default waits for a GPU
-    timers = {
-        name: Timer("way()", globals={"way": way}, num_threads=threads, **clock)
-        for name, way in ways.items()
-    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way()
     for _ in range(rounds):
-        for name, timer in timers.items():
-            seconds[name].append(timer.timeit(repeats).mean)
+        for name, way in ways.items():
+            seconds[name].append(_computed(way, repeats) if alone else _waited(way, repeats))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = next(iter(medians.values()))
     print(f"\n{threads} threads, torch {torch.__version__}, median of {rounds} rounds in turn")
@@ -72,3 +67,15 @@ def compare(
             {"what": what, "against": against, "a": unit, "rounds": rounds, "seconds": seconds_of}
         )
     return medians
+
+
+def _computed(way: Callable[[], object], repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        way()
+    return (time.process_time() - start) / repeats
+
+
+def _waited(way: Callable[[], object], repeats: int) -> float:
+    timer = Timer("way()", globals={"way": way}, num_threads=torch.get_num_threads())
+    return timer.timeit(repeats).mean  # waits for a GPU

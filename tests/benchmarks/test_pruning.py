@@ -66,5 +66,5 @@ def test_holding() -> None:
     loop, library = "a new product a tensor", "HeldMasks.after_step"
     ways = {loop: one_by_one, library: held.after_step}
     rows = {library: "holding masks after a step"}
-    compare(ways, items=1, unit="steps", rounds=50, rows=rows)
+    compare(ways, items=1, unit="steps", rounds=50, repeats=5, rows=rows)
     assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())
