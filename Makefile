@@ -74,7 +74,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  fi; \
 	fi
 	@echo "setup: installing into $(VENV) (PyTorch is large: minutes the first time)"
-	@export PIP_DISABLE_PIP_VERSION_CHECK=1; set -- -q -c constraints.txt -e '.[book,test,cluster]'; \
+	@export PIP_DISABLE_PIP_VERSION_CHECK=1; set -- -q -c constraints.txt -e '.[book,test,cluster,runtime]'; \
 	if $(PY) -m pip install -q -c constraints.txt uv >/dev/null 2>&1; then \
 	  $(PY) -m uv pip install --compile-bytecode --python $(PY) "$$@" || $(PY) -m pip install "$$@"; \
 	else \

@@ -144,9 +144,13 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     """Rate a network file on a test set."""
-    check_choice("runtime", args.runtime, ("torch", "integer"))
+    exchanged = args.checkpoint.suffix == ".onnx"
+    args.runtime = args.runtime or ("openvino" if exchanged else "torch")
+    check_choice("runtime", args.runtime, ("torch", "integer", "openvino"))
     if args.runtime == "integer":
         return _evaluate_integers(args)
+    if args.runtime == "openvino":
+        return _evaluate_openvino(args)
     from micronet_lib.lab.data.images import load_split
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.lab.training.evaluation import evaluate as rate_network
@@ -154,6 +158,24 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
     result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
+    return result, _lines(result)
+
+
+def _evaluate_openvino(args: argparse.Namespace) -> tuple[Result, str]:
+    """Rate an ONNX file, or what another file's network is as one, with OpenVINO."""
+    from micronet_lib.lab.data.images import load_split
+    from micronet_lib.lab.storage.exchange import SUFFIX, OpenVino, load_onnx, needed, onnx_bytes
+    from micronet_lib.lab.storage.networks import load_network
+    from micronet_lib.lab.training.evaluation import evaluate_openvino
+
+    needed("openvino", "the runtime 'openvino'")
+    if args.checkpoint.suffix == SUFFIX:
+        network = load_onnx(args.checkpoint)
+    else:
+        network = OpenVino(onnx_bytes(load_network(args.checkpoint)), args.checkpoint)
+    found = evaluate_openvino(network, load_split(args.dataset, "test"), progress=True)
+    result = {"model": network.metadata["spec"]["name"], "dataset": args.dataset}
+    result |= {"runtime": args.runtime, **found.metrics()}
     return result, _lines(result)
 
 
@@ -410,10 +432,19 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
     from micronet_lib.lab.running.requirements import require
-    from micronet_lib.lab.storage.networks import check_export, check_exportable, export_network
+    from micronet_lib.lab.storage.networks import (
+        SUFFIXES,
+        check_export,
+        check_exportable,
+        export_network,
+    )
     from micronet_lib.scoring.bill import score_network
 
     sweep = SWEEPS[args.sweep]
+    if args.format is not None:
+        check_choice("format", args.format, [suffix.removeprefix(".") for suffix in SUFFIXES])
+        if args.file.suffix != f".{args.format}":
+            raise InputError(f"{args.file} is no such name: end it in .{args.format}")
     check_export(args.file)
     require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
     model = trained(sweep, args.point, args.profile, args.seed)
@@ -493,7 +524,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
     sub.add_argument("--dataset", default="cifar100")
     sub.add_argument(
-        "--runtime", default="torch", help="torch, or integer: numpy alone, for a .mnet file"
+        "--runtime",
+        help="torch; openvino, as always for an .onnx file; integer: numpy alone, for a .mnet file",
     )
 
     sub = add(verbs, "score", score)
@@ -550,7 +582,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = add(verbs, "export", export, "sweep", "profile")
     sub.add_argument("sweep")
-    sub.add_argument("file", type=Path, metavar="FILE.safetensors|FILE.mnet")
+    sub.add_argument("file", type=Path, metavar="FILE.safetensors|FILE.mnet|FILE.onnx")
+    sub.add_argument("--format", help="safetensors, mnet or onnx; by default what FILE ends in")
     sub.add_argument("--point", required=True)
     sub.add_argument("--profile", required=True)
     sub.add_argument("--seed", type=int, default=0)

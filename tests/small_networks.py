@@ -37,6 +37,17 @@ def network(name: str = "micronet_v1_released", dtype: torch.dtype = torch.float
     return build(name).to(dtype)
 
 
+def scrambled(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with batch-norm statistics that are not the initial ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
 def orthogonal_layers() -> nn.Sequential:
     """A linear layer and a pointwise convolution that permute six channels, exactly."""
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Conv2d(6, 6, 1, bias=False))

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-INSTALLED_EXTRAS = ("book", "test", "cluster")
+INSTALLED_EXTRAS = ("book", "test", "cluster", "runtime")
 DIRECT = [
     Requirement(line)
     for line in [

@@ -227,7 +227,7 @@ def test_the_command_line_packs_and_runs_integers(tmp_path, monkeypatch, capsys)
     wrong = said("evaluate", "--checkpoint", other, "--runtime", "integer")
     assert "end in .mnet" in wrong["error"]
     wrong = said("evaluate", "--checkpoint", path, "--runtime", "onnx")
-    assert wrong["error"] == "unknown runtime 'onnx'; choose from torch, integer"
+    assert wrong["error"] == "unknown runtime 'onnx'; choose from torch, integer, openvino"
     Path(path).write_bytes(Path(path).read_bytes()[:-1])
     for more in ([], ["--runtime", "integer"]):
         assert "a.mnet is damaged" in said("evaluate", "--checkpoint", path, *more)["error"]

@@ -63,4 +63,5 @@ def test_a_step_in_integers_with_a_teacher() -> None:
             images.images, images.targets, None, 1e-4
         ),
     }
-    compare(ways, batch, "images", rounds=7)
+    rows = {"step in integers with a teacher": "step in integers (8/8) with a teacher"}
+    compare(ways, batch, "images", rounds=7, rows=rows)

@@ -42,6 +42,7 @@ def test_similarity_table() -> None:
         items=NUM_CLASSES**2,
         unit="pairs",
         repeats=5,
+        rows={library: "similarity and target table"},
     )
     torch.testing.assert_close(
         distribution_by_pairs(weight), smoothing_distribution(weight, RELEASED_DENSE)
@@ -69,7 +70,12 @@ def test_mixed_loss() -> None:
 
     by_images, library = "image by image, two losses", "smoothed_targets, one loss"
     medians = compare(
-        {by_images: two_losses, library: one_loss}, BATCH, "images", rounds=9, repeats=20
+        {by_images: two_losses, library: one_loss},
+        BATCH,
+        "images",
+        rounds=9,
+        repeats=20,
+        rows={library: "mixed-label loss"},
     )
     torch.testing.assert_close(two_losses(), one_loss())
     assert medians[by_images] > 5 * medians[library]

@@ -43,6 +43,7 @@ def test_masks() -> None:
         items=sum(weight.numel() for weight in weights.values()),
         unit="weights",
         rounds=15,
+        rows={library: "global magnitude masks"},
     )
     theirs, ours = percentile_of_a_list(weights, 0.6), magnitude_masks(weights, 0.6)
     assert sum(int((theirs[name] ^ ours[name]).sum()) for name in ours) <= 1
@@ -63,5 +64,7 @@ def test_holding() -> None:
             weight.data = weight.data * floats[name]
 
     loop, library = "a new product a tensor", "HeldMasks.after_step"
-    compare({loop: one_by_one, library: held.after_step}, items=1, unit="steps", rounds=50)
+    ways = {loop: one_by_one, library: held.after_step}
+    rows = {library: "holding masks after a step"}
+    compare(ways, items=1, unit="steps", rounds=50, repeats=5, rows=rows)
     assert all(torch.equal(weights[name] != 0, mask) for name, mask in masks.items())

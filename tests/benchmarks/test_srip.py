@@ -41,7 +41,8 @@ def test_srip() -> None:
         "loop, products only, autograd": lambda: srip_network_penalty(weights, config).backward(),
         "library: padded batches, closed form": srip.value_and_grad,
     }
-    medians = list(compare(ways, 1, "steps", rounds=30).values())
+    rows = {"library: padded batches, closed form": "SRIP value and gradient"}
+    medians = list(compare(ways, 1, "steps", rounds=30, rows=rows).values())
 
     sizes = [weight.shape[1] for weight in weights.values()]
     drawn = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(1)).split(sizes)

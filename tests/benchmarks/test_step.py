@@ -33,7 +33,9 @@ from micronet_lib.label_smoothing import RELEASED_DENSE
 from micronet_lib.srip.penalty import srip_weights
 
 RECIPE = replace(RELEASED, smoothing=RELEASED_DENSE)
-BATCH = 128
+BATCH, ROUNDS = 128, 3
+PLAIN = "eager NCHW, HardSwish in four operations, SRIP by autograd, labels image by image"
+PLAIN_AROUND = f"{PLAIN}, Pillow"
 HAS_AMX = torch.cpu._is_amx_tile_supported()
 
 
@@ -76,19 +78,32 @@ def test_training_step_and_everything_around_it() -> None:
         step(augmented, images.targets, mixed, 0.1, generator)
 
     ways = {
-        "plain step": lambda: theirs(pixels, images.targets, mixed, starts(theirs.model)),
+        PLAIN: lambda: theirs(pixels, images.targets, mixed, starts(theirs.model)),
         "library step": lambda: ours(images.images, images.targets, mixed, 0.1, generator),
     }
-    around = {"plain, Pillow and all": plain_everything, "library": lambda: everything(ours)}
+    around = {PLAIN_AROUND: plain_everything, "library": lambda: everything(ours)}
     if HAS_AMX:
         ways["library step, bfloat16"] = lambda: in_half(
             images.images, images.targets, mixed, 0.1, generator
         )
         around["library, bfloat16"] = lambda: everything(in_half)
-    started = {**compare(ways, BATCH, "images"), **compare(around, BATCH, "images")}
+    step, whole = "training step, float32", "the same with augmentation and all around it"
+    started = {
+        **compare(
+            ways, BATCH, "images", ROUNDS, rows={"library step": f"{step}, as the process starts"}
+        ),
+        **compare(
+            around, BATCH, "images", ROUNDS, rows={"library": f"{whole}, as the process starts"}
+        ),
+    }
     keep_freed_memory()
     print("\nwith freed memory kept, as in training:")
-    kept = {**compare(ways, BATCH, "images"), **compare(around, BATCH, "images")}
+    kept = {
+        **compare(
+            ways, BATCH, "images", ROUNDS, rows={"library step": f"{step}, freed memory kept"}
+        ),
+        **compare(around, BATCH, "images", ROUNDS, rows={"library": f"{whole}, freed memory kept"}),
+    }
     print("\nlibrary with freed memory kept, against the plain way without:")
     for plain, *fast in (ways, around):
         for name in fast:

@@ -2,11 +2,12 @@
 
 A file for others is safetensors. Its metadata hold the spec and further entries, each as JSON.
 Loading needs the spec and no recipe. A network in integers can also be a packed file, which holds
-nothing but its integers (`beyond.packed`).
+nothing but its integers (`beyond.packed`), and one of floats an ONNX file for other runtimes, which
+is not read into a network again (`exchange`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ from micronet_lib.lab.host.files import check_output, write_atomically
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.exchange import SUFFIX as ONNX
+from micronet_lib.lab.storage.exchange import check_onnx, needed, onnx_bytes
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import is_own, load_own
 
 SUFFIX = ".safetensors"
+SUFFIXES = (SUFFIX, PACKED, ONNX)
 SAID_OF_PACKED = ("recipe_id", "sweep", "point", "profile", "seed", "commit")
 """What a packed file says of its network, where it is known."""
 
@@ -82,6 +86,9 @@ def export_network(
         content = network_bytes(network, **metadata)
         write_atomically(path, content, f"the network {path.name}")
         return metadata
+    if path.suffix == ONNX:
+        write_atomically(path, onnx_bytes(network, **metadata), f"the network {path.name}")
+        return metadata
     # Copies, because safetensors refuses tensors that share memory.
     state = {
         name: value.clone(memory_format=torch.contiguous_format)
@@ -97,24 +104,30 @@ def check_export(path: Path) -> None:
     """Raise an error if no network can be exported to this file.
 
     Raises:
-        InputError: another ending, a folder that cannot be written, or safetensors not installed.
+        InputError: another ending, a folder that cannot be written, or a package not installed.
     """
-    if path.suffix not in (SUFFIX, PACKED):
-        raise InputError(f"{path} is not a name for a network: end it in {SUFFIX} or {PACKED}")
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{path} is not a name for a network: end it in {', '.join(SUFFIXES[:-1])} or {ONNX}"
+        )
     check_output(path)
     if path.suffix == SUFFIX:
         _safetensors()
+    if path.suffix == ONNX:
+        needed("onnxscript", f"writing {ONNX}")
 
 
 def check_exportable(network: Network, path: Path) -> None:
     """Raise an error if this network cannot be exported to a file of that name.
 
     Raises:
-        InputError: a packed file for a network that is not in integers.
+        InputError: a packed file for a network that is not in integers, or an ONNX file for one
+            that is quantised.
     """
-    if path.suffix == PACKED:
+    checks: dict[str, Callable[[Network], object]] = {PACKED: packed, ONNX: check_onnx}
+    if path.suffix in checks:
         try:
-            packed(network)
+            checks[path.suffix](network)
         except InputError as error:
             raise InputError(f"{path}: {error}; {SUFFIX} holds any network") from error
 
@@ -153,6 +166,11 @@ def load_network(path: Path) -> Network:
         return load_exported(path)[0]
     if path.suffix == PACKED:
         return unpacked(load_packed(path))
+    if path.suffix == ONNX:
+        raise InputError(
+            f"{path} holds operations for other runtimes, which `micronet evaluate` runs with "
+            f"OpenVINO; anything else reads {SUFFIX}"
+        )
     if not is_own(path):
         return load_published(path)
     content = load_own(path)

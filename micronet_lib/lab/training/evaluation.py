@@ -5,23 +5,20 @@ convolutions; operations that no logit depends on are left out; activations are 
 overwritten in place; batches fit the caches (25 images beat 100).
 """
 
-import copy
 import time
-from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor, nn
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.beyond.integer import LOGIT_UNIT, Machine
 from micronet_lib.errors import NotFiniteError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import bar
+from micronet_lib.lab.storage.exchange import OpenVino
 
 BATCH_SIZE = 25
 GPU_BATCH_SIZE = 1000
@@ -49,83 +46,6 @@ class Evaluation:
         return asdict(self)
 
 
-class _Tracer(fx.Tracer):
-    """A tracer that treats every convolution as a leaf, whatever its class."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
-
-
-OVERWRITING = (F.hardswish, F.relu, F.relu6, F.silu)
-"""Activations that have an option to overwrite their input."""
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Return a copy for inference: every batch norm merged into the convolution before it.
-
-    The copy is in evaluation mode and `channels_last`. Operations that no logit depends on, such as
-    a dead gate, are not computed. An activation after a convolution overwrites its input. A network
-    with `foldable = False`, or one that cannot be traced, is copied unfolded.
-    """
-    copied = copy.deepcopy(network).eval()
-    graph = None
-    if getattr(network, "foldable", True):
-        # Tracing calls the network on stand-ins for tensors, which may raise anything.
-        with suppress(Exception):
-            graph = _Tracer().trace(copied)
-    if graph is not None:
-        copied = fx.GraphModule(copied, graph)
-        _merge_batch_norms(copied)
-        copied.graph.eliminate_dead_code(_has_effects)
-        copied.delete_all_unused_submodules()
-        _overwrite_inputs(copied)
-        copied.recompile()
-    return copied.to(memory_format=torch.channels_last)
-
-
-def _merge_batch_norms(traced: fx.GraphModule) -> None:
-    nodes = list(traced.graph.nodes)
-    layers = dict(traced.named_modules())
-    # A layer that is called twice, or whose weight is read elsewhere, must not change.
-    uses = Counter(node.target for node in nodes if node.op == "call_module")
-    uses.update(node.target.rpartition(".")[0] for node in nodes if node.op == "get_attr")
-    for node in nodes:
-        if not matches_module_pattern((nn.Conv2d, nn.BatchNorm2d), node, layers):
-            continue
-        before = node.args[0]
-        once = len(before.users) == uses[before.target] == 1
-        layer = layers[before.target]
-        if layer._forward_pre_hooks or layer._forward_hooks:
-            continue  # they compute its weight, or change what it reads or returns
-        if once and layers[node.target].track_running_stats:
-            merged = fuse_conv_bn_eval(layer, layers[node.target])
-            replace_node_module(before, layers, merged)
-            node.replace_all_uses_with(before)
-            traced.graph.erase_node(node)
-
-
-def _overwrite_inputs(traced: fx.GraphModule) -> None:
-    for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target in OVERWRITING:
-            before = node.args[0]
-            made_here = before.op == "call_module" and isinstance(
-                traced.get_submodule(before.target), nn.Conv2d
-            )
-            if made_here and len(before.users) == 1:
-                node.kwargs = {**node.kwargs, "inplace": True}
-
-
-def _has_effects(node: fx.Node) -> bool:
-    """Return whether a call has an effect although nobody reads its result."""
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    overwrites = node.kwargs.get("inplace", False)
-    if node.op == "call_module" and node.graph.owning_module is not None:
-        layer = node.graph.owning_module.get_submodule(str(node.target))
-        overwrites = getattr(layer, "inplace", False)
-    return bool(overwrites) or node.is_impure()
-
-
 @torch.inference_mode()
 def logits_of(
     model: nn.Module, images: Tensor, batch_size: int = 0, progress: bool = False
@@ -146,13 +66,17 @@ def logits_of(
     for batch in bar(images.split(batch_size), "evaluate", "batch", progress):
         inputs = normalize(batch.to(parameter.device)).to(parameter.dtype)
         logits = model(inputs.contiguous(memory_format=memory_format))
-        if not torch.isfinite(logits).all():
-            raise NotFiniteError(
-                "the network's logits hold NaN or infinite values, so it cannot be rated: its "
-                "weights are damaged or too large; use another checkpoint"
-            )
-        outputs.append(logits)
+        outputs.append(_finite(logits))
     return torch.cat(outputs)
+
+
+def _finite(logits: Tensor) -> Tensor:
+    if torch.isfinite(logits).all():
+        return logits
+    raise NotFiniteError(
+        "the network's logits hold NaN or infinite values, so it cannot be rated: its weights are "
+        "damaged or too large; use another checkpoint"
+    )
 
 
 def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
@@ -198,6 +122,18 @@ def evaluate(model: nn.Module, data: ImageSet, progress: bool = False) -> Evalua
     folded = fold_batch_norm(model)
     start = time.perf_counter()
     logits = logits_of(folded, data.images, progress=progress)
+    return rate(logits, data.targets, time.perf_counter() - start)
+
+
+def evaluate_openvino(network: OpenVino, data: ImageSet, progress: bool = False) -> Evaluation:
+    """Rate a network on images with OpenVINO.
+
+    Raises:
+        NotFiniteError: a logit is NaN or infinite.
+    """
+    start = time.perf_counter()
+    batches = bar(data.images.split(BATCH_SIZE), "evaluate", "batch", progress)
+    logits = torch.cat([_finite(network(normalize(batch))) for batch in batches])
     return rate(logits, data.targets, time.perf_counter() - start)
 
 
