@@ -62,6 +62,12 @@ def test_a_line_that_is_not_whole_is_not_read(tmp_path):
         read_curve(path)
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write the curve curve\.csv"):
+        put(tmp_path / "file", "toy/a", 4.0)
+
+
 def test_a_training_that_was_killed_has_each_epoch_once(lab, monkeypatch):
     """It is killed after its second epoch, and only the first has been saved."""
     sweep = sweep_of(a=ORN)

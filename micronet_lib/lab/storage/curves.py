@@ -13,7 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import write_atomically
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
@@ -37,7 +36,7 @@ def begin_curve(folder: Path, name: str, curve: Mapping[str, Sequence[float]]) -
     """
     lines = [f"# {name}", ",".join(["epoch", *curve])]
     lines += [_line(curve, epoch) for epoch in range(_epochs(curve))]
-    write_atomically(folder / NAME, ("\n".join(lines) + "\n").encode(), f"the curve of {name}")
+    _write(folder / NAME, "w", lines)
 
 
 def append_epoch(folder: Path, curve: Mapping[str, Sequence[float]]) -> None:
@@ -46,13 +45,19 @@ def append_epoch(folder: Path, curve: Mapping[str, Sequence[float]]) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    path = folder / NAME
+    _write(folder / NAME, "a", [_line(curve, _epochs(curve) - 1)])
+
+
+def _write(path: Path, mode: str, lines: Sequence[str]) -> None:
+    # Not atomic: half a line is not read, and the next start writes all of it again.
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(curve, _epochs(curve) - 1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(mode, encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
     except OSError as error:
         raise InputError(
-            f"cannot write {path} ({error.strerror}): make room and get the right to write there"
+            f"cannot write the curve {path.name} ({error.strerror}): make room and get the right "
+            "to write there; MICRONET_RUNS names another folder for runs"
         ) from error
 
 
