@@ -23,7 +23,7 @@ def test_a_duration_has_two_units_at_most(seconds, said):
 
 
 class KernelStream(io.StringIO):
-    """Stderr as `ipykernel` has it: text for the notebook, and the file that the kernel began with."""
+    """Stderr of `ipykernel`: text for the notebook, and the file that the kernel began with."""
 
     def __init__(self, original: int) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records import EXPECTED, coverage
 from micronet_lib.lab.records.record import record_path
+from micronet_lib.lab.records.status import durations_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "micronet_lib"
@@ -392,6 +393,19 @@ def test_the_readme_says_what_to_expect():
     rows = "".join(f"| {again} | {expected} |\n" for again, expected in EXPECTED)
     heading = "## What to expect when you run it\n\n| measured again | what to expect |\n"
     assert f"{heading}|---|---|\n{rows}" in text
+
+
+def test_the_readme_says_how_long_it_takes():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert durations_text() in text, f"records have other times; README needs\n{durations_text()}"
+
+
+def test_the_readmes_first_result_on_real_data_takes_two_minutes_at_most():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"micronet measure (\S+) --point (\S+) --profile (\S+)", text)
+    assert first is not None
+    record = MEASURED / record_path(first[1], first[2], first[3], 0)
+    assert json.loads(record.read_text())["env"]["wall_s"] < 120
 
 
 def test_the_readmes_own_networks_are_those_of_the_records():
