@@ -326,6 +326,31 @@ def test_the_search_for_foreign_names_finds_them():
     assert host.search("https://files.python" + "hosted.org/x")
 
 
+def messages() -> Iterator[str]:
+    """Every text in the library; what is filled in later is a character that no message has."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant)
+                              else "\0" for part in node.values)  # fmt: skip
+
+
+def test_the_troubleshooting_page_quotes_messages_of_the_code():
+    page = (BOOK / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [m[2] for m in re.finditer(r"^(`+) ?(.+?) ?\1\n: ", page, re.MULTILINE)]
+    assert len(quoted) == page.count("\n: ") > 20
+    known = list(messages())
+    missing = []
+    for message in quoted:
+        parts = [re.escape(part.strip()) for part in re.split(r"…", message)]
+        pattern = re.compile(r"\s*'?\0'?\s*".join(parts), re.DOTALL)
+        if not any(pattern.search(text) for text in known):
+            missing.append(message)
+    assert missing == []
+
+
 # --------------------------------------------------------------------------- transcribed numbers
 
 
