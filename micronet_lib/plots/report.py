@@ -45,7 +45,7 @@ def claim_verdicts(claims: pd.DataFrame, verdicts: Sequence[str], source: str) -
     rows = range(len(claims))
     ax.scatter(places, rows, s=70, color=[_COLOURS[place] for place in places], zorder=3)
     ax.set_yticks(rows, claims["claim"].str.removesuffix("."), fontsize=8)
-    names = [verdict.replace(" ", "\n", 1).replace(" at ", "\nat ") for verdict in verdicts]
+    names = [verdict.replace(" ", "\n").replace("at\n", "at ") for verdict in verdicts]
     counts = [places.count(place) for place in range(len(verdicts))]
     labels = [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)]
     ax.set_xticks(range(len(verdicts)), labels, fontsize=8)

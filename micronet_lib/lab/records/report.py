@@ -171,7 +171,7 @@ def _met(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     rows = compared(SWEEPS[claim.sweep], root=root)
     rows = rows[(rows["paper"] != "") & rows["metric"].isin(claim.metrics)]
     profile = str(rows["profile"].iloc[0])
-    tables = dict.fromkeys(text.partition(", row")[0] for text in rows["locator"])
+    tables = dict.fromkeys(text.partition(",")[0] for text in rows["locator"])
     printed = f"{len(rows)} numbers; {'; '.join(tables)}"
     found = rows[rows["paper_verdict"] != NOT_RUN]
     # A training at another budget is no evidence about a printed accuracy.
