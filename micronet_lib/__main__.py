@@ -22,6 +22,7 @@ from micronet_lib.errors import InputError, check_choice
 
 Result = dict[str, Any]
 STOPPED = "micronet: stopped"
+WATCH_S = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -375,6 +376,56 @@ def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:
     return {"sweeps": rows}, as_text(table)
 
 
+def curves(args: argparse.Namespace) -> tuple[Result, str]:
+    """Write a page with the curves of trainings, also of those that still run."""
+    import time
+
+    from micronet_lib.lab.host.files import check_output, write_atomically
+    from micronet_lib.lab.host.places import runs_root
+
+    path = args.output or runs_root() / "curves.html"
+    check_output(path)
+    while True:
+        page, result = _curves(args.what, args.profile, WATCH_S if args.watch else 0)
+        write_atomically(path, page.encode(), f"the page {path}")
+        if not args.watch:
+            return {"file": str(path), **result}, str(path)
+        print(f"{path}: {result['runs']} runs; Ctrl-C ends", file=sys.stderr)
+        time.sleep(WATCH_S)
+
+
+def _curves(what: str, profile: str, refresh_s: int) -> tuple[str, Result]:
+    """Return the page of curves of a folder or sweep, and what is on it."""
+    from micronet_lib import plots
+    from micronet_lib.lab.recipes.grids import SWEEPS
+    from micronet_lib.lab.recipes.profile import PROFILES
+    from micronet_lib.lab.storage import curves as stored
+
+    if Path(what).is_dir():
+        if profile:
+            raise InputError("--profile goes with a sweep; a folder has its own")
+        table = stored.curves_under(Path(what))
+        sweeps = [s for s in SWEEPS.values() if table["point"].str.startswith(f"{s.name}/").any()]
+        printed = {
+            f"{sweep.name}/{point}": value
+            for sweep in sweeps
+            for point, value in stored.printed_accuracy(sweep).items()
+        }
+        title, source = f"Trainings in {Path(what).name}", "this machine"
+    else:
+        if what not in SWEEPS:
+            raise InputError(f"no folder and no sweep {what!r}; sweeps are {', '.join(SWEEPS)}")
+        if profile:
+            check_choice("profile", profile, PROFILES)
+        profile, table = stored.curves_of_sweep(SWEEPS[what], profile)
+        printed = stored.printed_accuracy(SWEEPS[what])
+        title = f"{SWEEPS[what].title} · {profile}"
+        source = f"committed records of the profile {profile}; mine: this machine"
+    runs = table.groupby(["point", "seed"]).ngroups
+    result = {"points": list(table["point"].unique()), "runs": runs}
+    return plots.curves_page(table, printed, title, source, refresh_s), result
+
+
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
     from micronet_lib.lab.recipes.grids import SWEEPS
@@ -568,6 +619,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.epilog = "How closely to agree: README.md, 'What to expect when you run it'."
     sub.add_argument("sweep", nargs="?", help="all sweeps without one")
     sub.add_argument("--profile", help="quick, day or full; by default all that have records")
+
+    sub = add(verbs, "curves", curves, "sweep", "profile")
+    sub.add_argument("what", metavar="FOLDER|SWEEP", help="a folder of runs, or a sweep")
+    sub.add_argument("--profile", default="", help="of a sweep; by default the largest with curves")
+    sub.add_argument("--watch", action="store_true", help="write it again every few seconds")
+    sub.add_argument("--output", type=Path, metavar="FILE", help="default: curves.html in runs/")
 
     sub = add(verbs, "recipe", recipe, "sweep", "profile")
     sub.add_argument("sweep")

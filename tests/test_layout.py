@@ -22,6 +22,7 @@ from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records import EXPECTED, coverage
 from micronet_lib.lab.records.record import record_path
+from micronet_lib.lab.records.status import durations_text
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "micronet_lib"
@@ -325,6 +326,31 @@ def test_the_search_for_foreign_names_finds_them():
     assert host.search("https://files.python" + "hosted.org/x")
 
 
+def messages() -> Iterator[str]:
+    """Every text in the library; what is filled in later is a character that no message has."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(getattr(part, "value", "")) if isinstance(part, ast.Constant)
+                              else "\0" for part in node.values)  # fmt: skip
+
+
+def test_the_troubleshooting_page_quotes_messages_of_the_code():
+    page = (BOOK / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [m[2] for m in re.finditer(r"^(`+) ?(.+?) ?\1\n: ", page, re.MULTILINE)]
+    assert len(quoted) == page.count("\n: ") > 20
+    known = list(messages())
+    missing = []
+    for message in quoted:
+        parts = [re.escape(part.strip()) for part in re.split(r"…", message)]
+        pattern = re.compile(r"\s*'?\0'?\s*".join(parts), re.DOTALL)
+        if not any(pattern.search(text) for text in known):
+            missing.append(message)
+    assert missing == []
+
+
 # --------------------------------------------------------------------------- transcribed numbers
 
 
@@ -392,6 +418,19 @@ def test_the_readme_says_what_to_expect():
     rows = "".join(f"| {again} | {expected} |\n" for again, expected in EXPECTED)
     heading = "## What to expect when you run it\n\n| measured again | what to expect |\n"
     assert f"{heading}|---|---|\n{rows}" in text
+
+
+def test_the_readme_says_how_long_it_takes():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert durations_text() in text, f"records have other times; README needs\n{durations_text()}"
+
+
+def test_the_readmes_first_result_on_real_data_takes_two_minutes_at_most():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = re.search(r"micronet measure (\S+) --point (\S+) --profile (\S+)", text)
+    assert first is not None
+    record = MEASURED / record_path(first[1], first[2], first[3], 0)
+    assert json.loads(record.read_text())["env"]["wall_s"] < 120
 
 
 def test_the_readmes_own_networks_are_those_of_the_records():

@@ -63,3 +63,18 @@ def test_machines_add_up_what_each_of_them_did(tmp_path):
     assert found.loc["2 CPU threads", counts].tolist() == [3, 2, 4.0]
     assert found.loc["2 CPU threads", "newest"] == "2026-11-23T21:00:00Z"
     assert found.loc["1x H200", counts].tolist() == [1, 1, 9.0]
+
+
+def test_the_time_of_a_chapter_is_one_run_of_each_point(tmp_path, monkeypatch):
+    """A mean over seeds, and a training with two names once."""
+    again = replace(SWEEP, name="again")
+    monkeypatch.setattr(status, "SWEEPS", {"toy": SWEEP, "again": again})
+    for point, seed, wall_s in (("micronet_v1", 0, 60), ("micronet_v1", 1, 80)):
+        env = record().env | {"wall_s": wall_s}
+        records.write(record(point, seed, env=env, curve={"lr": [0.1]}), tmp_path)
+    other = record("micronet_v2", env=record().env | {"wall_s": 3600, "device": "1x H200"})
+    records.write(other, tmp_path)
+    assert status.durations_text().splitlines()[2:] == [
+        "| `01_architecture` | quick | 1 of 5 | 1 min | 2 CPU threads |",
+        "| `01_architecture` | quick | 1 of 5 | 1 h | 1x H200 |",
+    ]

@@ -176,7 +176,7 @@ def test_a_trained_network_is_found_by_recipe_and_seed_alone(lab):
     assert same(dict(network.state_dict()), dict(other.state_dict()))
     assert not network.training
     (folder,) = (lab.runs / "smoke" / "networks").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "network.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["curve.csv", "lock", "network.pt"]
     trained(SWEEPS["stages"], "3.0-orn", "smoke", seed=1, progress=False)
     assert len(lab.trained) == 2
 

@@ -12,6 +12,7 @@ from micronet_lib.plots.front import *  # noqa: F403
 from micronet_lib.plots.label_smoothing import *  # noqa: F403
 from micronet_lib.plots.label_smoothing_similarity import *  # noqa: F403
 from micronet_lib.plots.pruning import *  # noqa: F403
+from micronet_lib.plots.report import *  # noqa: F403
 from micronet_lib.plots.scoring import *  # noqa: F403
 from micronet_lib.plots.scoring_area import *  # noqa: F403
 from micronet_lib.plots.srip import *  # noqa: F403

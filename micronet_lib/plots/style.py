@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import cache
+from html import escape
 from importlib.resources import files
 from typing import Any
 
@@ -124,3 +125,16 @@ def component(page: str, css_class: str, name: str, data: Any) -> HTML:
     found = _text(page).replace("__STYLE__", _text("component.css"))
     found = found.replace("__START__", _text("component.js")).replace("__CLASS__", css_class)
     return HTML(found.replace("__NAME__", name).replace("__DATA__", text))
+
+
+def whole_page(part: HTML, title: str, refresh_s: int = 0) -> str:
+    """Return a page of its own around an interactive part, in the colours of the system.
+
+    Args:
+        part: from `component`.
+        title: plain text.
+        refresh_s: seconds after which a browser reads the page again; 0 for never.
+    """
+    refresh = f'\n<meta http-equiv="refresh" content="{refresh_s}">' if refresh_s else ""
+    found = _text("page.html").replace("__TITLE__", escape(title)).replace("__REFRESH__", refresh)
+    return found.replace("__PART__", str(part.data))

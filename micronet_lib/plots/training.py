@@ -16,12 +16,14 @@ from micronet_lib.plots.style import (
     PURPLE,
     SKY,
     YELLOW,
+    component,
     figure,
     footer,
     note,
+    whole_page,
 )
 
-__all__ = ["learning_rates", "recipe_settings", "training_curves"]
+__all__ = ["curves_page", "learning_rates", "recipe_settings", "training_curves"]
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY)
 
@@ -67,6 +69,56 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     if not known.empty:
         right.legend(fontsize=8)
     return footer(fig, source)
+
+
+# Column of a curve -> title, factor, and whether the printed accuracy belongs beside it.
+_PANELS = {
+    "train_loss": ("training loss, nats", 1, False),
+    "validation_top1": ("right on validation images, %", 100, True),
+    "test_top1": ("right on test images, %", 100, True),
+}
+
+
+def curves_page(
+    curves: pd.DataFrame, printed: Mapping[str, float], title: str, source: str, refresh_s: int = 0
+) -> str:
+    """Return a page of its own with the curves of trainings: the mean and a band over seeds.
+
+    It needs no network connection and no other file, and has the colours of the system.
+
+    Args:
+        curves: point, seed, epoch and any of train_loss, validation_top1, test_top1; a row for each
+            run and epoch.
+        printed: point -> accuracy in print, a fraction, drawn as a line.
+        title: plain text.
+        source: of the numbers.
+        refresh_s: seconds after which a browser reads the page again; 0 for never.
+    """
+    panels = {name: about for name, about in _PANELS.items() if name in curves}
+    points = [
+        {
+            "label": str(point),
+            "printed": 100 * printed[point] if point in printed else None,
+            "curves": {
+                name: _band(rows.dropna(subset=[name]), name, factor)
+                for name, (_, factor, _) in panels.items()
+            },
+        }
+        for point, rows in curves.groupby("point", sort=False)
+    ]
+    shown = [{"name": n, "title": t, "printed": p} for n, (t, _, p) in panels.items()]
+    data = {"points": points, "panels": shown, "source": source}
+    part = component("training_curves.html", "training-curves", "curves", data)
+    return whole_page(part, title, refresh_s)
+
+
+def _band(rows: pd.DataFrame, name: str, factor: float) -> list[list[float]]:
+    """Return `[epoch, mean, least, most, runs]` for each epoch."""
+    found = rows.groupby("epoch")[name].agg(["mean", "min", "max", "size"])
+    return [
+        [int(epoch), *(round(float(v) * factor, 5) for v in (mean, low, high)), int(size)]
+        for epoch, mean, low, high, size in found.itertuples()
+    ]
 
 
 def learning_rates(rates: pd.DataFrame, source: str) -> Figure:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -62,6 +63,18 @@ def duration(seconds: float) -> str:
 def say(line: str) -> None:
     """Print one line on stderr, above any bar."""
     tqdm.write(f"micronet: {line}", file=sys.stderr)
+
+
+def say_place(line: str) -> None:
+    """Print where a list of jobs is, like `say`.
+
+    What a notebook's kernel writes to stderr ends in the notebook. If papermill or make started it
+    from a terminal, which its `fileno` still names, the line is printed there too.
+    """
+    say(line)
+    with suppress(OSError, ValueError, AttributeError):  # no such file, or closed
+        if not sys.stderr.isatty() and os.isatty(terminal := sys.stderr.fileno()):
+            os.write(terminal, f"\r\x1b[K{line}\n".encode())  # over papermill's own bar
 
 
 def is_shown(shown: bool = True) -> bool:

@@ -21,6 +21,7 @@ from micronet_lib.lab.records.tables import (
     measured,
     paper,
     paper_wide,
+    printed_rows,
     provenance,
     table,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "measured",
     "paper",
     "paper_wide",
+    "printed_rows",
     "profiles_of_records",
     "promote",
     "provenance",

@@ -93,6 +93,48 @@ def listing() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def durations() -> pd.DataFrame:
+    """Return how long one run of each point took, by chapter, profile and machine.
+
+    A chapter's training that stands in several sweeps counts once. Columns: chapter, profile,
+    points (`measured of all`), seconds (sum of the points' mean times) and machine.
+    """
+    times: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    asked: dict[tuple[str, str], set[str]] = {}
+    for sweep in SWEEPS.values():
+        for profile in (each for each in REAL if each in sweep.profiles):
+            found = read_sweep(sweep, profile, MEASURED)
+            trained = {record.point: record.recipe_id for record in found if record.curve}
+            names = {p.name: trained.get(p.name, f"{sweep.name}/{p.name}") for p in sweep.points()}
+            asked.setdefault((sweep.chapter, profile), set()).update(names.values())
+            for record in found:
+                key = (sweep.chapter, profile, record.env["device"])
+                own = times.setdefault(key, {}).setdefault(names[record.point], [])
+                own.append(record.env["wall_s"])
+    rows = [
+        {
+            "chapter": chapter,
+            "profile": profile,
+            "points": f"{len(found)} of {len(asked[chapter, profile])}",
+            "seconds": sum(sum(each) / len(each) for each in found.values()),
+            "machine": machine,
+        }
+        for (chapter, profile, machine), found in times.items()
+    ]
+    return pd.DataFrame(rows, columns=["chapter", "profile", "points", "seconds", "machine"])
+
+
+def durations_text() -> str:
+    """Return `durations` as the README has it, a table in Markdown."""
+    lines = ["| chapter | profile | points | time | machine |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{row.chapter}` | {row.profile} | {row.points} | {duration(row.seconds)} "
+        f"| {row.machine} |"
+        for row in durations().itertuples()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def as_text(listed: pd.DataFrame) -> str:
     """Return a listing as people read it: times as durations."""
     shown = listed[["sweep", "chapter", "points", "printed"]].replace("", "-")

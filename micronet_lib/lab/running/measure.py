@@ -15,7 +15,7 @@ from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
 from micronet_lib.lab.host.machine import NO_COMMIT, environment
 from micronet_lib.lab.host.places import MEASURED, runs_root
-from micronet_lib.lab.host.progress import duration, is_shown, say
+from micronet_lib.lab.host.progress import duration, is_shown, say, say_place
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -95,7 +95,7 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
         if job.does in WORK:
             clock.start()
             if is_shown(progress) and (line := clock.line()):
-                say(line)
+                say_place(line)
         try:
             if failed.intersection(job.needs):
                 say(

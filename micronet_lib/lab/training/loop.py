@@ -27,6 +27,7 @@ from micronet_lib.lab.host.machine import COMMIT
 from micronet_lib.lab.host.progress import TrainingBar
 from micronet_lib.lab.recipes.optimisation import learning_rate
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.curves import append_epoch, begin_curve
 from micronet_lib.lab.storage.states import load_state, save_state
 from micronet_lib.lab.training.captured import fastest_step, fastest_top1
 from micronet_lib.lab.training.divergence import Divergence
@@ -308,6 +309,8 @@ def train(
 ) -> Trained:
     """Train a run to its end, from the newest intact state in the folder.
 
+    Each epoch appends a line to the folder's `curve.csv`.
+
     Args:
         run: fresh; the state is loaded into it.
         folder: of the training states; None saves none.
@@ -325,9 +328,13 @@ def train(
     epochs = run.recipe.train.epochs
     images = run.steps * run.recipe.train.batch_size
     saved = time.monotonic()
+    if folder:
+        begin_curve(folder, name, run.curve)
     with TrainingBar(name, epochs, images, run.steps, run.epoch, progress) as bar:
         while run.epoch < epochs:
             run.run_epoch(bar)
+            if folder:
+                append_epoch(folder, run.curve)
             due = time.monotonic() - saved >= SAVE_EVERY_S or run.epoch == epochs
             if folder and due:
                 save_state(folder, key, run.state_dict())
