@@ -13,6 +13,8 @@ from PIL import Image
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
+from micronet_lib.plots.style import CHART
+
 project = "The MicroNet book"
 author = "The MicroNet book authors"
 language = "en"
@@ -182,15 +184,11 @@ def _add_texts(app: Any, pagename: str, *_: Any) -> None:
 # A chart is turned over on a dark page: what is white there becomes dark, and hues stay. Pictures
 # and heat maps stay as they are.
 
-FLAT = 0.8
-"""Share of pixels that the dozen commonest colours cover: above it, a picture is a chart."""
-
-
 def _is_chart(path: Path) -> bool:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     counts = np.unique(pixels, axis=0, return_counts=True)[1]
-    return bool(np.sort(counts)[-12:].sum() > FLAT * len(pixels))
+    return bool(np.sort(counts)[-12:].sum() > CHART * len(pixels))
 
 
 def _write_dark_figures(app: Any, exception: Exception | None) -> None:

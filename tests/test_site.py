@@ -411,6 +411,20 @@ def test_a_column_of_not_run_becomes_a_sentence(browser: Any, address: str) -> N
     page.close()
 
 
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_a_figure_on_a_phone_is_large_enough_to_read_and_scrolls_in_its_box(
+    browser: Any, address: str, stem: str
+) -> None:
+    page = browser.new_page(viewport=PHONE)
+    page.goto(f"{address}/{stem}.html", wait_until="domcontentloaded")
+    for link in page.locator("figure a.enlarge:has(img)").all():
+        link.scroll_into_view_if_needed()
+        image, box = link.locator("img").bounding_box(), link.bounding_box()
+        assert image["width"] >= 600  # of the 792 that a figure is drawn for
+        assert box["width"] <= PHONE["width"]
+    page.close()
+
+
 def test_a_click_enlarges_a_figure(browser: Any, address: str) -> None:
     page = browser.new_page(viewport=PHONE)
     page.goto(f"{address}/03_label_smoothing.html")
