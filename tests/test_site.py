@@ -164,6 +164,41 @@ def test_every_figure_of_a_chapter_has_a_numbered_caption(site: Path) -> None:
     assert not bare
 
 
+def test_code_that_a_chapter_shows_or_names_leads_to_its_line(site: Path) -> None:
+    shown = 0
+    for stem in CHAPTERS:
+        article = parse(site / f"{stem}.html")
+        cells = article.select("div.tag_source")
+        shown += len(cells)
+        links = [cell.select_one(".provenance a") for cell in cells]
+        links += article.select("article a:has(> code)")
+        for link in links:
+            assert link, f"{stem}: code without a link"
+            page, _, anchor = str(link["href"]).partition("#")
+            if page.startswith("_code/"):
+                line = parse(site / page).select_one(f"[id='{anchor}']")
+                title, _, number = str(link["title"]).partition(", line ")
+                assert line, link
+                assert anchor == f"L-{number}"
+                text = (ROOT / title).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+                assert line.get_text().strip() == text.strip()
+                assert number == "1" or re.match(r"\s*(def|class) ", text), link
+    assert shown >= 10
+
+
+def test_code_leads_to_the_repository_where_its_address_is_known(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# A page\n\n`srip_penalty`\n", encoding="utf-8")
+    options = ["repository=https://example.org/book", "root_doc=page", "html_theme=basic"]
+    options += ["html_favicon=", "bibtex_bibfiles="]
+    settings = [part for option in options for part in ("-D", option)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-c", str(BOOK), *settings]
+    subprocess.run([*command, str(tmp_path), str(tmp_path / "out")], check=True)
+    link = parse(tmp_path / "out" / "page.html").select_one("a:has(> code)")
+    where = r"https://example.org/book/blob/main/micronet_lib/srip/penalty.py#L\d+"
+    assert link
+    assert re.fullmatch(where, str(link["href"]))
+
+
 # ------------------------------------------------------------------ the site in a browser
 
 

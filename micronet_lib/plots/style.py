@@ -73,8 +73,9 @@ def sharp_png(fig: Figure) -> tuple[bytes, dict[str, int]]:
     drawn, written = io.BytesIO(), io.BytesIO()
     fig.savefig(drawn, format="png", dpi=2 * fig.dpi, bbox_inches="tight")
     picture = Image.open(drawn).convert("RGB")
-    commonest = sorted(n for n, _ in picture.getcolors(picture.width * picture.height))[-12:]
-    if sum(commonest) > CHART * picture.width * picture.height:
+    size = picture.width * picture.height
+    commonest = sorted(n for n, _ in picture.getcolors(size) or [])[-12:]
+    if sum(commonest) > CHART * size:
         picture = picture.quantize(256, dither=Image.Dither.NONE)
     picture.save(written, "png", optimize=True)
     return written.getvalue(), {"width": picture.width // 2, "height": picture.height // 2}
