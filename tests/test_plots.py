@@ -109,6 +109,14 @@ def test_a_table_of_gains_tells_one_run_from_none():
     assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]
 
 
+def test_a_difference_below_the_last_printed_digit_is_none():
+    assert plots.show_difference(80.07, 80.07000732) == "equal as printed"
+    assert plots.show_difference(0.0054, 0.00536) == "equal as printed"
+    assert plots.show_difference(80.07, 80.06) == "-0.01"
+    assert plots.show_difference(100.0, 150.0) == "+5e+01"
+    assert plots.show_difference(80.07, float("nan")) is None
+
+
 def test_a_figure_ignores_the_readers_matplotlibrc():
     def drawn() -> np.ndarray:
         fig, (axes,) = style.figure()
