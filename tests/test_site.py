@@ -35,6 +35,15 @@ PAGES = [f"{stem}.html" for stem in [*SOURCES, "search"]]
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+# Screens of 800 px that a page may be long, and those that are longer than a page should be.
+MAX_SCREENS = 24
+LONG = {"02_srip": 38, "04_augmentation": 37, "05_pruning": 34, "01_architecture": 27}
+# Pages that still begin without a picture, and one with a line of code that is too long.
+WITHOUT_PICTURE = {
+    *("01_architecture", "02_srip", "03_label_smoothing", "04_augmentation", "05_pruning"),
+    *("06_scoring", "11_beyond_in_depth", "99_status"),
+}
+WIDE_CODE = {"04_augmentation"}
 # What WCAG 2 asks of body text, level AA.
 MIN_CONTRAST = 4.5
 
@@ -228,8 +237,12 @@ def address(site: Path) -> Iterator[str]:
 FAULTS = (
     *("status", "title", "outside", "failed", "console", "broken images", "math", "too wide"),
     *("not darker", "faint in light", "faint in dark", "inaccessible", "unrun columns"),
+    *("cut off", "late picture"),
 )
 
+
+SCREENS: dict[str, float] = {}
+"""How long each page is that was opened."""
 
 SETTLE = """async () => {
   document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>');
@@ -263,6 +276,22 @@ TOO_WIDE = """() => {
       .filter(node => node.getBoundingClientRect().right > root.clientWidth + 1)
       .filter(node => !scrolls(node.parentElement))
       .map(node => node.outerHTML.slice(0, 90)).slice(0, 3));
+}"""
+
+CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, div.math)')]
+  .filter(node => node.scrollWidth > node.clientWidth + 1 && node.checkVisibility()
+    && !node.closest('details:not([open])') && getComputedStyle(node).overflowX !== 'visible')
+  .map(node => `${node.scrollWidth} px in ${node.clientWidth}: ${node.textContent.trim()}`)
+  .map(text => text.slice(0, 90))"""
+
+# Top of the first picture and height of the text, in pixels.
+MEASURES = """() => {
+  const tops = [...document.querySelectorAll('article :is(img, canvas, svg, .theme-aware, .front-board)')]
+    .filter(node => !node.closest('mjx-container') && node.checkVisibility())
+    .map(node => node.getBoundingClientRect())
+    .filter(box => box.width > 150).map(box => box.top + scrollY);
+  const article = document.querySelector('article');
+  return [Math.min(...tops, 1e9), article ? article.scrollHeight : 0];
 }"""
 
 UNRUN_COLUMNS = """() => [...document.querySelectorAll('table.dataframe')].flatMap(table => {
@@ -369,6 +398,12 @@ def visit(browser: Any, address: str, page_name: str) -> Faults:
     seen["broken images"] = page.evaluate(BROKEN_IMAGES)
     seen["math"] = page.evaluate(MATH)
     seen["unrun columns"] = page.evaluate(UNRUN_COLUMNS)
+    stem = page_name.removesuffix(".html")
+    seen["cut off"] = [] if stem in WIDE_CODE else page.evaluate(CUT_OFF)
+    picture, height = page.evaluate(MEASURES)
+    if stem in CHAPTERS and stem not in WITHOUT_PICTURE and picture > 1.5 * DESKTOP["height"]:
+        seen["late picture"] = [f"after {picture:.0f} px"]
+    SCREENS[stem] = height / 800
     seen["inaccessible"] = inaccessible(page)
     backgrounds = []
     for theme in ("light", "dark"):
@@ -392,6 +427,13 @@ def visits(browser: Any, address: str) -> dict[str, Faults]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_page_has_a_fault(visits: dict[str, Faults], fault: str) -> None:
     assert {page: seen[fault] for page, seen in visits.items() if seen[fault]} == {}
+
+
+def test_no_page_is_too_long(visits: dict[str, Faults], capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print("\nscreens:", ", ".join(f"{stem} {n:.1f}" for stem, n in SCREENS.items()))
+    assert {stem: n for stem, n in SCREENS.items() if n > LONG.get(stem, MAX_SCREENS)} == {}
+    assert set(SCREENS) == {page.removesuffix(".html") for page in PAGES}
 
 
 def test_the_theme_button_switches_and_the_choice_is_kept(browser: Any, address: str) -> None:
@@ -470,7 +512,6 @@ def test_a_long_table_sorts_and_filters(browser: Any, address: str) -> None:
         f"<main class='bd-article'>{short}<table class='dataframe'><thead><tr><th>name</th>"
         f"<th>value</th></tr></thead><tbody>{rows}</tbody></table></main>"
         f"<script src='{address}/_static/tables.js'></script>"
-        "<script>document.dispatchEvent(new Event('DOMContentLoaded'))</script>"
     )
 
     def shown() -> list[str]:
