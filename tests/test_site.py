@@ -286,7 +286,8 @@ CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, 
 
 # Top of the first picture and height of the text, in pixels.
 MEASURES = """() => {
-  const tops = [...document.querySelectorAll('article :is(img, canvas, svg, .theme-aware, .front-board)')]
+  const drawn = 'article :is(img, canvas, svg, .theme-aware, .front-board)';
+  const tops = [...document.querySelectorAll(drawn)]
     .filter(node => !node.closest('mjx-container') && node.checkVisibility())
     .map(node => node.getBoundingClientRect())
     .filter(box => box.width > 150).map(box => box.top + scrollY);
