@@ -71,7 +71,8 @@ def confusions(case: "Case", network: Network, progress: bool) -> Found:
     test = load_split(case.profile.dataset, "test")
     logits = logits_of(fold_batch_norm(network), test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
-    pairs, counts = torch.stack([test.targets, logits.argmax(1)], 1).unique(dim=0, return_counts=True)
+    answers = torch.stack([test.targets, logits.argmax(1)], 1)
+    pairs, counts = answers.unique(dim=0, return_counts=True)
     rows = torch.cat([pairs, counts[:, None]], 1).tolist()
     return Found({name: found[name] for name in RATINGS}, {"confusions": rows})
 
