@@ -38,7 +38,7 @@ def test_a_fresh_network_is_not_rated():
 
 def test_confusions_count_every_test_image_once(lab):
     (case,) = cases(sweep_of(fresh=Recipe()), PROFILES["smoke"])
-    model = network("c_efficientnet_1.0", 0.25)
+    model = network("c_efficientnet_1.0")
     found = MEASURES["confusions"].of(case, model, False)
     rows = torch.tensor(found.arrays["confusions"])
     test = ratings.load_split("embedded", "test")
