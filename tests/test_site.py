@@ -785,6 +785,31 @@ def test_one_network_minus_another(matrix: Matrix) -> None:
     assert matrix.point(0.3, 0.3)[0] in matrix.names()
 
 
+def test_confusions_stand_beside_similarity(matrix: Matrix) -> None:
+    matrix.find(".looks button[value=woman]").click()
+    rows, names = matrix.of(matrix.network)["confusions"], matrix.names()
+    assert sum(n for *_, n in rows) == 10_000
+    wrong = sorted((row for row in rows if row[0] != row[1]), key=lambda row: -row[2])
+    assert f"{sum(n for *_, n in wrong):,} of 10,000 answers are wrong" in matrix.text(".wrong")
+    of = [row for row in wrong if names[row[0]] == "woman"]
+    assert matrix.text(".taken-title").startswith(f"woman: {100 - sum(n for *_, n in of)} of 100")
+
+    def shown(where: str) -> list[str]:
+        texts = [str(item.text_content()) for item in matrix.find(f"{where} li").all()]
+        return [text.replace("\u2212", "-").replace(" ●", "") for text in texts]
+
+    def cosine(one: int, other: int) -> str:
+        return f"cosine {matrix.cosine(names[one], names[other]):.3f}"
+
+    assert shown(".taken") == [f"{names[b]}{n} · {cosine(a, b)}" for a, b, n in of[:10]]
+    expected = [f"{names[a]} → {names[b]}{n} · {cosine(a, b)}" for a, b, n in wrong[:10]]
+    assert shown(".confused") == expected
+    matrix.find(".confused button").nth(2).click()
+    assert matrix.pair() == tuple(names[k] for k in wrong[2][:2])
+    matrix.page.select_option(".class-similarity .one", label="allocated_33")
+    assert not matrix.find(".confusions").is_visible()  # nobody rated it this way
+
+
 def test_the_matrix_obeys_the_keyboard(matrix: Matrix) -> None:
     matrix.find(".looks button[value=whale]").click()
     matrix.canvas.focus()
