@@ -1,7 +1,9 @@
 """Sphinx settings of the book: it renders the committed notebooks and fetches nothing."""
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +12,13 @@ from typing import Any
 import numpy as np
 from docutils import nodes
 from PIL import Image
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 from sphinx import addnodes
 from sphinx.application import Sphinx
+
+from micronet_lib.plots.style import CHART
 
 project = "The MicroNet book"
 author = "The MicroNet book authors"
@@ -69,7 +76,7 @@ html_title = project
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", _mathjax_bundle()]
 html_css_files = ["custom.css", "dark_figures.css"]
-html_js_files = ["enlarge.js", "unrun.js"]
+html_js_files = ["enlarge.js", "unrun.js", "tables.js"]
 html_show_sourcelink = False
 html_copy_source = True
 html_show_copyright = False
@@ -131,6 +138,84 @@ def explain_terms(app: Sphinx, doctree: nodes.document, _: str) -> None:
             link["reftitle"] = _definitions(app)[name]
 
 
+# ---------------------------------------------------------------- from a page to the line of code
+# A function that a page shows or names leads to its file and line: in the repository, where
+# `-D repository=ADDRESS` says which, else in a page of the site.
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = "_code"
+"""Folder of the site with a page for each file that is linked."""
+
+
+@cache
+def _places() -> dict[str, set[tuple[str, int]]]:
+    """Return files and lines by name: `f`, `C.f`, `module.f`, and a file by its path."""
+    found: dict[str, set[tuple[str, int]]] = {}
+    for path in sorted((ROOT / "micronet_lib").rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        module = path.parent.name if path.stem == "__init__" else path.stem
+        found[file] = {(file, 1)}
+        for name, line in _defined(ast.parse(path.read_text(encoding="utf-8")), ""):
+            for key in (name, f"{module}.{name}"):
+                found.setdefault(key, set()).add((file, line))
+    return found
+
+
+def _defined(tree: ast.Module | ast.ClassDef, inside: str) -> Iterator[tuple[str, int]]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield inside + node.name, node.lineno
+        if isinstance(node, ast.ClassDef):
+            yield from _defined(node, f"{inside}{node.name}.")
+
+
+def _link(app: Sphinx, page: str, file: str, line: int) -> nodes.reference:
+    """Return an empty link to a line, and note that its file needs a page."""
+    if app.config.repository:
+        address = f"{app.config.repository}/blob/main/{file}#L{line}"
+    else:
+        target = f"{CODE}/{file.removesuffix('.py')}"
+        address = app.builder.get_relative_uri(page, target) + f"#L-{line}"
+        app.env.linked_code = {*getattr(app.env, "linked_code", ()), file}
+    return nodes.reference("", "", refuri=address, internal=True, reftitle=f"{file}, line {line}")
+
+
+def link_code(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Link what `show_source` shows, and names of the library in the text."""
+    for cell in doctree.findall(nodes.container):
+        if "tag_source" in cell["classes"]:
+            shown = re.search(r"show_source\(([\w.]+)", cell.astext())
+            ((file, line),) = _places()[shown[1]] if shown else ()
+            link = _link(app, page, file, line)
+            link += nodes.Text(f"{file}, line {line}")
+            cell += nodes.paragraph("", "", link, classes=["provenance"])
+    for literal in list(doctree.findall(nodes.literal)):
+        name = literal.astext().removesuffix("()")
+        places = _places().get(name, set())
+        # A single word, `seed`, is also a word; a figure's function is not what a reader looks for.
+        if len(places) == 1 and re.search(r"[A-Z_./]", name):
+            ((file, line),) = places
+            if not file.startswith("micronet_lib/plots/") and not _is_linked(literal):
+                link = _link(app, page, file, line)
+                literal.replace_self(link)
+                link += literal
+
+
+def _is_linked(node: nodes.Node) -> bool:
+    return node is not None and (
+        isinstance(node, nodes.reference | nodes.title) or _is_linked(node.parent)
+    )
+
+
+def show_code(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
+    """Make a page of each file that a page of the book links."""
+    form = HtmlFormatter(linenos="inline", linespans="L", wrapcode=True)
+    for file in sorted(getattr(app.env, "linked_code", ())):
+        text = highlight((ROOT / file).read_text(encoding="utf-8"), PythonLexer(), form)
+        body = f'<h1>{file}</h1>\n<div class="file-of-code">{text}</div>'
+        yield f"{CODE}/{file.removesuffix('.py')}", {"title": file, "body": body}, "page.html"
+
+
 # ------------------------------------------------------------------------- what the search shows
 # Sphinx finds pages. A browser that reads files may not fetch them to show where the words stand,
 # so the search page brings the text along, section by section.
@@ -182,15 +267,12 @@ def _add_texts(app: Any, pagename: str, *_: Any) -> None:
 # A chart is turned over on a dark page: what is white there becomes dark, and hues stay. Pictures
 # and heat maps stay as they are.
 
-FLAT = 0.8
-"""Share of pixels that the dozen commonest colours cover: above it, a picture is a chart."""
-
 
 def _is_chart(path: Path) -> bool:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     counts = np.unique(pixels, axis=0, return_counts=True)[1]
-    return bool(np.sort(counts)[-12:].sum() > FLAT * len(pixels))
+    return bool(np.sort(counts)[-12:].sum() > CHART * len(pixels))
 
 
 def _write_dark_figures(app: Any, exception: Exception | None) -> None:
@@ -206,7 +288,10 @@ def _write_dark_figures(app: Any, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Connect what Sphinx does to a page of this book."""
     app.connect("doctree-read", number_chapter, priority=400)  # before titles are collected
+    app.add_config_value("repository", "", "html")
     app.connect("doctree-resolved", explain_terms)
+    app.connect("doctree-resolved", link_code)
+    app.connect("html-collect-pages", show_code)
     app.connect("html-page-context", _add_texts)
     app.connect("build-finished", _write_texts)
     app.connect("build-finished", _write_dark_figures)

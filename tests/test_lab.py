@@ -1,4 +1,4 @@
-"""A chapter's copy in JupyterLab reads as on the site, and a changed cell runs."""
+"""Copies of the chapters in JupyterLab read as on the site, and a changed cell runs."""
 
 import os
 import re
@@ -7,34 +7,43 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_site import BROWSER_FLAGS, find_browser
+from test_site import BROWSER_FLAGS, CHAPTERS, find_browser
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60_000  # milliseconds
-RAW = re.compile(r":::+\s*\{|\{(?:cite|term|numref)[:\w]*\}|:class-card:")
+RAW = re.compile(r":::+\s*\{|\{(?:cite|term|numref)[:\w]*\}|:class-card:|\bSee \.")
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Where a JupyterLab serves a copy of chapter 06."""
-    (tmp_path / "copies").mkdir()
-    shutil.copy(ROOT / "book" / "06_scoring.ipynb", tmp_path / "copies")
-    own = {f"JUPYTER{name}": str(tmp_path / name) for name in ("_CONFIG_DIR", "_DATA_DIR")}
-    own |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name) for name in ("SETTINGS", "WORKSPACES")}
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a JupyterLab serves copies of all chapters, and draws all cells of a notebook."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "copies").mkdir()
+    for stem in CHAPTERS:
+        shutil.copy(ROOT / "book" / f"{stem}.ipynb", folder / "copies")
+    settings = folder / "_SETTINGS" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    own = {f"JUPYTER{name}": str(folder / name) for name in ("_CONFIG_DIR", "_DATA_DIR")}
+    own |= {
+        f"JUPYTERLAB_{name}_DIR": str(folder / f"_{name}") for name in ("SETTINGS", "WORKSPACES")
+    }
     flags = ["--no-browser", "--allow-root", "--port=0", "--IdentityProvider.token=x"]
+    flags.append("--expose-app-in-browser")
     command = [
         sys.executable,
         "-m",
         "jupyterlab",
         *flags,
-        f"--ServerApp.root_dir={tmp_path}/copies",
+        f"--ServerApp.root_dir={folder}/copies",
     ]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | own, cwd=tmp_path
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | own, cwd=folder
     ) as server:
         assert server.stderr is not None
         found = None
@@ -48,7 +57,9 @@ def address(tmp_path: Path) -> Iterator[str]:
         server.stderr.close()
 
 
-def test_text_is_rendered_and_a_changed_cell_runs(address: str) -> None:
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Any]:
+    """One page of JupyterLab, which shows one notebook after the other."""
     executable = find_browser()
     if executable is None:
         pytest.skip("skipped: no Chromium")
@@ -57,22 +68,42 @@ def test_text_is_rendered_and_a_changed_cell_runs(address: str) -> None:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
         page = chromium.new_page(viewport={"width": 1280, "height": 2000})
-        page.goto(f"{address}/lab/tree/06_scoring.ipynb?token=x")
-        page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h2", timeout=PATIENCE)
-        page.wait_for_selector(
-            ".jp-Notebook .jp-MarkdownCell mjx-container, .katex", timeout=PATIENCE
-        )
-        shown = page.locator(".jp-Notebook").inner_text()
-        assert "Method card" in shown
-        assert RAW.findall(shown) == []
-        page.wait_for_selector(
-            ".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=PATIENCE
-        )
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Control+End")
-        page.keyboard.type("\nprint(6 * 7)")
-        page.keyboard.press("Shift+Enter")
-        output = page.locator(".jp-CodeCell").first.locator(".jp-OutputArea-output")
-        output.wait_for(timeout=PATIENCE)
-        assert output.inner_text().strip() == "42"
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{address}/lab?token=x&reset")
+        page.wait_for_selector(".jp-Launcher")
+        yield page
         chromium.close()
+
+
+OPEN = """async path => {
+  const shown = await jupyterapp.commands.execute('docmanager:open', { path });
+  await shown.context.ready;
+  await shown.sessionContext.ready;
+}"""
+
+RENDERED = """() => [...document.querySelectorAll('.jp-MarkdownCell')].every(cell =>
+  cell.classList.contains('jp-mod-rendered') && cell.innerText.trim())"""
+
+CLOSE = """async () => {
+  const shown = jupyterapp.shell.currentWidget;
+  await shown.sessionContext.shutdown();
+  shown.dispose();
+}"""
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_text_is_rendered_and_a_changed_cell_runs(page: Any, stem: str) -> None:
+    page.evaluate(OPEN, f"{stem}.ipynb")
+    page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1")
+    page.wait_for_function(RENDERED)
+    shown = "\n".join(page.locator(".jp-Notebook .jp-MarkdownCell").all_inner_texts())
+    assert RAW.findall(shown) == []
+    cell = page.locator(".jp-Notebook .jp-CodeCell").first
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+End")
+    page.keyboard.type("\nprint(6 * 7)")
+    page.keyboard.press("Shift+Enter")
+    output = cell.locator(".jp-OutputArea-output")
+    output.wait_for()
+    assert output.inner_text().strip() == "42"
+    page.evaluate(CLOSE)

@@ -36,6 +36,19 @@ def test_a_fresh_network_is_not_rated():
     assert MEASURES["accuracy"].of(case, network("c_efficientnet_1.0"), False).metrics == {}
 
 
+def test_confusions_count_every_test_image_once(lab):
+    (case,) = cases(sweep_of(fresh=Recipe()), PROFILES["smoke"])
+    model = network("c_efficientnet_1.0")
+    found = MEASURES["confusions"].of(case, model, False)
+    rows = torch.tensor(found.arrays["confusions"])
+    test = ratings.load_split("embedded", "test")
+    assert rows[:, 2].sum() == len(test)
+    true = torch.zeros(100, dtype=torch.int64).index_add_(0, rows[:, 0], rows[:, 2])
+    assert torch.equal(true, test.targets.bincount(minlength=100))
+    right = rows[rows[:, 0] == rows[:, 1]][:, 2].sum()
+    assert right == found.metrics["correct"]
+
+
 def test_accuracy_of_the_last_the_selected_and_the_best_epoch(lab):
     recipe = with_overrides(PAPER, {"train.watch_test": True})
     sweep = sweep_of(paper=recipe)

@@ -1,5 +1,6 @@
 """Every figure draws the committed records, and shows what its table says."""
 
+import io
 import re
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
+from matplotlib.figure import Figure
+from PIL import Image
 
 from micronet_lib import plots
 from micronet_lib.architecture.layers import KINDS
@@ -121,6 +124,14 @@ def test_what_a_table_of_gains_allows_to_say():
     assert plots.said_gains(fewer) == f"a against b: {low:.2f} to {high:.2f} points less"
 
 
+def test_a_difference_below_the_last_printed_digit_is_none():
+    assert plots.show_difference(80.07, 80.07000732) == "equal as printed"
+    assert plots.show_difference(0.0054, 0.00536) == "equal as printed"
+    assert plots.show_difference(80.07, 80.06) == "-0.01"
+    assert plots.show_difference(100.0, 150.0) == "+5e+01"
+    assert plots.show_difference(80.07, float("nan")) is None
+
+
 def test_a_figure_ignores_the_readers_matplotlibrc():
     def drawn() -> np.ndarray:
         fig, (axes,) = style.figure()
@@ -135,12 +146,30 @@ def test_a_figure_ignores_the_readers_matplotlibrc():
         assert np.array_equal(drawn(), expected)
 
 
+def test_a_page_gets_two_pixels_for_one_and_a_chart_few_colours():
+    fig, (axes,) = style.figure()
+    axes.plot([1, 2])
+    data, shown = style.sharp_png(fig)
+    chart = Image.open(io.BytesIO(data))
+    assert chart.mode == "P"
+    assert [pixels // 2 for pixels in chart.size] == [shown["width"], shown["height"]]
+    assert shown["width"] == pytest.approx(fig.get_figwidth() * fig.dpi, rel=0.1)
+    axes.imshow(np.random.default_rng(0).random((64, 64, 3)), aspect="auto")
+    data, _ = style.sharp_png(fig)
+    assert Image.open(io.BytesIO(data)).mode == "RGB"
+
+
 def test_figures_appear_in_a_notebook_whatever_the_backend(monkeypatch):
-    asked = []
-    shell = SimpleNamespace(kernel=object(), enable_matplotlib=asked.append)
+    asked, drawn_by = [], {}
+    png = SimpleNamespace(for_type=drawn_by.__setitem__)
+    formatter = SimpleNamespace(formatters={"image/png": png})
+    shell = SimpleNamespace(
+        kernel=object(), enable_matplotlib=asked.append, display_formatter=formatter
+    )
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     style.show_inline()
     assert asked == ["inline"]
+    assert drawn_by == {Figure: style.sharp_png}
     monkeypatch.setattr("IPython.get_ipython", lambda: None)  # a script, or a test
     style.show_inline()
     assert asked == ["inline"]

@@ -35,6 +35,15 @@ PAGES = [f"{stem}.html" for stem in [*SOURCES, "search"]]
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
+# Screens of 800 px that a page may be long, and those that are longer than a page should be.
+MAX_SCREENS = 24
+LONG = {"02_srip": 38, "04_augmentation": 37, "05_pruning": 34, "01_architecture": 27}
+# Pages that still begin without a picture, and one with a line of code that is too long.
+WITHOUT_PICTURE = {
+    *("01_architecture", "02_srip", "03_label_smoothing", "04_augmentation", "05_pruning"),
+    *("06_scoring", "11_beyond_in_depth", "99_status"),
+}
+WIDE_CODE = {"04_augmentation"}
 # What WCAG 2 asks of body text, level AA.
 MIN_CONTRAST = 4.5
 
@@ -164,6 +173,41 @@ def test_every_figure_of_a_chapter_has_a_numbered_caption(site: Path) -> None:
     assert not bare
 
 
+def test_code_that_a_chapter_shows_or_names_leads_to_its_line(site: Path) -> None:
+    shown = 0
+    for stem in CHAPTERS:
+        article = parse(site / f"{stem}.html")
+        cells = article.select("div.tag_source")
+        shown += len(cells)
+        links = [cell.select_one(".provenance a") for cell in cells]
+        links += article.select("article a:has(> code)")
+        for link in links:
+            assert link, f"{stem}: code without a link"
+            page, _, anchor = str(link["href"]).partition("#")
+            if page.startswith("_code/"):
+                line = parse(site / page).select_one(f"[id='{anchor}']")
+                title, _, number = str(link["title"]).partition(", line ")
+                assert line, link
+                assert anchor == f"L-{number}"
+                text = (ROOT / title).read_text(encoding="utf-8").splitlines()[int(number) - 1]
+                assert line.get_text().rstrip().endswith(text.rstrip())
+                assert number == "1" or re.match(r"\s*(def|class) ", text), link
+    assert shown >= 10
+
+
+def test_code_leads_to_the_repository_where_its_address_is_known(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("# A page\n\n`srip_penalty`\n", encoding="utf-8")
+    options = ["repository=https://example.org/book", "root_doc=page", "html_theme=basic"]
+    options += ["html_favicon=", "bibtex_bibfiles="]
+    settings = [part for option in options for part in ("-D", option)]
+    command = [sys.executable, "-m", "sphinx", "-q", "-c", str(BOOK), *settings]
+    subprocess.run([*command, str(tmp_path), str(tmp_path / "out")], check=True)
+    link = parse(tmp_path / "out" / "page.html").select_one("a:has(> code)")
+    where = r"https://example.org/book/blob/main/micronet_lib/srip/penalty.py#L\d+"
+    assert link
+    assert re.fullmatch(where, str(link["href"]))
+
+
 # ------------------------------------------------------------------ the site in a browser
 
 
@@ -193,8 +237,12 @@ def address(site: Path) -> Iterator[str]:
 FAULTS = (
     *("status", "title", "outside", "failed", "console", "broken images", "math", "too wide"),
     *("not darker", "faint in light", "faint in dark", "inaccessible", "unrun columns"),
+    *("cut off", "late picture"),
 )
 
+
+SCREENS: dict[str, float] = {}
+"""How long each page is that was opened."""
 
 SETTLE = """async () => {
   document.head.insertAdjacentHTML('beforeend', '<style>* {transition: none !important}</style>');
@@ -228,6 +276,24 @@ TOO_WIDE = """() => {
       .filter(node => node.getBoundingClientRect().right > root.clientWidth + 1)
       .filter(node => !scrolls(node.parentElement))
       .map(node => node.outerHTML.slice(0, 90)).slice(0, 3));
+}"""
+
+CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, div.math)')]
+  .filter(node => node.scrollWidth > node.clientWidth + 1 && node.checkVisibility()
+    && !node.closest('details:not([open])') && getComputedStyle(node).overflowX !== 'visible')
+  .map(node => `${node.scrollWidth} px in ${node.clientWidth}: ${node.textContent.trim()}`)
+  .map(text => text.slice(0, 90))"""
+
+# Top of the first picture and height of the text, in pixels.
+MEASURES = """() => {
+  const drawn = 'article :is(img, canvas, svg, .theme-aware, .front-board)';
+  const drawn = 'article :is(img, canvas, svg, .theme-aware, .front-board)';
+  const tops = [...document.querySelectorAll(drawn)]
+    .filter(node => !node.closest('mjx-container') && node.checkVisibility())
+    .map(node => node.getBoundingClientRect())
+    .filter(box => box.width > 150).map(box => box.top + scrollY);
+  const article = document.querySelector('article');
+  return [Math.min(...tops, 1e9), article ? article.scrollHeight : 0];
 }"""
 
 UNRUN_COLUMNS = """() => [...document.querySelectorAll('table.dataframe')].flatMap(table => {
@@ -334,6 +400,12 @@ def visit(browser: Any, address: str, page_name: str) -> Faults:
     seen["broken images"] = page.evaluate(BROKEN_IMAGES)
     seen["math"] = page.evaluate(MATH)
     seen["unrun columns"] = page.evaluate(UNRUN_COLUMNS)
+    stem = page_name.removesuffix(".html")
+    seen["cut off"] = [] if stem in WIDE_CODE else page.evaluate(CUT_OFF)
+    picture, height = page.evaluate(MEASURES)
+    if stem in CHAPTERS and stem not in WITHOUT_PICTURE and picture > 1.5 * DESKTOP["height"]:
+        seen["late picture"] = [f"after {picture:.0f} px"]
+    SCREENS[stem] = height / 800
     seen["inaccessible"] = inaccessible(page)
     backgrounds = []
     for theme in ("light", "dark"):
@@ -357,6 +429,13 @@ def visits(browser: Any, address: str) -> dict[str, Faults]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_page_has_a_fault(visits: dict[str, Faults], fault: str) -> None:
     assert {page: seen[fault] for page, seen in visits.items() if seen[fault]} == {}
+
+
+def test_no_page_is_too_long(visits: dict[str, Faults], capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print("\nscreens:", ", ".join(f"{stem} {n:.1f}" for stem, n in SCREENS.items()))
+    assert {stem: n for stem, n in SCREENS.items() if n > LONG.get(stem, MAX_SCREENS)} == {}
+    assert set(SCREENS) == {page.removesuffix(".html") for page in PAGES}
 
 
 def test_the_theme_button_switches_and_the_choice_is_kept(browser: Any, address: str) -> None:
@@ -408,6 +487,51 @@ def test_a_column_of_not_run_becomes_a_sentence(browser: Any, address: str) -> N
     page.wait_for_selector("text=Not run: b.")
     assert not page.locator("th", has_text="b").is_visible()
     assert page.locator("th", has_text="a").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("stem", CHAPTERS)
+def test_a_figure_on_a_phone_is_large_enough_to_read_and_scrolls_in_its_box(
+    browser: Any, address: str, stem: str
+) -> None:
+    page = browser.new_page(viewport=PHONE)
+    page.goto(f"{address}/{stem}.html", wait_until="domcontentloaded")
+    for link in page.locator("figure a.enlarge:has(img)").all():
+        link.scroll_into_view_if_needed()
+        image, box = link.locator("img").bounding_box(), link.bounding_box()
+        assert image["width"] >= 600  # of the 792 that a figure is drawn for
+        assert box["width"] <= PHONE["width"]
+    page.close()
+
+
+def test_a_long_table_sorts_and_filters(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    page.set_default_timeout(PATIENCE)
+    values = ["9", "1,000", "not run", "−2.5 %", "1e-3", "30", *"abcdefgh"]
+    rows = "".join(f"<tr><td>row {k}</td><td>{value}</td></tr>" for k, value in enumerate(values))
+    short = "<table class='dataframe'><thead><tr><th>x</th></tr></thead><tr><td>1</td></tr></table>"
+    page.set_content(
+        f"<main class='bd-article'>{short}<table class='dataframe'><thead><tr><th>name</th>"
+        f"<th>value</th></tr></thead><tbody>{rows}</tbody></table></main>"
+        f"<script src='{address}/_static/tables.js'></script>"
+    )
+
+    def shown() -> list[str]:
+        cells = page.locator("tbody td:nth-child(2):visible")
+        return [text.strip() for text in cells.all_text_contents()]
+
+    page.locator("th button", has_text="value").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort=ascending]").all_text_contents() == ["value"]
+    assert shown()[:5] == ["−2.5 %", "1e-3", "9", "30", "1,000"]
+    assert shown()[-1] == "not run"
+    page.keyboard.press("Enter")
+    assert page.locator("th[aria-sort=descending]").all_text_contents() == ["value"]
+    assert (shown()[0], shown()[-1]) == ("1,000", "not run")
+    page.get_by_label("Rows with").fill("2.5 ROW")
+    assert shown() == ["−2.5 %"]
+    assert page.get_by_role("status").text_content() == "1 of 14 rows"
+    assert page.locator(".table-tools").count() == 1  # a short table has none
     page.close()
 
 
@@ -659,6 +783,31 @@ def test_one_network_minus_another(matrix: Matrix) -> None:
     assert not matrix.find(".two").is_visible()
     assert matrix.find(".nearest canvas").count() == 10
     assert matrix.point(0.3, 0.3)[0] in matrix.names()
+
+
+def test_confusions_stand_beside_similarity(matrix: Matrix) -> None:
+    matrix.find(".looks button[value=woman]").click()
+    rows, names = matrix.of(matrix.network)["confusions"], matrix.names()
+    assert sum(n for *_, n in rows) == 10_000
+    wrong = sorted((row for row in rows if row[0] != row[1]), key=lambda row: -row[2])
+    assert f"{sum(n for *_, n in wrong):,} of 10,000 answers are wrong" in matrix.text(".wrong")
+    of = [row for row in wrong if names[row[0]] == "woman"]
+    assert matrix.text(".taken-title").startswith(f"woman: {100 - sum(n for *_, n in of)} of 100")
+
+    def shown(where: str) -> list[str]:
+        texts = [str(item.text_content()) for item in matrix.find(f"{where} li").all()]
+        return [text.replace("\u2212", "-").replace(" ●", "") for text in texts]
+
+    def cosine(one: int, other: int) -> str:
+        return f"cosine {matrix.cosine(names[one], names[other]):.3f}"
+
+    assert shown(".taken") == [f"{names[b]}{n} · {cosine(a, b)}" for a, b, n in of[:10]]
+    expected = [f"{names[a]} → {names[b]}{n} · {cosine(a, b)}" for a, b, n in wrong[:10]]
+    assert shown(".confused") == expected
+    matrix.find(".confused button").nth(2).click()
+    assert matrix.pair() == tuple(names[k] for k in wrong[2][:2])
+    matrix.page.select_option(".class-similarity .one", label="allocated_33")
+    assert not matrix.find(".confusions").is_visible()  # nobody rated it this way
 
 
 def test_the_matrix_obeys_the_keyboard(matrix: Matrix) -> None:

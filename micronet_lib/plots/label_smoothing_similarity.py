@@ -193,6 +193,7 @@ class Similarity:
         classes: one row per class: class, superclass. Networks of equal classes can be compared.
         source: where the matrix comes from.
         pictures: of each class, uint8 `[C, 3, H, H]`, or None.
+        confusions: rows of true class, answer and number of test images, or None.
     """
 
     label: str
@@ -200,6 +201,7 @@ class Similarity:
     classes: pd.DataFrame
     source: str
     pictures: np.ndarray | None = None
+    confusions: np.ndarray | None = None
 
 
 def similarity_explorer(
@@ -238,6 +240,7 @@ def similarity_explorer(
             {
                 "label": network.label,
                 "source": network.source,
+                "confusions": None if network.confusions is None else network.confusions.tolist(),
                 "set": known[0] if known else len(sets) - 1,
                 **_tree(tree, len(entry["superclasses"])),
                 "thousandths": np.rint(

@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import Code
 from pandas.io.formats.style import Styler
 
-__all__ = ["said_gains", "show_gains", "show_source", "show_table"]
+__all__ = ["said_gains", "show_difference", "show_gains", "show_source", "show_table"]
 
 
 def show_table(
@@ -35,6 +35,19 @@ def show_table(
     words = [*table.columns, *table.iloc[:, 0]]
     name = hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:8]
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
+
+
+def show_difference(printed: float, measured: float) -> str | None:
+    """Return `measured - printed`, or `equal as printed` where rounding gives the printed number.
+
+    Return None where nothing was measured, which a table shows as `not run`.
+    """
+    if pd.isna(printed) or pd.isna(measured):
+        return None
+    digits = len(f"{printed:.10f}".rstrip("0").partition(".")[2])
+    if round(measured, digits) == round(printed, digits):
+        return "equal as printed"
+    return f"{measured - printed:+.1g}"
 
 
 def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:

@@ -44,4 +44,14 @@ SWEEPS = (
         measures=("class_similarity",),
         profiles=("full",),
     ),
+    Sweep(
+        name="confusions",
+        title="Which classes the published networks take for which",
+        chapter="03_label_smoothing",
+        axes={"checkpoint": ("v1_pr_60", "v2_pr_30", "v2_pr_60")},
+        make=lambda checkpoint: Recipe(checkpoint=f"micronet_{checkpoint}"),
+        metrics=("top1",),
+        measures=("confusions",),
+        profiles=("full",),
+    ),
 )

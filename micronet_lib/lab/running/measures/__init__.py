@@ -5,6 +5,7 @@ from micronet_lib.lab.running.measures.found import Measure
 
 MEASURES = {
     "accuracy": Measure(ratings.accuracy, on_test=True),
+    "confusions": Measure(ratings.confusions, on_test=True),
     "same_logits": Measure(ratings.same_logits, on_test=True),
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),

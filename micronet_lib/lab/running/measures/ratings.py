@@ -63,6 +63,20 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
     return Found(metrics)
 
 
+def confusions(case: "Case", network: Network, progress: bool) -> Found:
+    """Count which class a network answers for which: rows of true class, answer, test images.
+
+    Pairs that never occur have no row. Right answers have theirs, with the class twice.
+    """
+    test = load_split(case.profile.dataset, "test")
+    logits = logits_of(fold_batch_norm(network), test.images, progress=progress)
+    found = rate(logits, test.targets, seconds=float("inf")).metrics()
+    answers = torch.stack([test.targets, logits.argmax(1)], 1)
+    pairs, counts = answers.unique(dim=0, return_counts=True)
+    rows = torch.cat([pairs, counts[:, None]], 1).tolist()
+    return Found({name: found[name] for name in RATINGS}, {"confusions": rows})
+
+
 def same_logits(case: "Case", network: Network, progress: bool) -> Found:
     """Rate a trimmed network, and compare every logit with the published file's.
 
