@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micronet_lib.adjustable_quantization.price import Ranges, Steer, counted
+from micronet_lib.adjustable_quantization.price import Ranges, Steer, counted, reading_positions
 from micronet_lib.adjustable_quantization.ranges import (
     MAX_BITS,
     MIN_BITS,
@@ -37,12 +37,14 @@ from micronet_lib.beyond.layers import (
     Quantizer,
 )
 from micronet_lib.beyond.network import IntegerMicroNet, in_integers
-from micronet_lib.beyond.quantizers import hard_swish_grid, through
+from micronet_lib.beyond.quantizers import OCTAVE, SCALE_BITS, hard_swish_grid, through
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 
 NAME = "adjustable_micronet"
 WIDEST_SHIFT = 7
+TOLERANCE = 0.1
+"""In bits: a step that much above the unit times 2^k is not worth the next k."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ class ChannelQuantizer(Quantizer):
         if self.hard_swish:
             grid = hard_swish_grid(unit, math.ceil(math.log2(reach / unit + 2)), self.pre_bits)
             unit, three, shift = grid.step, grid.three, grid.shift
-        return unit, (step / unit).log2().round().clamp(0, WIDEST_SHIFT), three, shift
+        # Rounded up, so that no range becomes narrower than it is learned.
+        shifts = ((step / unit).log2() - TOLERANCE).ceil().clamp(0, WIDEST_SHIFT)
+        return unit, shifts, three, shift
 
     @torch.no_grad()
     def grid(self) -> Any:
@@ -298,6 +302,12 @@ class _Layer:
         """Return the steps before they are put on the layer's grid, with a gradient."""
         width = (self.range_scale * self.width).clamp_min(1e-8)
         return width / (2 ** self.filter_bits() - 1)
+
+    def stored_scales(self) -> Tensor:
+        """Return the places of the steps in the layer's grid, the next above, int64 `[out_chs]`."""
+        steps = self.free_scales().detach()
+        below = ((steps.max() / steps).log2() * OCTAVE + TOLERANCE).floor()
+        return below.clamp(0, 2**SCALE_BITS - 1).long()
 
     @torch.no_grad()
     def codes(self) -> Tensor:
@@ -440,6 +450,27 @@ class AdjustableMicroNet(IntegerMicroNet):
 
         with floats.tapped(watch):
             floats.eval()(images)
+
+    def rounded_floats(self, x: Tensor) -> Tensor:
+        """Return the logits as training computes them, whatever the mode."""
+        return self._float_forward(x)
+
+    @torch.no_grad()
+    def mean_bits(self) -> tuple[float, float]:
+        """Return the mean width of weights that are not zero, and of rounded activations.
+
+        An activation counts once for every layer that reads it, without the image.
+        """
+        stored, read, places = [0.0, 0.0], [0.0, 0.0], reading_positions(self)
+        for name, layer in self.layers.items():
+            rows = (layer.codes() != 0).flatten(1).sum(1)
+            stored[0] += (rows * layer.filter_bits()).sum().item()
+            stored[1] += rows.sum().item()
+            if not isinstance(layer.reads, Pixels):
+                bits = layer.input_bits()
+                read[0] += places[name] * bits.sum().item()
+                read[1] += places[name] * bits.numel()
+        return stored[0] / max(1.0, stored[1]), read[0] / read[1]
 
     def counted(self, shifted: bool = False) -> nn.Module:
         """Return a MicroNet of integers that says what its operations cost, see `price.counted`."""

@@ -55,6 +55,13 @@ def shared_max(weights: Tensor, inputs: Tensor, share: float = 0.7) -> Tensor:
     return made
 
 
+def reading_positions(network: "AdjustableMicroNet") -> dict[str, int]:
+    """Return layer -> positions of its input."""
+    strides = {name: getattr(layer, "stride", (1,))[0] for name, layer in network.layers.items()}
+    return {name: strides[name] ** 2 * n for name, n in output_positions(network).items()
+            if name in strides}  # fmt: skip
+
+
 def _products(layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return number of products `[out_chs, in_chs / groups]`, widths of filters and of inputs.
 

@@ -38,3 +38,36 @@ def _distilled(change: Adjust) -> Recipe:
             num_validation=1000,
         ),
     )
+
+
+UNIFORM_SCORES = {5: 0.003326, 4: 0.003055, 3: 0.002632}
+"""Official score of the network with that width everywhere, before training."""
+
+_WAYS = {
+    "rounded_8": Recipe(start=TRIMMED, changes=(Adjust(),)),
+    "rounded_4": Recipe(start=TRIMMED, changes=(Adjust(4, 4),)),
+    "uniform_5": _distilled(Adjust(5, 5)),
+    "learned_5": _distilled(Adjust(target=UNIFORM_SCORES[5])),
+    "uniform_4": _distilled(Adjust(4, 4)),
+    "learned_4": _distilled(Adjust(target=UNIFORM_SCORES[4])),
+    "learned_4_bounds": _distilled(Adjust(target=UNIFORM_SCORES[4], bound_gradient=True)),
+    "uniform_3": _distilled(Adjust(3, 3)),
+    "learned_3": _distilled(Adjust(target=UNIFORM_SCORES[3])),
+}
+
+SWEEPS = (
+    Sweep(
+        name="adjustable_quantization",
+        title="Widths channel by channel: learned, or all the same",
+        chapter="09_adjustable_quantization",
+        axes={"way": tuple(_WAYS)},
+        make=lambda way: _WAYS[way],
+        metrics=(
+            *("correct", "top1", "loss", "validation_divergence", "weight_bits"),
+            *("activation_bits", "zeros", "official.score", "shifted.score"),
+            *("official_integer.score", "same_answer"),
+        ),
+        measures=("accuracy", "adjustable_quantization"),
+        profiles=("day", "full"),
+    ),
+)
