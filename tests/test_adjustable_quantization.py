@@ -5,10 +5,10 @@ import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from integer_networks import images, integer_network
 from small_networks import seeded
 from tiny_lab import sweep_of, tiny_lab
 from torch import Tensor
@@ -24,7 +24,7 @@ from micronet_lib.adjustable_quantization import (
 )
 from micronet_lib.adjustable_quantization.price import Ranges, fixed_price, reading_positions
 from micronet_lib.adjustable_quantization.ranges import zero_code
-from micronet_lib.architecture import build
+from micronet_lib.architecture import MicroNet, build
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.network import in_integers
@@ -133,28 +133,18 @@ def test_the_wider_one_shares_its_gradient():
 
 # ------------------------------------------------------------------------------ the network
 
-IMAGES = torch.randn(24, 3, 32, 32, generator=seeded(10))
+IMAGES = images(32)
 
 
-def trained(name: str = "micronet_v1") -> Any:
-    """A small network whose batch norm has seen images and whose smaller weights are 0."""
-    torch.manual_seed(0)
-    network = build(name, width_mult=0.15).train()
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        network(IMAGES)
-        for name_, weight in network.named_parameters():
-            if weight.ndim > 1 and "classifier" not in name_:
-                weight *= weight.abs() > 0.3 * weight.abs().mean()
-    return network.eval()
+def plain(name: str = "micronet_v1") -> MicroNet:
+    """A small pruned network, to be changed."""
+    return copy.deepcopy(integer_network(name, widths=None)[0])
 
 
 @pytest.fixture(scope="module", params=["micronet_v1", "micronet_v2"])
 def mixed(request) -> AdjustableMicroNet:
     """A network whose channels have every width."""
-    made = Adjust(target=0.002).apply(trained(request.param), IMAGES).eval()
+    made = Adjust(target=0.002).apply(plain(request.param), IMAGES).eval()
     generator = seeded(11)
     with torch.no_grad():
         for each in (*made.layers.values(), *made.quantizers.values()):
@@ -163,7 +153,7 @@ def mixed(request) -> AdjustableMicroNet:
 
 
 def test_eight_bits_are_near_the_folded_network():
-    network = trained()
+    network = plain()
     floats = network(IMAGES).detach()
     made = Adjust().apply(network, IMAGES).eval()
     with torch.no_grad():
@@ -216,7 +206,7 @@ def test_the_logits_of_integers_are_those_of_the_rounded_floats(mixed):
     with torch.no_grad():
         floats, integers = mixed.rounded_floats(IMAGES), mixed(IMAGES)
     error = (integers - floats).square().mean() / floats.var()
-    assert error < 0.1
+    assert error < 0.3  # of a network that was never trained, so that differences grow
 
 
 def test_sums_are_the_products_one_by_one(mixed):
@@ -266,7 +256,7 @@ def test_the_bill_of_a_layer_by_hand(mixed):
     wider = torch.maximum(layer.filter_bits()[:, None], layer.input_bits()[None]).detach()
     by_width = {int(w): int((kept * (wider == w)).sum()) * positions for w in wider.unique()}
     mults = bill.query("quantity == 'mult'").groupby("bits")["count"].sum().to_dict()
-    assert mults.pop(16) == positions * len(kept)  # the scale of a filter
+    assert mults.pop(16) == 2 * positions * len(kept)  # a sum of 32 bits times its scale
     assert mults == {w: n for w, n in by_width.items() if n}
     adds = bill.query("quantity == 'add'")["count"].sum()
     assert adds == positions * int((kept.sum(1) - 1).clamp_min(0).sum() + len(kept))
@@ -285,7 +275,7 @@ def test_a_strict_reading_costs_more_and_proven_sums_less(mixed):
 
 
 def test_mean_widths_are_those_of_stored_weights_and_read_activations():
-    made = Adjust(5, 6).apply(trained(), IMAGES)
+    made = Adjust(5, 6).apply(plain(), IMAGES)
     assert made.mean_bits() == pytest.approx((5, 6))
 
 
@@ -294,13 +284,13 @@ def test_mean_widths_are_those_of_stored_weights_and_read_activations():
 
 @pytest.mark.parametrize("factor", [0.9, 1.2])
 def test_steering_moves_widths_to_the_target(factor):
-    made = Adjust(5, 5, target=1.0).apply(trained(), IMAGES).train()
+    made = Adjust(5, 5, target=1.0).apply(plain(), IMAGES).train()
     start = score_network(made, "official").score
     target = factor * start
     hook, ranges = Steer(made, target, 1.0, 0.7), Ranges(made)
     learned = [each.bit_scale for each in (*made.layers.values(), *made.quantizers.values())]
-    optimizer = torch.optim.Adam(learned, lr=0.02)
-    for _ in range(40):
+    optimizer = torch.optim.Adam(learned, lr=0.03)
+    for _ in range(25):
         optimizer.zero_grad()
         assert hook.after_backward(None) is None
         optimizer.step()
@@ -311,7 +301,7 @@ def test_steering_moves_widths_to_the_target(factor):
 
 
 def test_widths_are_not_learned_without_a_target():
-    made = Adjust(4, 4).apply(trained(), IMAGES)
+    made = Adjust(4, 4).apply(plain(), IMAGES)
     names = {n for n, p in made.named_parameters() if not p.requires_grad}
     assert names == {n for n, _ in made.named_parameters() if n.endswith("bit_scale")}
     hooks = Adjust(4, 4).hooks(made)
@@ -320,7 +310,7 @@ def test_widths_are_not_learned_without_a_target():
 
 
 def test_ranges_are_held():
-    made = Adjust(target=0.1).apply(trained(), IMAGES)
+    made = Adjust(target=0.1).apply(plain(), IMAGES)
     quantizer = made.quantizers["blocks.0.quant_dw"]
     with torch.no_grad():
         for name, value in (("range_scale", 9.0), ("range_shift", -9.0), ("bit_scale", 9.0)):
@@ -344,18 +334,18 @@ def test_recipes_train_and_measure(tmp_path):
         distillation=DistillationConfig(temperature=2.0),
         train=train,
     )
-    sweep = sweep_of("toy", rounded=replace(learned, train=replace(train, epochs=0)),
-                     learned=learned)  # fmt: skip
+    rounded = Recipe(start=pruned, changes=learned.changes)
+    sweep = sweep_of("toy", rounded=rounded, learned=learned)
     sweep = replace(sweep, measures=("accuracy", "adjustable_quantization"))
     with tiny_lab(tmp_path) as lab:
         ensure(sweep, "smoke", progress=False)
-        rounded, after = cases(sweep, PROFILES["smoke"])
+        before, after = cases(sweep, PROFILES["smoke"])
         assert len(lab.trained) == 2
-        assert rounded.record().metrics["weight_bits"] == 8
+        assert before.record().metrics["weight_bits"] == 8
         found, network = after.record(), network_of(after.recipe, after.profile, 0)
         assert found.metrics["weight_bits"] < 8
         assert found.metrics["activation_bits"] < 8
-        assert found.metrics["official.score"] < rounded.record().metrics["official.score"]
+        assert found.metrics["official.score"] < before.record().metrics["official.score"]
         assert 0 <= found.metrics["same_answer"] <= 1
         assert [row["layer"] for row in found.layers] == list(network.layers)
         filters = sum(len(layer.weight) for layer in network.layers.values())
@@ -390,26 +380,26 @@ def test_settings_that_are_none_are_refused(settings, match):
 
 def test_networks_and_files_that_do_not_fit():
     with pytest.raises(InputError, match="no images to calibrate with"):
-        Adjust().apply(trained(), IMAGES[:0])
+        Adjust().apply(plain(), IMAGES[:0])
     with pytest.raises(InputError, match="only a MicroNet can be put in integers"):
         Adjust().apply(build("torchvision_mobilenet_v2", width_mult=0.15), IMAGES)
     with pytest.raises(InputError, match="TernaryNetwork is quantised already"):
-        Adjust().apply(Ternarize().apply(trained()), IMAGES)
-    made = Adjust().apply(trained(), IMAGES)
+        Adjust().apply(Ternarize().apply(plain()), IMAGES)
+    made = Adjust().apply(plain(), IMAGES)
     with pytest.raises(InputError, match="AdjustableMicroNet is quantised already"):
         Adjust().apply(made, IMAGES)
     with pytest.raises(InputError, match="this is a AdjustableMicroNet"):
         Quantize().apply(made, IMAGES)
     with pytest.raises(InputError, match="only a network in integers can be packed"):
         network_bytes(made)
-    of_another = in_integers(trained()).state_dict()
+    of_another = in_integers(plain()).state_dict()
     with pytest.raises(InputError, match="tensors of another network than adjustable_micronet"):
         restore({"name": made.spec.name, "options": made.spec.options}, of_another)
 
 
 def test_the_measure_is_for_adjustable_networks():
     with pytest.raises(InputError, match=r"toy/floats.*adjustable channels"):
-        adjustable_quantization(SimpleNamespace(name="toy/floats"), trained(), False)
+        adjustable_quantization(SimpleNamespace(name="toy/floats"), plain(), False)
 
 
 # ------------------------------------------------------------------------------ the entry, recounted

@@ -26,7 +26,7 @@ from micronet_lib.adjustable_quantization.ranges import (
     zero_code,
 )
 from micronet_lib.architecture.network import Network, NetworkSpec, register
-from micronet_lib.beyond.arithmetic import EXACT, Sums, scale_factors
+from micronet_lib.beyond.arithmetic import EXACT, Sums, rescaled, saturated, scale_factors
 from micronet_lib.beyond.changes import held_zeros
 from micronet_lib.beyond.layers import (
     MIDDLE,
@@ -262,6 +262,17 @@ class ChannelSums(Sums):
             return F.linear(codes, weight, bias)
         return F.conv2d(codes, weight, bias, self.stride, self.padding, groups=self.groups)
 
+    def outputs(self, codes: Tensor, unit: float, bits: int = 0) -> Tensor:
+        """Return the outputs as integers of that unit, see `beyond.arithmetic.Sums.outputs`.
+
+        Sums are multiplied as they are. With 16 bits of them, their last bit would count for more
+        than one of the integers that follow.
+        """
+        total = self(codes)
+        factor = (self.scale / unit).view(1, -1, *[1] * (total.ndim - 2))
+        found = rescaled(total, factor)
+        return (saturated(found, bits) if bits else found).to(codes.dtype)
+
 
 class _Layer:
     """What the adjustable convolution and the adjustable linear layer share."""
@@ -335,28 +346,36 @@ class _Layer:
             )
         )
         weight = adjusted(self.weight, step, low, top, zero, made.bound_gradient)
-        codes, unit = made.bias_codes()
-        return weight, through(self.bias, codes * unit)
+        bias, unit = self.whole_bias()
+        return weight, through(self.bias, (bias * unit).to(self.bias.dtype))
+
+    @torch.no_grad()
+    def whole_bias(self) -> tuple[Tensor, Tensor]:
+        """Return the biases as integers among the sums, and the unit of a sum, float64 `[out_chs]`.
+
+        With few bits a unit is large, so that rounding a bias to it is seen in training too.
+        """
+        made: Any = self
+        step = PIXEL_UNIT if isinstance(self.reads, Pixels) else self.reads.grid().unit
+        unit = scale_factors(self.free_scales().max().item(), made.stored_scales()) * step
+        codes, of_bias = made.bias_codes()
+        return torch.floor(codes.double() * of_bias.double() / unit + 0.5), unit
 
     def sums(self) -> ChannelSums:
         """Return the layer in integers, as it is now."""
-        made: Any = self
         weight, reads = self.codes(), self.reads
         if isinstance(reads, Pixels):
-            step, zeros = PIXEL_UNIT, torch.tensor(MIDDLE, dtype=torch.float64)
+            zeros = torch.tensor(MIDDLE, dtype=torch.float64)
             tops = torch.full_like(zeros, 2**reads.bits - 1)
         else:
             grid = reads.grid()
-            step, zeros = grid.unit, -grid.low.double().flatten()
+            zeros = -grid.low.double().flatten()
             tops = (grid.high - grid.low).flatten()
             shape: tuple[int, ...] = (1, -1, *[1] * (weight.ndim - 2))
             if getattr(self, "groups", 1) > 1:
                 shape = (-1, 1, 1, 1)
             weight = weight * (2**grid.shifts).view(shape)
-        largest = self.free_scales().detach().max().item()
-        scale = scale_factors(largest, made.stored_scales()) * step
-        codes, unit = made.bias_codes()
-        bias = torch.floor(codes.double() * unit.double() / scale + 0.5)
+        bias, scale = self.whole_bias()
         place: tuple[int, ...] = ()
         if isinstance(self, nn.Conv2d):
             place = (self.stride[0], int(self.padding[0]), self.groups)

@@ -4,6 +4,7 @@
 that training can steer to a target (`Steer`).
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from micronet_lib.adjustable_quantization.network import AdjustableMicroNet
 
 FULL = 32
+SUM_BITS, SCALE_BITS = 32, 16
+"""A sum is multiplied by its scale with all its bits."""
 WIDTH_BITS = 3
 """Bits that say one of the widths from 2 to 8."""
 SHIFT_BITS = 3
@@ -160,7 +163,8 @@ class Steer(Hook):
 def counted(network: "AdjustableMicroNet", shifted: bool = False) -> MicroNet:
     """Return the MicroNet whose operations are charged.
 
-    A product costs the wider one of its filter and its input channel. Every rounded value costs one
+    A product costs the wider one of its filter and its input channel, the product of a sum and its
+    scale 32 bits. Every rounded value costs one
     operation more, which shifts it by the k of its channel. Stored are also, for every channel, its
     width, its k and the integer that stands for 0, and for every filter its width and its scale.
 
@@ -181,7 +185,8 @@ def counted(network: "AdjustableMicroNet", shifted: bool = False) -> MicroNet:
         if shifted and hasattr(reads, "channel_bits"):
             wider = torch.maximum(wider, weights + reads.grid().shifts.view(inputs.shape))
         wider = wider.long()
-        widths = {int(w): int(numbers[wider == w].sum()) for w in wider.unique()}
+        widths = Counter({int(w): int(numbers[wider == w].sum()) for w in wider.unique()})
+        widths[SUM_BITS - SCALE_BITS] += len(rows)  # the rules charge a scale 16 bits
         layer.work = Work(widths, {FULL: int((rows - 1).clamp_min(0).sum())})
         layer.constant_bits += WIDTH_BITS * len(rows)
         if hasattr(reads, "channel_bits") and id(reads) not in seen:
