@@ -157,8 +157,9 @@ def test_eight_bits_are_near_the_folded_network():
     floats = network(IMAGES).detach()
     made = Adjust().apply(network, IMAGES).eval()
     with torch.no_grad():
-        error = (made(IMAGES) - floats).square().mean() / floats.var()
-    assert error < 0.05
+        logits = made(IMAGES)
+        for other in (floats, made.rounded_floats(IMAGES)):
+            assert (logits - other).square().mean() / floats.var() < 0.05
 
 
 def test_zeros_stay_zeros_and_filters_hold_their_width(mixed):
@@ -200,13 +201,6 @@ def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
                 checked += whole.numel()
                 assert sums[f"blocks.{index}.{leaf}"].width <= 32
     assert checked > 10_000
-
-
-def test_the_logits_of_integers_are_those_of_the_rounded_floats(mixed):
-    with torch.no_grad():
-        floats, integers = mixed.rounded_floats(IMAGES), mixed(IMAGES)
-    error = (integers - floats).square().mean() / floats.var()
-    assert error < 0.3  # of a network that was never trained, so that differences grow
 
 
 def test_sums_are_the_products_one_by_one(mixed):
@@ -321,11 +315,12 @@ def test_ranges_are_held():
 
 
 def test_recipes_train_and_measure(tmp_path):
-    base = replace(ORN, train=replace(ORN.train, initialization="default"))
+    learns = replace(ORN.train, initialization="default")
+    base = replace(ORN, model="micronet_v1", width_mult=2.5, train=learns)
     pruned = Recipe(start=base, changes=(PruneTo(0.4),))
     train = replace(
         base.train, optimizer="adam", lr=0.01, min_lr=0.0, relative_lr=True,
-        lr_factors={"*.range_shift": 1000.0, "*.bit_scale": 4.0},
+        lr_factors={"*.range_shift": 1000.0, "*.bit_scale": 40.0},
     )  # fmt: skip
     learned = Recipe(
         start=pruned,
