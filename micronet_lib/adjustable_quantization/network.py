@@ -43,6 +43,9 @@ from micronet_lib.hooks import Hook
 
 NAME = "adjustable_micronet"
 WIDEST_SHIFT = 7
+FINEST = 4.5
+"""Of a step in units of `3 / three`, times 3. One integer before HardSwish, where it is steepest,
+is then at most one after it."""
 TOLERANCE = 0.1
 """In bits: a step that much above the unit times 2^k is not worth the next k."""
 
@@ -181,18 +184,17 @@ class ChannelQuantizer(Quantizer):
     @torch.no_grad()
     def steps(self, low: Tensor, step: Tensor, top: Tensor) -> tuple[float, Tensor, int, int]:
         """Return the unit, k of each channel `[C]`, and `three` and `shift` of HardSwish's grid."""
-        reach = max(3.0, (low + step * top).max().item())
-        if self.hard_swish:
-            # One integer before HardSwish, at its steepest, is then at most one after it.
-            step = step.clamp_min(4.5 * (1 + reach / 3) / (2**self.pre_bits - 1))
-        unit = max(step.min().item(), step.max().item() * 2.0**-WIDEST_SHIFT)
-        three = shift = 0
-        if self.hard_swish:
+        while True:
+            unit = max(step.min().item(), step.max().item() * 2.0**-WIDEST_SHIFT)
+            # Rounded up, so that no range becomes narrower than it is learned.
+            shifts = ((step / unit).log2() - TOLERANCE).ceil().clamp(0, WIDEST_SHIFT)
+            if not self.hard_swish:
+                return unit, shifts, 0, 0
+            reach = 1.05 * max(3.0, (low + unit * 2**shifts * top).max().item())
             grid = hard_swish_grid(unit, math.ceil(math.log2(reach / unit + 2)), self.pre_bits)
-            unit, three, shift = grid.step, grid.three, grid.shift
-        # Rounded up, so that no range becomes narrower than it is learned.
-        shifts = ((step / unit).log2() - TOLERANCE).ceil().clamp(0, WIDEST_SHIFT)
-        return unit, shifts, three, shift
+            if grid.step * grid.three >= FINEST:
+                return grid.step, shifts, grid.three, grid.shift
+            step = step.clamp_min(1.25 * unit)
 
     @torch.no_grad()
     def grid(self) -> Any:

@@ -46,8 +46,7 @@ class _SharedMax(torch.autograd.Function):
 def shared_max(weights: Tensor, inputs: Tensor, share: float = 0.7) -> Tensor:
     """Return the larger one, with a gradient to both [texas_eic].
 
-    The true gradient goes to the wider one alone, so that the narrower one would not learn that it
-    may stay narrow.
+    The true gradient goes to the wider one alone.
 
     Args:
         weights: widths, broadcast against each other.

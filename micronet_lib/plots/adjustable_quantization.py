@@ -30,7 +30,9 @@ def adjusted_ranges(curves: pd.DataFrame, source: str) -> Figure:
     return footer(fig, source)
 
 
-def widths_of_channels(histograms: Mapping[str, Mapping[str, Sequence[int]]], source: str) -> Figure:
+def widths_of_channels(
+    histograms: Mapping[str, Mapping[str, Sequence[int]]], source: str
+) -> Figure:
     """Draw how many channels have which width.
 
     Args:

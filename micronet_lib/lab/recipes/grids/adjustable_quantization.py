@@ -8,7 +8,7 @@ from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 
-BIT_RATE = 4.0
+BIT_RATE = 20.0
 """Factor of the learning rate for widths, which are near 1 in units of 8 bits."""
 SHIFT_RATE = 5000.0
 """For shifts of ranges: `relative_lr` takes them, 0 at the start, for very small ones."""
