@@ -22,6 +22,7 @@ from micronet_lib.adjustable_quantization import (
     price,
     shared_max,
 )
+from micronet_lib.adjustable_quantization.network import FINEST, ChannelSums
 from micronet_lib.adjustable_quantization.price import Ranges, fixed_price, reading_positions
 from micronet_lib.adjustable_quantization.ranges import zero_code
 from micronet_lib.architecture import MicroNet, build
@@ -196,6 +197,7 @@ def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
                 whole = mixed._swished(f"blocks.{index}.{leaf}", inputs, after)
                 layer = getattr(block, leaf)
                 then = after.grid()
+                assert then.three * then.unit >= FINEST
                 found = after(layer(inputs * grid.step.float())) / then.step.float()
                 assert (found.round() - whole).abs().max() <= 1
                 checked += whole.numel()
@@ -206,6 +208,7 @@ def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
 def test_sums_are_the_products_one_by_one(mixed):
     """Of unsigned inputs and shifted weights, and inside the proven range."""
     for name, sums in mixed.sums().items():
+        assert isinstance(sums, ChannelSums)
         if not sums.stride or sums.weight.shape[-1] > 1:
             continue
         tops = sums.tops.double()
@@ -397,7 +400,7 @@ def test_the_measure_is_for_adjustable_networks():
         adjustable_quantization(SimpleNamespace(name="toy/floats"), plain(), False)
 
 
-# ------------------------------------------------------------------------------ the entry, recounted
+# ------------------------------------------------------------------------------ the entry's scores
 
 PARAM_BASE, OPS_BASE = 6.9e6, 1.17e9
 """The ImageNet task's reference network [micronet_leaderboard]."""
