@@ -252,6 +252,9 @@ def test_every_record_names_a_commit_of_this_history():
     assert sorted(each for each in commits if not in_history(each)) == []
 
 
+WITH_LAYERS = ("published", "ternary", "adjustable_quantization")
+
+
 def _place(found: Record, path: Path) -> Iterator[str]:
     if found.path != path.relative_to(MEASURED):
         yield f"belongs at {found.path}"
@@ -259,8 +262,8 @@ def _place(found: Record, path: Path) -> Iterator[str]:
         yield f"{found.sweep} is not measured at {found.profile}"
     if PROFILES[found.profile].dataset == "embedded":
         yield "drawn images say nothing about accuracy"
-    if bool(found.layers) != (found.sweep in ("published", "ternary")):
-        yield "a per-layer table belongs to the sweeps `published` and `ternary`, and to no other"
+    if bool(found.layers) != (found.sweep in WITH_LAYERS):
+        yield f"a per-layer table belongs to the sweeps {', '.join(WITH_LAYERS)}, and to no other"
 
 
 def _recipe(found: Record) -> Iterator[str]:

@@ -68,7 +68,7 @@ def pooled(stream: Tensor) -> Tensor:
 
 def on_grid(values: Tensor, unit: float, grid: Grid) -> Tensor:
     """Return integers of the unit as integers of the grid, counted from its zero."""
-    factor = torch.tensor(unit / grid.step, dtype=torch.float64)
+    factor = torch.as_tensor(unit / grid.step, dtype=torch.float64)
     return rescaled(values, factor).clamp(grid.low, grid.high).to(values.dtype)
 
 

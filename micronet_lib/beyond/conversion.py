@@ -39,7 +39,7 @@ def packed(network: Network, **about: Any) -> Packed:
     Raises:
         InputError: another kind of network, or one in floats.
     """
-    if not isinstance(network, IntegerMicroNet):
+    if type(network) is not IntegerMicroNet:  # the format has one width a layer
         raise InputError(
             f"only a network in integers can be packed, and this is a {type(network).__name__}"
         )

@@ -3,6 +3,7 @@
 An argument `source` is the figure's footer: where its numbers come from, and with what.
 """
 
+from micronet_lib.plots.adjustable_quantization import *  # noqa: F403
 from micronet_lib.plots.architecture import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.beyond import *  # noqa: F403

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import micronet_lib.ternary  # noqa: F401  registers its networks
+import micronet_lib.adjustable_quantization
+import micronet_lib.ternary  # noqa: F401  both register networks
 from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.beyond.conversion import network_bytes, packed, unpacked
 from micronet_lib.beyond.packed import SUFFIX as PACKED

@@ -1,6 +1,13 @@
 """Measures: the contents of a record besides the score. A `Sweep` names those that it wants."""
 
-from micronet_lib.lab.running.measures import compression, early_exit, ratings, ternary, weights
+from micronet_lib.lab.running.measures import (
+    adjustable_quantization,
+    compression,
+    early_exit,
+    ratings,
+    ternary,
+    weights,
+)
 from micronet_lib.lab.running.measures.found import Measure
 
 MEASURES = {
@@ -11,6 +18,9 @@ MEASURES = {
     "compression": Measure(compression.compression, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
+    "adjustable_quantization": Measure(
+        adjustable_quantization.adjustable_quantization, on_test=True
+    ),
     "class_similarity": Measure(weights.similarity),
     "spectrum": Measure(weights.spectra),
     "sparsity": Measure(weights.sparsity),

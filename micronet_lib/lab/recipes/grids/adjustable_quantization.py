@@ -1,0 +1,73 @@
+"""Chapter 09: bit widths channel by channel, learned or all the same, from a published network."""
+
+from micronet_lib.adjustable_quantization import Adjust
+from micronet_lib.distillation import DistillationConfig
+from micronet_lib.lab.recipes.bases import PAPER_POLICY
+from micronet_lib.lab.recipes.grids.beyond import DAYS, TRIMMED
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import Sweep
+
+BIT_RATE = 20.0
+"""Factor of the learning rate for widths, which are near 1 in units of 8 bits."""
+SHIFT_RATE = 5000.0
+"""For shifts of ranges: `relative_lr` takes them, 0 at the start, for very small ones."""
+
+
+def _distilled(change: Adjust) -> Recipe:
+    """Return one epoch of `day` by the answers of a published network, without labels."""
+    factors = {"*.range_shift": SHIFT_RATE}
+    if change.target is not None:
+        factors |= {"*.bit_scale": BIT_RATE}
+    return Recipe(
+        start=TRIMMED,
+        changes=(change,),
+        teacher=Recipe(checkpoint="micronet_v2_pr_30"),
+        distillation=DistillationConfig(temperature=2.0),
+        augment=PAPER_POLICY,
+        train=TrainConfig(
+            epochs=DAYS,
+            batch_size=64,
+            optimizer="adam",
+            lr=5e-4,
+            min_lr=0.0,
+            lr_factors=factors,
+            relative_lr=True,
+            weight_decay=0.0,
+            dropout=0.0,
+            num_validation=1000,
+        ),
+    )
+
+
+UNIFORM_SCORES = {5: 0.003373, 4: 0.003101, 3: 0.002679}
+"""Official score of the network with that width everywhere, before training."""
+
+_WAYS = {
+    "rounded_8": Recipe(start=TRIMMED, changes=(Adjust(),)),
+    "rounded_4": Recipe(start=TRIMMED, changes=(Adjust(4, 4),)),
+    "uniform_5": _distilled(Adjust(5, 5)),
+    "learned_5": _distilled(Adjust(target=UNIFORM_SCORES[5])),
+    "uniform_4": _distilled(Adjust(4, 4)),
+    "learned_4": _distilled(Adjust(target=UNIFORM_SCORES[4])),
+    "learned_4_bounds": _distilled(Adjust(target=UNIFORM_SCORES[4], bound_gradient=True)),
+    "uniform_3": _distilled(Adjust(3, 3)),
+    "learned_3": _distilled(Adjust(target=UNIFORM_SCORES[3])),
+}
+
+SWEEPS = (
+    Sweep(
+        name="adjustable_quantization",
+        title="Widths channel by channel: learned, or all the same",
+        chapter="09_adjustable_quantization",
+        axes={"way": tuple(_WAYS)},
+        make=lambda way: _WAYS[way],
+        metrics=(
+            *("correct", "top1", "loss", "validation_divergence", "weight_bits"),
+            *("activation_bits", "zeros", "official.score", "shifted.score"),
+            *("official_integer.score", "same_answer"),
+        ),
+        measures=("accuracy", "adjustable_quantization"),
+        profiles=("day", "full"),
+    ),
+)

@@ -1,0 +1,81 @@
+"""Figures of chapter `09_adjustable_quantization`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, note
+
+__all__ = ["adjusted_ranges", "learned_and_uniform", "widths_of_channels"]
+
+_COLOURS = {"uniform": GREY, "learned": BLUE, "rounded": ORANGE}
+
+
+def adjusted_ranges(curves: pd.DataFrame, source: str) -> Figure:
+    """Draw what a channel's numbers become, for some ranges and widths.
+
+    Args:
+        curves: columns title, x and rounded; the rows of a title are a panel.
+    """
+    groups = list(curves.groupby("title", sort=False))
+    fig, axes = figure(height=2.6, columns=len(groups))
+    for ax, (title, rows) in zip(axes, groups, strict=True):
+        ax.plot(rows["x"], rows["x"], color=GREY, lw=0.8)
+        ax.step(rows["x"], rows["rounded"], color=BLUE, where="mid")
+        ax.set(title=title, xlabel="number")
+    axes[0].set(ylabel="what it becomes")
+    return footer(fig, source)
+
+
+def widths_of_channels(
+    histograms: Mapping[str, Mapping[str, Sequence[int]]], source: str
+) -> Figure:
+    """Draw how many channels have which width.
+
+    Args:
+        histograms: title -> `histogram` of a record: numbers of channels by width, from 0 up, for
+            weights and activations. Empty: not run.
+    """
+    fig, axes = figure(height=2.6, columns=max(1, len(histograms)))
+    if not histograms:
+        _not_run(axes[0])
+    for ax, (title, found) in zip(axes, histograms.items(), strict=False):
+        for shift, side, colour in ((-0.2, "weights", BLUE), (0.2, "activations", ORANGE)):
+            share = np.array(found[side]) / max(1, sum(found[side]))
+            ax.bar(np.arange(len(share)) + shift, 100 * share, 0.4, color=colour, label=side)
+        ax.set(title=title, xlabel="bits", xlim=(1.3, 8.7))
+    if histograms:
+        axes[0].set(ylabel="channels (%)")
+        axes[0].legend(fontsize=8)
+    return footer(fig, source)
+
+
+def learned_and_uniform(measured: pd.DataFrame, source: str) -> Figure:
+    """Draw accuracy against score, widths that were learned beside widths that are all the same.
+
+    Args:
+        measured: a table of the sweep; points without a record are not drawn.
+    """
+    fig, (ax,) = figure(height=3.2)
+    run = measured[measured["n"] > 0]
+    if run.empty:
+        _not_run(ax)
+        return footer(fig, source)
+    kinds = run["point"].str.partition("_")[0]
+    for kind, rows in run.groupby(kinds, sort=False):
+        where = rows["official.score"], 100 * rows["top1"]
+        ax.scatter(*where, color=_COLOURS[str(kind)], label=kind)
+        for point, score, top1 in zip(rows["point"], *where, strict=True):
+            note(ax, point.replace("_", " "), (score, top1), (6, -3))
+    ax.margins(x=0.15, y=0.15)
+    ax.set(xlabel="score", ylabel="top-1 (%)")
+    ax.legend(fontsize=8)
+    return footer(fig, source)
+
+
+def _not_run(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", size=9)

@@ -1,0 +1,48 @@
+"""The figures of chapter `09_adjustable_quantization` show their tables, and what was not run."""
+
+import pandas as pd
+import pytest
+from figures import texts
+from made_records import ENV
+
+from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.records.record import Record
+
+SWEEP = SWEEPS["adjustable_quantization"]
+
+
+def made_table(**top1: float) -> pd.DataFrame:
+    """The table of made-up records; a point that is not named was not run."""
+    found = []
+    for point, value in top1.items():
+        metrics = {"top1": value, "official.score": 0.003}
+        found.append(Record(SWEEP.name, point, point, {}, "day", 0, "", metrics, ENV))
+    return records.table(SWEEP, found, profile="day")
+
+
+def test_learned_beside_uniform():
+    fig = plots.learned_and_uniform(made_table(learned_4=0.8, uniform_4=0.7, uniform_3=0.6), "")
+    points = {
+        each.get_label(): each.get_offsets()[:, 1].tolist() for each in fig.axes[0].collections
+    }
+    assert points["uniform"] == pytest.approx([70, 60])
+    assert points["learned"] == pytest.approx([80])
+    assert "not run" in texts(plots.learned_and_uniform(made_table(), ""))
+
+
+def test_widths_are_shares_of_channels():
+    found = {"weights": [0, 0, 3, 0, 1, 0, 0, 0, 0], "activations": [0, 0, 0, 0, 0, 0, 0, 0, 5]}
+    fig = plots.widths_of_channels({"learned_4": found}, "")
+    heights = [bar.get_height() for bar in fig.axes[0].patches]
+    assert heights == [0, 0, 75, 0, 25, 0, 0, 0, 0, *[0] * 8, 100]
+    assert "not run" in texts(plots.widths_of_channels({}, ""))
+
+
+def test_a_panel_for_each_range():
+    rows = [{"title": t, "x": x, "rounded": round(x)} for t in ("a", "b") for x in (0.2, 0.7)]
+    fig = plots.adjusted_ranges(pd.DataFrame(rows), "somewhere")
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b"]
+    assert fig.axes[0].lines[1].get_ydata().tolist() == [0, 1]
+    assert "somewhere" in texts(fig)
