@@ -1,5 +1,7 @@
-"""MobileNet-V1 [howard2017], with squeeze-and-excitation if asked for (chapter
-`10_assembled_cnn`)."""
+"""MobileNet-V1 [howard2017], with squeeze-and-excitation if asked for.
+
+Chapter `10_assembled_cnn`.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
