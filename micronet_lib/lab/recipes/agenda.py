@@ -37,6 +37,7 @@ AGENDA = (
     Item("SRIP everywhere", "srip_placement", "all", THREE),
     Item("does an early exit pay", "early_exit"),
     Item("which ternary scheme", "ternary"),
+    Item("does pruning cost robustness", "corruptions"),
     Item("the entry from random weights", "pipeline"),
     Item("the paper's stages", "stages", "3.0-*"),
     Item("the stages of small networks", "stages", "[12].0-vanilla"),

@@ -1,6 +1,13 @@
 """Measures: the contents of a record besides the score. A `Sweep` names those that it wants."""
 
-from micronet_lib.lab.running.measures import compression, early_exit, ratings, ternary, weights
+from micronet_lib.lab.running.measures import (
+    compression,
+    corruptions,
+    early_exit,
+    ratings,
+    ternary,
+    weights,
+)
 from micronet_lib.lab.running.measures.found import Measure
 
 MEASURES = {
@@ -8,6 +15,7 @@ MEASURES = {
     "same_logits": Measure(ratings.same_logits, on_test=True),
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),
+    "corruptions": Measure(corruptions.corruptions, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "class_similarity": Measure(weights.similarity),
