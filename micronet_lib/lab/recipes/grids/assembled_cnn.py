@@ -8,7 +8,8 @@ _PUBLISHED = ("v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60", "v1_pr_60")
 (_RUNGS,) = (sweep for sweep in beyond.SWEEPS if sweep.name == "beyond")
 
 _NETWORKS = {name: Recipe(checkpoint=f"micronet_{name}") for name in _PUBLISHED}
-_NETWORKS |= {point.name: point.recipe for point in _RUNGS.points()}
+# A recipe of its own, whose record is not that of the training.
+_NETWORKS |= {point.name: Recipe(start=point.recipe) for point in _RUNGS.points()}
 
 SWEEPS = (
     Sweep(
