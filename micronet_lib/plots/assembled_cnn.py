@@ -39,10 +39,15 @@ def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
     for chosen, colour, label in groups:
         rows = table[chosen]
         ax.scatter(rows["macs_billions"], rows["throughput"], color=colour, label=label, s=18)
-        for row in rows.itertuples():
+        for place, row in enumerate(rows.itertuples()):
+            shift = (5, -9) if place % 2 else (5, 3)
             text = str(row.point).replace("efficientnet_", "").partition("@")[0]
-            note(ax, text, (row.macs_billions, row.throughput), (5, 2), size=7, color=colour)
+            note(ax, text, (row.macs_billions, row.throughput), shift, size=7, color=colour)
     ax.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
+    ticks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+    ax.set_xticks(ticks[:6], map(str, ticks[:6]))
+    ax.set_yticks(ticks[3:], map(str, ticks[3:]))
+    ax.margins(x=0.12, y=0.1)
     ax.legend(fontsize=8)
     return footer(fig, source)
 
