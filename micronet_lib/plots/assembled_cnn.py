@@ -47,6 +47,7 @@ def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
     ticks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
     ax.set_xticks(ticks[:6], map(str, ticks[:6]))
     ax.set_yticks(ticks[3:], map(str, ticks[3:]))
+    ax.minorticks_off()
     ax.margins(x=0.12, y=0.1)
     ax.legend(fontsize=8)
     return footer(fig, source)
