@@ -11,7 +11,7 @@ WORKERS  ?= 2
 TESTS    ?= tests
 # Tests of what is computed with rounding, as against files, words and pages.
 ROUNDED  := $(foreach part,training running search srip label augmentation pruning architecture \
-	scoring distillation beyond early ternary adjustable measures data plots,$(sort $(wildcard tests/test_$(part)*.py)))
+	scoring distillation beyond early ternary adjustable assembled measures data plots,$(sort $(wildcard tests/test_$(part)*.py)))
 ROUNDS   ?= 1
 MARKS    ?= not slow
 

@@ -8,6 +8,7 @@ from micronet_lib.architecture.initialization import (
 )
 from micronet_lib.architecture.layers import KINDS, POINTWISE, layer_kind, weight_kinds
 from micronet_lib.architecture.micronet import ARCHITECTURES, EXPAND_RATIOS, MBConv, MicroNet
+from micronet_lib.architecture.mobilenet import MobileNetV1
 from micronet_lib.architecture.network import (
     NETWORKS,
     Network,
@@ -17,3 +18,4 @@ from micronet_lib.architecture.network import (
     register,
     takes,
 )
+from micronet_lib.architecture.resnet import ResNet

@@ -5,6 +5,7 @@ An argument `source` is the figure's footer: where its numbers come from, and wi
 
 from micronet_lib.plots.adjustable_quantization import *  # noqa: F403
 from micronet_lib.plots.architecture import *  # noqa: F403
+from micronet_lib.plots.assembled_cnn import *  # noqa: F403
 from micronet_lib.plots.augmentation import *  # noqa: F403
 from micronet_lib.plots.beyond import *  # noqa: F403
 from micronet_lib.plots.contest import *  # noqa: F403

@@ -3,6 +3,7 @@
 from micronet_lib.lab.running.measures import (
     adjustable_quantization,
     compression,
+    corruptions,
     early_exit,
     ratings,
     ternary,
@@ -16,6 +17,7 @@ MEASURES = {
     "same_logits": Measure(ratings.same_logits, on_test=True),
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),
+    "corruptions": Measure(corruptions.corruptions, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(

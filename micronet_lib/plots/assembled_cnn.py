@@ -1,0 +1,96 @@
+"""Figures of chapter `10_assembled_cnn`."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, note
+
+__all__ = ["assembled_ladder", "corruption_pictures", "robustness", "speed_and_work"]
+
+
+def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
+    """Draw top-1 and mCE of a ladder of networks, one rung after the other.
+
+    Args:
+        rungs: columns point, top1_percent and mce_percent.
+    """
+    fig, axes = figure(height=2.9, columns=2)
+    sides = (("top1_percent", "top-1 (%)", BLUE), ("mce_percent", "mCE (%)", ORANGE))
+    for ax, (column, label, colour) in zip(axes, sides, strict=True):
+        ax.plot(rungs["point"], rungs[column], "o-", color=colour, ms=4)
+        ax.set(ylabel=label)
+        ax.tick_params(axis="x", labelsize=7.5)
+    return footer(fig, source)
+
+
+def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
+    """Draw images per second against multiply-accumulates, both on logarithmic axes.
+
+    Args:
+        table: columns point, macs_billions and throughput.
+    """
+    fig, (ax,) = figure(height=3.4)
+    efficient = table["point"].str.startswith("efficientnet")
+    groups = ((efficient, GREY, "EfficientNet"), (~efficient, BLUE, "ResNet"))
+    for chosen, colour, label in groups:
+        rows = table[chosen]
+        ax.scatter(rows["macs_billions"], rows["throughput"], color=colour, label=label, s=18)
+        for place, row in enumerate(rows.itertuples()):
+            shift = (5, -9) if place % 2 else (5, 3)
+            text = str(row.point).replace("efficientnet_", "").partition("@")[0]
+            note(ax, text, (row.macs_billions, row.throughput), shift, size=7, color=colour)
+    ax.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
+    ticks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+    ax.set_xticks(ticks[:6], map(str, ticks[:6]))
+    ax.set_yticks(ticks[3:], map(str, ticks[3:]))
+    ax.minorticks_off()
+    ax.margins(x=0.12, y=0.1)
+    ax.legend(fontsize=8)
+    return footer(fig, source)
+
+
+def corruption_pictures(
+    images: Mapping[str, Sequence[np.ndarray]], source: str, columns: int = 8
+) -> Figure:
+    """Draw images in rows, one title each.
+
+    Args:
+        images: title -> pictures uint8 `[H, W, 3]`, shown side by side.
+        columns: titles in a row.
+    """
+    rows = -(-len(images) // columns)
+    fig, axes = figure(height=1.05 * rows + 0.3, columns=columns, rows=rows)
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, (title, pictures) in zip(axes, images.items(), strict=False):
+        ax.imshow(np.concatenate(list(pictures), axis=1), interpolation="nearest")
+        ax.set_title(title.replace("_", " "), fontsize=7.5)
+    return footer(fig, source)
+
+
+def robustness(measured: pd.DataFrame, source: str) -> Figure:
+    """Draw accuracy on corrupted images against accuracy on clean ones.
+
+    Args:
+        measured: a table of the sweep `corruptions`; points without a record are not drawn.
+    """
+    fig, (ax,) = figure(height=3.0)
+    run = measured[measured["n"] > 0]
+    if run.empty:
+        _not_run(ax)
+        return footer(fig, source)
+    ax.scatter(100 * run["top1"], 100 * run["corrupted_top1"], color=BLUE)
+    for row in run.itertuples():
+        note(ax, str(row.point), (100 * row.top1, 100 * row.corrupted_top1), (5, -3))
+    ax.margins(x=0.15)
+    ax.set(xlabel="top-1 of clean images (%)", ylabel="of corrupted images (%)")
+    return footer(fig, source)
+
+
+def _not_run(ax: Axes) -> None:
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", size=9)
