@@ -806,7 +806,7 @@ def test_confusions_stand_beside_similarity(matrix: Matrix) -> None:
     assert shown(".confused") == expected
     matrix.find(".confused button").nth(2).click()
     assert matrix.pair() == tuple(names[k] for k in wrong[2][:2])
-    matrix.page.select_option(".class-similarity .one", label="allocated_33")
+    matrix.page.select_option(".class-similarity .one", label="allocated_31")
     assert not matrix.find(".confusions").is_visible()  # nobody rated it this way
 
 
@@ -851,7 +851,7 @@ def test_the_state_is_in_the_link_and_survives_it(
     first = str(matrix.find(".link").get_attribute("href"))
     assert first == "#network=v1_pr_60&order=by+superclass&class=maple_tree"
     page.select_option(".class-similarity .one", label="v2_pr_60")
-    page.select_option(".class-similarity .two", label="allocated_33")
+    page.select_option(".class-similarity .two", label="allocated_31")
     page.select_option(".class-similarity .order", label="clustered")
     matrix.find("[aria-label='Zoom in']").click()
     matrix.find(".looks button[value=worm]").click()
