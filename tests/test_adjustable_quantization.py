@@ -282,18 +282,20 @@ def test_mean_widths_are_those_of_stored_weights_and_read_activations():
 @pytest.mark.parametrize("factor", [0.9, 1.2])
 def test_steering_moves_widths_to_the_target(factor):
     made = Adjust(5, 5, target=1.0).apply(plain(), IMAGES).train()
+    learned = [each.bit_scale for each in (*made.layers.values(), *made.quantizers.values())]
+    for scale in learned:  # not all change together
+        scale.data.uniform_(0.5, 0.75, generator=seeded(5))
     start = score_network(made, "official").score
     target = factor * start
     hook, ranges = Steer(made, target, 1.0, 0.7), Ranges(made)
-    learned = [each.bit_scale for each in (*made.layers.values(), *made.quantizers.values())]
-    optimizer = torch.optim.Adam(learned, lr=0.04)
-    for _ in range(16):
+    optimizer = torch.optim.Adam(learned, lr=0.015, betas=(0.0, 0.9))
+    for _ in range(20):
         optimizer.zero_grad()
         assert hook.after_backward(None) is None
         optimizer.step()
         ranges.after_step()
     found = score_network(made, "official").score
-    assert abs(found - target) < 0.5 * abs(start - target)
+    assert abs(found - target) < 0.6 * abs(start - target)
     assert all(scale.min() >= 0.25 and scale.max() <= 1 for scale in learned)
 
 
@@ -348,7 +350,7 @@ def test_recipes_train_and_measure(tmp_path):
         assert [row["layer"] for row in found.layers] == list(network.layers)
         filters = sum(len(layer.weight) for layer in network.layers.values())
         assert sum(found.arrays["histogram"]["weights"]) == filters
-        start = dict(network_of(pruned, after.profile, 0).named_parameters())
+        start = dict(network_of(after.recipe.start, after.profile, 0).named_parameters())
         name = "blocks.0.conv_project"
         kept = start[f"{name}.weight"] != 0
         assert (network.layers[name].codes()[~kept] == 0).all()

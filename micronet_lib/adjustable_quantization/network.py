@@ -444,6 +444,16 @@ class AdjustableMicroNet(IntegerMicroNet):
         self.settings = made
         self.spec = NetworkSpec(NAME, {"network": dict(network), "settings": dict(settings)})
 
+    @property
+    def layers(self) -> dict[str, Any]:
+        """Every adjustable convolution and linear layer by name."""
+        return dict(super().layers)
+
+    @property
+    def quantizers(self) -> dict[str, Any]:
+        """Every `ChannelQuantizer` by name."""
+        return dict(super().quantizers)
+
     @torch.no_grad()
     def observe(self, floats: IntegerMicroNet, images: Tensor) -> None:
         """Set every range: of a filter from its largest weight, of a channel from these images.

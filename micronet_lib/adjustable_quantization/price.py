@@ -37,7 +37,7 @@ class _SharedMax(torch.autograd.Function):
         return torch.maximum(weights, inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weights, inputs = ctx.shapes
         to_weights = ((1 - ctx.share) * grad).sum_to_size(weights)
         return to_weights, (ctx.share * grad).sum_to_size(inputs), None
@@ -154,7 +154,7 @@ class Steer(Hook):
         """Add the gradient of the term. Return nothing: its value is no loss to report."""
         score = price(self._network, self._fixed, self._share)
         sign = (score.detach() - self._target).sign()
-        (self._strength * sign * score / self._target).backward()  # type: ignore[no-untyped-call]
+        (self._strength * sign * score / self._target).backward()
         return None
 
 

@@ -53,7 +53,7 @@ class _Adjusted(torch.autograd.Function):
         return (x / step).round_().clamp_(zero, zero + top).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, low, top, zero = ctx.saved_tensors
         ratio = x / step
         rounded = ratio.round()
