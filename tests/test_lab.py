@@ -95,7 +95,7 @@ CLOSE = """async () => {
 def test_text_is_rendered_and_a_changed_cell_runs(page: Any, stem: str) -> None:
     page.evaluate(OPEN, f"{stem}.ipynb")
     page.wait_for_selector(".jp-Notebook .jp-MarkdownCell h1")
-    page.wait_for_function(RENDERED)
+    page.wait_for_function(RENDERED, polling=500)
     shown = "\n".join(page.locator(".jp-Notebook .jp-MarkdownCell").all_inner_texts())
     assert RAW.findall(shown) == []
     cell = page.locator(".jp-Notebook .jp-CodeCell").first
