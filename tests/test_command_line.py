@@ -99,8 +99,8 @@ def data(tmp_path, monkeypatch) -> Path:
 
 VERBS = (
     *("data", "data fetch", "data check", "data picture"),
-    *("evaluate", "score", "measure", "agenda", "list", "compare", "recipe", "search-policies"),
-    *("export", "promote"),
+    *("evaluate", "score", "measure", "agenda", "list", "compare", "curves", "recipe"),
+    *("search-policies", "export", "promote"),
 )
 
 

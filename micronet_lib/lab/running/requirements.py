@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import check_writable
 from micronet_lib.lab.host.given import as_overrides, as_seed
@@ -29,9 +31,9 @@ def begin(
     records: Sequence[str] = (),
     networks: Sequence[str] = (),
 ) -> tuple[int, dict[str, Any]]:
-    """Check a chapter's library, settings and files, and print its stamp.
+    """Check a chapter's library, settings and files, print its stamp, and seed PyTorch.
 
-    Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
+    So the page draws the same weights each time it runs with this seed. Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
     The points of a sweep that trains must all be possible, because the chapter compares them. Of
     published files, some may be missing, and their points stay `not run`.
 
@@ -51,6 +53,7 @@ def begin(
     """
     check_library(Path.cwd())
     budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
+    torch.manual_seed(seed)
 
     def asked(names: Iterable[str]) -> Iterator[list[Case]]:
         for name in names:
