@@ -8,6 +8,7 @@ import itertools
 import random
 
 import pytest
+import torch
 from chapter_cells import CHAPTERS, CellError, chapter_lab, run_chapter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -159,6 +160,14 @@ def test_a_lost_network_stops_the_chapter_at_its_start(tmp_path):
         running.begin("smoke", records=names)  # the record is enough
         with pytest.raises(InputError, match="--retrain"):
             running.begin("smoke", records=names, networks=names)
+
+
+def test_a_chapter_draws_the_same_with_the_same_seed():
+    drawn = []
+    for seed in (1, 2, 1):
+        running.begin("smoke", seed)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_one_published_file_is_enough_to_begin(tmp_path):
