@@ -33,7 +33,9 @@ def begin(
 ) -> tuple[int, dict[str, Any]]:
     """Check a chapter's library, settings and files, print its stamp, and seed PyTorch.
 
-    So the page draws the same weights each time it runs with this seed. Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
+    So the page draws the same weights each time it runs with this seed.
+
+    Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
     The points of a sweep that trains must all be possible, because the chapter compares them. Of
     published files, some may be missing, and their points stay `not run`.
 
