@@ -287,7 +287,6 @@ CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, 
 # Top of the first picture and height of the text, in pixels.
 MEASURES = """() => {
   const drawn = 'article :is(img, canvas, svg, .theme-aware, .front-board)';
-  const drawn = 'article :is(img, canvas, svg, .theme-aware, .front-board)';
   const tops = [...document.querySelectorAll(drawn)]
     .filter(node => !node.closest('mjx-container') && node.checkVisibility())
     .map(node => node.getBoundingClientRect())
