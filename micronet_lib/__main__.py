@@ -380,56 +380,29 @@ def curves(args: argparse.Namespace) -> tuple[Result, str]:
     """Write a page with the curves of trainings, also of those that still run."""
     import time
 
+    from micronet_lib import plots
     from micronet_lib.lab.host.files import check_output, write_atomically
     from micronet_lib.lab.host.places import runs_root
+    from micronet_lib.lab.storage.curves import curves_of
 
     path = args.output or runs_root() / "curves.html"
     check_output(path)
     while True:
-        page, result = _curves(args.what, args.profile, WATCH_S if args.watch else 0)
+        found = curves_of(args.what, args.profile)
+        page = plots.curves_page(*found, WATCH_S if args.watch else 0)
         write_atomically(path, page.encode(), f"the page {path}")
+        runs = found.table.groupby(["point", "seed"]).ngroups
         if not args.watch:
-            return {"file": str(path), **result}, str(path)
-        print(f"{path}: {result['runs']} runs; Ctrl-C ends", file=sys.stderr)
+            points = list(found.table["point"].unique())
+            return {"file": str(path), "points": points, "runs": runs}, str(path)
+        print(f"{path}: {runs} runs; Ctrl-C ends", file=sys.stderr)
         time.sleep(WATCH_S)
-
-
-def _curves(what: str, profile: str, refresh_s: int) -> tuple[str, Result]:
-    """Return the page of curves of a folder or sweep, and what is on it."""
-    from micronet_lib import plots
-    from micronet_lib.lab.recipes.grids import SWEEPS
-    from micronet_lib.lab.recipes.profile import PROFILES
-    from micronet_lib.lab.storage import curves as stored
-
-    if Path(what).is_dir():
-        if profile:
-            raise InputError("--profile goes with a sweep; a folder has its own")
-        table = stored.curves_under(Path(what))
-        sweeps = [s for s in SWEEPS.values() if table["point"].str.startswith(f"{s.name}/").any()]
-        printed = {
-            f"{sweep.name}/{point}": value
-            for sweep in sweeps
-            for point, value in stored.printed_accuracy(sweep).items()
-        }
-        title, source = f"Trainings in {Path(what).name}", "this machine"
-    else:
-        if what not in SWEEPS:
-            raise InputError(f"no folder and no sweep {what!r}; sweeps are {', '.join(SWEEPS)}")
-        if profile:
-            check_choice("profile", profile, PROFILES)
-        profile, table = stored.curves_of_sweep(SWEEPS[what], profile)
-        printed = stored.printed_accuracy(SWEEPS[what])
-        title = f"{SWEEPS[what].title} · {profile}"
-        source = f"committed records of the profile {profile}; mine: this machine"
-    runs = table.groupby(["point", "seed"]).ngroups
-    result = {"points": list(table["point"].unique()), "runs": runs}
-    return plots.curves_page(table, printed, title, source, refresh_s), result
 
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
     from micronet_lib.lab.recipes.grids import SWEEPS
-    from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
+    from micronet_lib.lab.recipes.identity import flat_settings, plain_recipe, recipe_id
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
     point = SWEEPS[args.sweep].point(args.point)
@@ -437,16 +410,7 @@ def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     found = resolved(point.recipe, PROFILES[args.profile], overrides)
     settings = plain_recipe(found)
     result = {"recipe_id": recipe_id(found), "recipe": settings}
-    return result, _lines({"recipe_id": result["recipe_id"], **_flat(settings)})
-
-
-def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys, as in overrides."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, dict) and value
-        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
-    return found
+    return result, _lines({"recipe_id": result["recipe_id"], **flat_settings(settings)})
 
 
 def _override(text: str, what: str = "override") -> tuple[str, Any]:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
 
 __all__ = ["adjusted_ranges", "learned_and_uniform", "widths_of_channels"]
 
@@ -41,7 +40,7 @@ def widths_of_channels(
     """
     fig, axes = figure(height=2.6, columns=max(1, len(histograms)))
     if not histograms:
-        _not_run(axes[0])
+        not_run(axes[0])
     for ax, (title, found) in zip(axes, histograms.items(), strict=False):
         for shift, side, colour in ((-0.2, "weights", BLUE), (0.2, "activations", ORANGE)):
             share = np.array(found[side]) / max(1, sum(found[side]))
@@ -62,7 +61,7 @@ def learned_and_uniform(measured: pd.DataFrame, source: str) -> Figure:
     fig, (ax,) = figure(height=3.2)
     run = measured[measured["n"] > 0]
     if run.empty:
-        _not_run(ax)
+        not_run(ax)
         return footer(fig, source)
     kinds = run["point"].str.partition("_")[0]
     for kind, rows in run.groupby(kinds, sort=False):
@@ -74,8 +73,3 @@ def learned_and_uniform(measured: pd.DataFrame, source: str) -> Figure:
     ax.set(xlabel="score", ylabel="top-1 (%)")
     ax.legend(fontsize=8)
     return footer(fig, source)
-
-
-def _not_run(ax: Axes) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", size=9)

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
 
 __all__ = ["assembled_ladder", "corruption_pictures", "robustness", "speed_and_work"]
 
@@ -81,7 +80,7 @@ def robustness(measured: pd.DataFrame, source: str) -> Figure:
     fig, (ax,) = figure(height=3.0)
     run = measured[measured["n"] > 0]
     if run.empty:
-        _not_run(ax)
+        not_run(ax)
         return footer(fig, source)
     ax.scatter(100 * run["top1"], 100 * run["corrupted_top1"], color=BLUE)
     for row in run.itertuples():
@@ -89,8 +88,3 @@ def robustness(measured: pd.DataFrame, source: str) -> Figure:
     ax.margins(x=0.15)
     ax.set(xlabel="top-1 of clean images (%)", ylabel="of corrupted images (%)")
     return footer(fig, source)
-
-
-def _not_run(ax: Axes) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", size=9)

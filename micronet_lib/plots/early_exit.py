@@ -19,6 +19,7 @@ from micronet_lib.plots.style import (
     component,
     figure,
     footer,
+    not_run,
     note,
 )
 
@@ -243,7 +244,7 @@ def exit_tradeoff(
     answers.plot([], [], color="black", marker="x", lw=0.8, label="OSI AI, by block")
     if run.empty:
         for ax in (rates, scores):
-            ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+            not_run(ax)
     else:
         trunk = 1e3 * run["official.trunk_score"].iloc[0]
         chosen = 1e3 * run["official.expected_score"]

@@ -10,7 +10,18 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, figure, footer, note
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    figure,
+    footer,
+    not_run,
+    note,
+)
 
 __all__ = [
     "density_by_kind",
@@ -318,8 +329,7 @@ def pruning_curve(
     _measured(right, 100 * quick["sparsity"], quick, "ours, quick")
     right.set(title="ours, quick: few epochs", xlabel="pruned (%)")
     if not quick["n"].any():
-        right.set(xticks=[], yticks=[])
-        right.text(0.5, 0.5, "not run", transform=right.transAxes, ha="center", size=9)
+        not_run(right)
     return footer(fig, source)
 
 

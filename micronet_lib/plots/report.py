@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, figure, footer
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, figure, footer, not_run
 
 __all__ = ["claim_verdicts", "core_hours", "hyperparameters"]
 
@@ -70,7 +70,7 @@ def core_hours(compute: pd.DataFrame, source: str) -> Figure:
     for row, value in enumerate(hours):
         ax.annotate(f" {value:.2g}", (value, row), va="center", fontsize=8)
     if hours.empty:
-        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+        not_run(ax)
     ax.set(xlabel="hours of one CPU core, each training once")
     return footer(fig, source)
 

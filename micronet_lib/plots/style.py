@@ -123,6 +123,12 @@ def note(
     ax.annotate(text, at, shift, textcoords="offset points", **{"size": 8, **style})
 
 
+def not_run(ax: Axes) -> None:
+    """Say that there is nothing to draw."""
+    ax.set(xticks=[], yticks=[])
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", size=9)
+
+
 # ------------------------------------------------------------------------------ interactive parts
 
 

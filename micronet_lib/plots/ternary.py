@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
 
 __all__ = ["latent_bins", "ternary_readings", "three_bins"]
 
@@ -48,7 +47,7 @@ def latent_bins(histograms: Mapping[str, Mapping[str, Any]], source: str) -> Fig
     """
     fig, axes = figure(height=2.6, columns=max(1, len(histograms)))
     if not histograms:
-        _not_run(axes[0])
+        not_run(axes[0])
     for ax, (title, found) in zip(axes, histograms.items(), strict=False):
         bottom = np.zeros(len(found["zero"]))
         at = (np.arange(len(bottom)) + 0.5) / len(bottom) * 2 - 1
@@ -76,7 +75,7 @@ def ternary_readings(measured: pd.DataFrame, source: str) -> Figure:
     fig, (ax,) = figure(height=3.2)
     run = measured[measured["n"] > 0]
     if run.empty:
-        _not_run(ax)
+        not_run(ax)
         return footer(fig, source)
     right, wide, narrow = 100 * run["top1"], run["official.score"], run["narrow_sums.score"]
     ax.hlines(right, narrow, wide, color=GREY, lw=0.8)
@@ -88,8 +87,3 @@ def ternary_readings(measured: pd.DataFrame, source: str) -> Figure:
     ax.set(xlabel="score", ylabel="top-1 (%)", ylim=(0, None))
     ax.legend(fontsize=8)
     return footer(fig, source)
-
-
-def _not_run(ax: Axes) -> None:
-    ax.set(xticks=[], yticks=[])
-    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", size=9)

@@ -19,6 +19,7 @@ from micronet_lib.plots.style import (
     component,
     figure,
     footer,
+    not_run,
     note,
     whole_page,
 )
@@ -53,7 +54,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     panels = ((left, "train_loss", 1), (right, "validation_top1", 100))
     for ax, column, scale in panels:
         if known.empty:
-            ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+            not_run(ax)
         for (point, label), colour in zip(labels.items(), _COLOURS, strict=False):
             rows = known[known["point"] == point]
             if rows.empty:

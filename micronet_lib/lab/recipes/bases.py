@@ -11,6 +11,9 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.label_smoothing import HARD_LABELS, PAPER_SMOOTHING
 from micronet_lib.srip.penalty import SripConfig
 
+DAYS = 40
+"""Epochs of a recipe for one epoch at the profile `day`."""
+
 DENSE = TrainConfig(epochs=600, initialization="released")
 PLAIN = Recipe(model="c_efficientnet_3.0", train=DENSE)
 PAPER_SRIP = SripConfig()

@@ -35,6 +35,15 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
+def flat_settings(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted keys, as in overrides."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        found |= flat_settings(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
+
+
 def changed_fields(config: Any, default: Any = None) -> dict[str, Any]:
     """Return the fields of a configuration that differ from a default, level by level, as JSON.
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.identity import plain_recipe
+from micronet_lib.lab.recipes.identity import flat_settings, plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed, Sweep
@@ -333,13 +333,4 @@ def budgets(recipe: Recipe, profiles: Sequence[str] = REAL) -> pd.DataFrame:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """Return every setting of a recipe under its dotted name."""
-    return _flat(plain_recipe(recipe))
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
-    return found
+    return flat_settings(plain_recipe(recipe))

@@ -9,11 +9,13 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, check_choice
 from micronet_lib.lab.host.places import MEASURED, runs_root
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -153,3 +155,50 @@ def printed_accuracy(sweep: Sweep) -> dict[str, float]:
             if name in values:
                 found[point.name] = values[str(name)] / each.factor
     return found
+
+
+class Curves(NamedTuple):
+    """Curves with what a page says of them.
+
+    Attributes:
+        table: see `read_curve`.
+        printed: point -> top-1 accuracy in the paper, a fraction.
+        title: of the page.
+        source: where the curves are from.
+    """
+
+    table: pd.DataFrame
+    printed: dict[str, float]
+    title: str
+    source: str
+
+
+def curves_of(what: str, profile: str = "") -> Curves:
+    """Return the curves of a folder of runs or of a sweep.
+
+    Args:
+        what: a folder, or the name of a sweep.
+        profile: of a sweep, see `curves_of_sweep`.
+
+    Raises:
+        InputError: neither folder nor sweep, a profile of a folder, an unknown profile, no curve.
+    """
+    if Path(what).is_dir():
+        if profile:
+            raise InputError("--profile goes with a sweep; a folder has its own")
+        table = curves_under(Path(what))
+        sweeps = [s for s in SWEEPS.values() if table["point"].str.startswith(f"{s.name}/").any()]
+        printed = {
+            f"{sweep.name}/{point}": value
+            for sweep in sweeps
+            for point, value in printed_accuracy(sweep).items()
+        }
+        return Curves(table, printed, f"Trainings in {Path(what).name}", "this machine")
+    if what not in SWEEPS:
+        raise InputError(f"no folder and no sweep {what!r}; sweeps are {', '.join(SWEEPS)}")
+    sweep = SWEEPS[what]
+    if profile:
+        check_choice("profile", profile, PROFILES)
+    profile, table = curves_of_sweep(sweep, profile)
+    source = f"committed records of the profile {profile}; mine: this machine"
+    return Curves(table, printed_accuracy(sweep), f"{sweep.title} · {profile}", source)

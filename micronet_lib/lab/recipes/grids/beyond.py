@@ -1,7 +1,8 @@
 """Chapter 11: networks below the winning score, from the published ones."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
 from micronet_lib.beyond.changes import Allocate, Quantize
@@ -9,7 +10,7 @@ from micronet_lib.beyond.gates import RemoveGates
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.early_exit import AddExit, ExitLoss
 from micronet_lib.hooks import Change
-from micronet_lib.lab.recipes.bases import PAPER_POLICY
+from micronet_lib.lab.recipes.bases import DAYS, PAPER_POLICY
 from micronet_lib.lab.recipes.grids.early_exit import EXIT_METRICS, FROZEN
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -22,56 +23,62 @@ TRIMMED = Recipe(checkpoint="micronet_v1_pr_60", savings=("dead_gates", "dead_ch
 TEACHERS = (Recipe(checkpoint="micronet_v2_pr_30"), Recipe(checkpoint="micronet_v2_pr_15"), TRIMMED)
 """The two published networks that we found most accurate, and the network before any rounding."""
 
-DAYS = 40
-"""Epochs of a recipe for one epoch at the profile `day`."""
-
 
 def _rounded(*changes: Change) -> Recipe:
     """Return the network after some changes, without training."""
     return Recipe(start=TRIMMED, changes=changes)
 
 
-def _distilled(*changes: Change, epochs: int) -> Recipe:
-    """Return a training by the teachers alone. `epochs` are those of `day`."""
+def distilled(
+    *changes: Change,
+    start: Recipe = TRIMMED,
+    teachers: Sequence[Recipe] = TEACHERS,
+    epochs: int = 1,
+    **train: Any,
+) -> Recipe:
+    """Return a training by the teachers alone, without labels.
+
+    Args:
+        changes: of the network, before it is trained.
+        start: the network.
+        teachers: the first one's answers are those that `agreement` compares with.
+        epochs: at the profile `day`.
+        train: settings that differ.
+    """
+    settings = {
+        **{"batch_size": 64, "optimizer": "adam", "lr": 5e-4, "min_lr": 0.0, "relative_lr": True},
+        **{"weight_decay": 0.0, "dropout": 0.0, "num_validation": 2000},
+        **train,
+    }
     return Recipe(
-        start=TRIMMED,
+        start=start,
         changes=changes,
-        teacher=TEACHERS[0],
-        more_teachers=TEACHERS[1:],
+        teacher=teachers[0],
+        more_teachers=tuple(teachers[1:]),
         distillation=DistillationConfig(temperature=2.0),
         augment=PAPER_POLICY,
-        train=TrainConfig(
-            epochs=DAYS * epochs,
-            batch_size=64,
-            optimizer="adam",
-            lr=5e-4,
-            min_lr=0.0,
-            relative_lr=True,
-            weight_decay=0.0,
-            dropout=0.0,
-            num_validation=2000,
-        ),
+        train=TrainConfig(epochs=DAYS * epochs, **settings),
     )
 
 
 _RUNGS = {
     "rounded": _rounded(Quantize(8, 10)),
     "adaptive": _rounded(RoundAdaptively(weight_bits=6, activation_bits=10)),
-    "distilled": _distilled(Quantize(8, 8, 10), epochs=1),
-    "allocated_33": _distilled(Allocate(0.0033), epochs=4),
-    "allocated_31": _distilled(Allocate(0.0031), epochs=6),
-    "allocated_28": _distilled(Allocate(0.00285), epochs=8),
+    "distilled": distilled(Quantize(8, 8, 10), epochs=1),
+    "allocated_33": distilled(Allocate(0.0033), epochs=4),
+    "allocated_31": distilled(Allocate(0.0031), epochs=6),
+    "allocated_28": distilled(Allocate(0.00285), epochs=8),
 }
 
 _ELSE = {
     "distilled": _RUNGS["distilled"],
-    "activations_6": _distilled(Quantize(8, 6, 10), epochs=1),
-    "activations_4": _distilled(Quantize(8, 4, 10), epochs=1),
-    "ternary_expand": _distilled(Quantize(8, 8, 10, expand_bits=1), epochs=1),
-    "shared_scales": _distilled(Quantize(8, 8, 10, shared_scales=True), epochs=1),
-    "no_gates": _distilled(RemoveGates(), Quantize(8, 8, 10), epochs=1),
+    "activations_6": distilled(Quantize(8, 6, 10), epochs=1),
+    "activations_4": distilled(Quantize(8, 4, 10), epochs=1),
+    "ternary_expand": distilled(Quantize(8, 8, 10, expand_bits=1), epochs=1),
+    "shared_scales": distilled(Quantize(8, 8, 10, shared_scales=True), epochs=1),
+    "no_gates": distilled(RemoveGates(), Quantize(8, 8, 10), epochs=1),
     "allocated_33": _RUNGS["allocated_33"],
-    "all_channels": _distilled(Allocate(0.0033, remove_channels=False), epochs=4),
+    "all_channels": distilled(Allocate(0.0033, remove_channels=False), epochs=4),
 }
 
 _EXITS = {

@@ -3,14 +3,11 @@
 from dataclasses import replace
 
 from micronet_lib.early_exit import AddExit, ExitLoss
-from micronet_lib.lab.recipes.bases import PAPER
+from micronet_lib.lab.recipes.bases import DAYS, PAPER
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.pruning.schedules import PruneTo
-
-DAYS = 40
-"""Epochs of a recipe for one epoch at the profile `day`."""
 
 PUBLISHED = Recipe(checkpoint="micronet_v1_pr_60")
 FROZEN = TrainConfig(

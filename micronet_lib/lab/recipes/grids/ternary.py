@@ -1,9 +1,6 @@
 """Chapter 08: weights of three values, or of two, from the published networks."""
 
-from micronet_lib.distillation import DistillationConfig
-from micronet_lib.lab.recipes.bases import PAPER_POLICY
-from micronet_lib.lab.recipes.grids.beyond import DAYS, TRIMMED
-from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.grids.beyond import TEACHERS, TRIMMED, distilled
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.ternary import Ternarize
@@ -13,25 +10,14 @@ DENSE = Recipe(checkpoint="micronet_v2_pr_15")
 
 
 def _distilled(start: Recipe, change: Ternarize) -> Recipe:
-    """Return one epoch of `day` by the answers of a published network, without labels."""
-    return Recipe(
+    """Return one epoch of `day` by the answers of a published network."""
+    return distilled(
+        change,
         start=start,
-        changes=(change,),
-        teacher=Recipe(checkpoint="micronet_v2_pr_30"),
-        distillation=DistillationConfig(temperature=2.0),
-        augment=PAPER_POLICY,
-        train=TrainConfig(
-            epochs=DAYS,
-            batch_size=64,
-            optimizer="adam",
-            lr=3e-3,
-            min_lr=0.0,
-            relative_lr=True,
-            weight_decay=0.0,
-            dropout=0.0,
-            bn_momentum=0.05,
-            num_validation=1000,
-        ),
+        teachers=TEACHERS[:1],
+        lr=3e-3,
+        bn_momentum=0.05,
+        num_validation=1000,
     )
 
 
