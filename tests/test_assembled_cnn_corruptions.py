@@ -178,6 +178,8 @@ def test_mean_corruption_error_by_hand():
         mean_corruption_error(errors, {"fog": [0.1]})
     with pytest.raises(InputError, match="at least one"):
         mean_corruption_error({}, {})
+    with pytest.raises(InputError, match="no error under fog"):
+        mean_corruption_error(errors, {**baseline, "fog": [0.0, 0.0]})
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,14 @@ def mean_corruption_error(
         baseline: the same of the network that all are compared with.
 
     Raises:
-        InputError: the two have not the same corruptions, or there is none.
+        InputError: the two have not the same corruptions, there is none, or the baseline makes no
+            error under one.
     """
     if not errors or errors.keys() != baseline.keys():
         raise InputError("errors and baseline need the same corruptions, at least one")
+    for name, found in baseline.items():
+        if not sum(found):
+            raise InputError(f"the baseline makes no error under {name}: choose a weaker one")
     ratios = [sum(errors[name]) / sum(baseline[name]) for name in errors]
     return sum(ratios) / len(ratios)
 

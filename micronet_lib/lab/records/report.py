@@ -17,7 +17,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import flat_settings, plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.recipes.sweep import Printed, Sweep
+from micronet_lib.lab.recipes.sweep import Printed
 from micronet_lib.lab.records.comparison import SAME, UNDECIDED, WITHIN, compared
 from micronet_lib.lab.records.record import read_sweep
 from micronet_lib.lab.records.statistics import gain, runs
@@ -196,7 +196,7 @@ def _best_rule(claim: Claim, profile: str, root: Path) -> tuple[int, str]:
     sweep, counts = SWEEPS[claim.sweep], dict[str, int]()
     for rule in RULE_SETS:
         printed = tuple(_by(rule, each) for each in sweep.printed if each.metric in claim.metrics)
-        rows = compared(_with(sweep, printed), profile, root=root)
+        rows = compared(replace(sweep, printed=printed), profile, root=root)
         rows = rows[rows["paper"] != ""]
         counts[rule] = int(rows["paper_verdict"].isin([SAME, WITHIN]).sum())
     best = max(counts, key=lambda rule: counts[rule])
@@ -206,10 +206,6 @@ def _best_rule(claim: Claim, profile: str, root: Path) -> tuple[int, str]:
 def _by(rule: str, printed: Printed) -> Printed:
     measured = f"{rule}.{printed.measured.partition('.')[2]}"
     return replace(printed, measured=measured)
-
-
-def _with(sweep: Sweep, printed: tuple[Printed, ...]) -> Sweep:
-    return replace(sweep, printed=printed)
 
 
 def _gained(claim: Claim, root: Path) -> tuple[str, str, str, str]:
