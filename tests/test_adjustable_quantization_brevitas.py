@@ -12,7 +12,6 @@ from small_networks import seeded
 from torch import Tensor
 
 from micronet_lib.adjustable_quantization import adjusted
-from micronet_lib.adjustable_quantization.layers import ChannelSums
 from micronet_lib.adjustable_quantization.network import Adjust, AdjustableMicroNet
 from micronet_lib.beyond.arithmetic import Sums
 
@@ -170,7 +169,7 @@ def test_weights_made_for_an_accumulator_fit_it_by_our_proof(kind, bits, accumul
 
 @pytest.mark.parametrize("bits", [3, 8])
 def test_the_narrowest_accumulator_is_that_of_brevitas(bits):
-    """For weights that add up to 0 the two bounds are one; for weights of one sign, within a bit."""
+    """Equal for weights that add up to 0, within a bit for weights of one sign."""
     positive = torch.randint(0, 9, (6, 4, 3, 3), generator=seeded(bits)).float()
     centred = torch.cat([positive, -positive.flip(1)], 1)
     for kind, weight, apart in zip(KINDS, (positive, centred), ({0, 1}, {0}), strict=True):
