@@ -10,10 +10,10 @@ BIT_RATE = 20.0
 SHIFT_RATE = 5000.0
 """For shifts of ranges: `relative_lr` takes them, 0 at the start, for very small ones."""
 STRENGTH = 100.0
-"""Of the steering. In the first steps from 5 bits everywhere the answers ask a width for more bits,
-with a mean gradient of 2e-4, and a strength of 1 asks for fewer with 3e-5: widths lost 0.0015 bits a
-step, and with 100 they lose 0.04. Once the score is at its target, the sign of the term turns again
-and again, so that only the answers are left to say which channel gets the bits."""
+"""Of the steering. In the first steps from 5 bits everywhere the answers ask a width for more bits
+with a mean gradient of 2e-4, and a strength of 1 asks for fewer with 3e-5: widths lost 0.0015 bits
+in a step. With a strength of 100 they lose 0.04. Once the score is at its target, the sign of the
+term turns again and again, so that only the answers are left to say which channel gets the bits."""
 
 UNIFORM_SCORES = {5: 0.003373, 4: 0.003101, 3: 0.002679}
 """Official score of the network with that width everywhere, before training."""
