@@ -25,6 +25,7 @@ from micronet_lib.beyond.network import in_integers
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.grids.adjustable_quantization import UNIFORM_SCORES
@@ -171,25 +172,25 @@ def test_zeros_stay_zeros_and_filters_hold_their_width(mixed):
         torch.testing.assert_close(weight, codes * scale)
 
 
-def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
-    """Layer by layer: what a quantizer makes of exact sums, and of the same sums as floats."""
+def checked_within_the_last_bit(network: AdjustableMicroNet, images: Tensor) -> int:
+    """How many integers were compared: a quantizer's of exact sums, and of the sums as floats."""
     with torch.no_grad():
         stream: dict[str, Tensor] = {}
-        for name, quantizer in mixed.quantizers.items():
+        for name, quantizer in network.quantizers.items():
             quantizer.tap = lambda _, y, name=name: stream.setdefault(name, y.clone())
-        mixed.rounded_floats(IMAGES)
-        for quantizer in mixed.quantizers.values():
+        network.rounded_floats(images)
+        for quantizer in network.quantizers.values():
             quantizer.tap = None
-        sums = mixed.sums()
+        sums = network.sums()
         checked = 0
-        for index, block in enumerate(mixed.quantized_blocks()):
+        for index, block in enumerate(network.quantized_blocks()):
             pairs = [("conv_dw", block.quant_dw, block.quant_project)]
             pairs += [("conv_expand", block.quant_input, block.quant_dw)]
             for leaf, reads, after in pairs:
                 key = f"blocks.{index}.quant_{'dw' if leaf == 'conv_dw' else 'input'}"
                 grid = reads.grid()
                 inputs = (stream[key] / grid.step.float()).round().clamp(grid.low, grid.high)
-                whole = mixed._swished(f"blocks.{index}.{leaf}", inputs, after)
+                whole = network._swished(f"blocks.{index}.{leaf}", inputs, after)
                 layer = getattr(block, leaf)
                 then = after.grid()
                 assert then.three * then.unit >= FINEST
@@ -197,7 +198,27 @@ def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
                 assert (found.round() - whole).abs().max() <= 1
                 checked += whole.numel()
                 assert sums[f"blocks.{index}.{leaf}"].width <= 32
-    assert checked > 10_000
+    return checked
+
+
+def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
+    assert checked_within_the_last_bit(mixed, IMAGES) > 10_000
+
+
+@pytest.mark.slow
+def test_they_follow_on_real_images_too():
+    """The published network with every width, on test images of CIFAR-100."""
+    case = cases(SWEEPS["adjustable_quantization"], PROFILES["day"], point="learned_4")[0]
+    if missing_files(case, trains=True):
+        pytest.skip("needs the published data: python -m micronet_lib data fetch")
+    untrained = replace(case.recipe, train=TrainConfig(epochs=0), teacher=None)
+    network = network_of(untrained, case.profile, 0)
+    generator = seeded(7)
+    with torch.no_grad():
+        for each in (*network.layers.values(), *network.quantizers.values()):
+            each.bit_scale.uniform_(0.2, 1, generator=generator)
+    shown = normalize(load_split("cifar100", "test").images[:16])
+    assert checked_within_the_last_bit(network, shown) > 1_000_000
 
 
 def test_sums_are_the_products_one_by_one(mixed):
@@ -388,8 +409,12 @@ def test_networks_and_files_that_do_not_fit():
     with pytest.raises(InputError, match="only a network in integers can be packed"):
         network_bytes(made)
     of_another = in_integers(plain()).state_dict()
-    with pytest.raises(InputError, match="tensors of another network than adjustable_micronet"):
+    words = r"tensors of another network than adjustable_micronet: \d+ of them missing, such as '"
+    with pytest.raises(InputError, match=words) as refused:
         restore({"name": made.spec.name, "options": made.spec.options}, of_another)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="AdjustableMicroNet is quantised already"):
+        Ternarize().apply(made)
 
 
 def test_the_measure_is_for_adjustable_networks():

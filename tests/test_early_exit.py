@@ -372,6 +372,14 @@ def test_a_network_without_an_exit_cannot_be_left():
         leave_early(exit_network().trunk, images(1), 0.5)
 
 
+def test_a_file_of_another_method_is_refused_in_one_line():
+    made = exit_network()
+    spec = {"name": made.spec.name, "options": made.spec.options}
+    with pytest.raises(InputError, match="them missing, such as 'exit_head") as refused:
+        restore(spec, {f"trunk.{name}": v for name, v in made.trunk.state_dict().items()})
+    assert "\n" not in str(refused.value)
+
+
 # ----------------------------------------------------------------------------------------- counts
 
 

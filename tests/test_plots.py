@@ -64,14 +64,6 @@ def test_bit_widths_are_all_drawn():
     )
 
 
-def test_board_shows_every_entry_and_our_points():
-    board = records.paper_wide("scoring", "micronet_leaderboard").dropna(subset=["top1_percent"])
-    ours = plots.board_points(PUBLISHED, SAVINGS)
-    fig = plots.leaderboard(board.rename(columns={"point": "entry"}), ours, "")
-    shown = texts(fig)
-    assert all(name in shown for name in [*board["point"], *ours["label"]])
-
-
 def test_tables_and_sources_and_the_embedded_set():
     table = pd.DataFrame({"point": ["a", "b"], "score": [0.5, float("nan")]})
     html = plots.show_table(table, {"score": "{:.2f}"}).to_html()

@@ -323,6 +323,15 @@ def test_settings_that_are_none_are_refused(settings, match):
         Ternarize(**settings)
 
 
+def test_a_file_of_another_method_is_refused_in_one_line():
+    made = Ternarize().apply(small())
+    spec = {"name": made.spec.name, "options": made.spec.options}
+    for given in (small().state_dict(), Ternarize("binary", keep=()).apply(small()).state_dict()):
+        with pytest.raises(InputError, match="tensors of another network than ") as refused:
+            restore(spec, given)
+        assert "\n" not in str(refused.value)
+
+
 def test_networks_that_cannot_be_made_ternary():
     with pytest.raises(InputError, match="leaves no layer"):
         Ternarize(

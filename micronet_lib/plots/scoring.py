@@ -1,9 +1,11 @@
 """Figures of chapter `06_scoring`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from micronet_lib.plots import style
@@ -15,6 +17,7 @@ __all__ = [
     "history_table",
     "layer_bill",
     "leaderboard",
+    "rebuilt_entries",
     "score_history",
     "score_mosaic",
 ]
@@ -198,24 +201,129 @@ def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
     return footer(fig, source)
 
 
-def leaderboard(board: pd.DataFrame, ours: pd.DataFrame, source: str) -> Figure:
+# Technique -> chapter, entries of the CIFAR-100 board that rest on it, and the score of a record.
+_TECHNIQUES = {
+    "early_exit": ("early exit", "07", ("osi",), "official.expected_score"),
+    "ternary": (
+        "ternary, binary",
+        "08",
+        ("msunet_v3", "hhi_mal", "mb_pm", "proxylessnas_ttq"),
+        "official.score",
+    ),
+    "adjustable_quantization": ("learned bits", "09", (), "official.score"),
+}
+# Texas-EIC entered the ImageNet task, whose scores are relative to another network.
+_OTHER_TASK = {"adjustable_quantization": "Texas-EIC: {score} on ImageNet, another scale"}
+
+
+# Where the names of points stand that lie close together, in points of type.
+_BESIDE = {
+    **{"kaist_v1": (7, 0), "v1_pr_60": (46, 0), "osi": (7, -3)},
+    **{"kaist_v2": (2, -14), "v2_pr_60": (42, -14)},
+}
+
+
+def rebuilt_entries(
+    board: pd.DataFrame, measured: Mapping[str, pd.DataFrame], imagenet: Mapping[str, float]
+) -> pd.DataFrame:
+    """Return the board's entries by technique, and what this book measured of each technique.
+
+    Args:
+        board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
+        measured: sweep -> its measured table; means over the seeds. Ways that only round a network,
+            without training, are left out.
+        imagenet: sweep -> score of the ImageNet entry with that technique.
+
+    Returns:
+        Columns sweep, technique, label, kind (`board`, `measured`, `imagenet` or `not run`), score,
+        top1_percent.
+    """
+    entries = board.set_index("entry")
+    rows = list[dict[str, Any]]()
+    for sweep, (technique, chapter, names, column) in _TECHNIQUES.items():
+        row = {"sweep": sweep, "technique": f"{technique}\n(chapter {chapter})"}
+        for name in names:
+            printed = entries.loc[name, ["score", "top1_percent"]].to_dict()
+            rows.append({**row, "label": name, "kind": "board", **printed})
+        if sweep in imagenet:
+            other = {"label": _OTHER_TASK[sweep].format(score=imagenet[sweep])}
+            rows.append({**row, "kind": "imagenet", "score": imagenet[sweep], **other})
+        table = measured[sweep]
+        run = table[(table["n"] > 0) & ~table["point"].str.startswith("rounded")]
+        for point, score, top1 in zip(run["point"], run[column], run["top1"], strict=True):
+            found = {"label": point, "score": score, "top1_percent": 100 * top1}
+            rows.append({**row, "kind": "measured", **found})
+        if run.empty:
+            rows.append({**row, "label": "not run", "kind": "not run"})
+    return pd.DataFrame(rows)
+
+
+def leaderboard(
+    board: pd.DataFrame, ours: pd.DataFrame, rebuilt: pd.DataFrame, source: str
+) -> Figure:
     """Draw the challenge's final CIFAR-100 leaderboard with our measured points.
+
+    Below it is a row for each technique of other entries that this book rebuilds. An ImageNet
+    entry is named there and not drawn: its score is relative to another network.
 
     Args:
         board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
         ours: rows with `label`, `score`, `top1_percent`, measured.
+        rebuilt: from `rebuilt_entries`.
     """
-    fig, (ax,) = figure(height=3.8)
+    fig, (ax, below) = figure(height=6.4, rows=2)
+    fig.axes[0].get_gridspec().set_height_ratios([3, 2])  # type: ignore[union-attr]
     ax.axhspan(board["top1_percent"].min() - 1, 80, color="#f4e3e3", lw=0)
     ax.text(board["score"].max(), 79.985, "target missed below 80 %", ha="right", va="top", size=8)
     ax.scatter(board["score"], board["top1_percent"], color=GREY, label="leaderboard", zorder=3)
     for row in board.itertuples():
-        note(ax, row.entry, (row.score, row.top1_percent), (4, 4), size=7.5)
+        shift = _BESIDE.get(row.entry, (4, 4))
+        note(ax, row.entry, (row.score, row.top1_percent), shift, size=7.5)
     at = ours["score"], ours["top1_percent"]
     ax.scatter(*at, color=ORANGE, marker="D", label="measured", zorder=4)
     for row in ours.itertuples():
-        note(ax, row.label, (row.score, row.top1_percent), (4, -11), size=7.5, color=ORANGE)
-    ax.set(xlabel="score (log scale, lower is better)", xscale="log", ylabel="top-1 (%)")
-    ax.set_ylim(79.95, 80.75)  # one entry lies far above; the caption names it
+        shift = _BESIDE.get(row.label, (-7, -3))
+        side = "right" if shift[0] < 0 else "left"
+        at = row.score, row.top1_percent
+        note(ax, row.label, at, shift, size=7.5, color=ORANGE, ha=side)
+    ax.set(ylabel="top-1 (%)", ylim=(79.95, 80.75))  # one entry lies far above; the caption says so
     ax.legend(loc="upper right")
+    _draw_rebuilt(below, rebuilt)
+    drawn = rebuilt[rebuilt["kind"].isin(["board", "measured"])]["score"]
+    scores = pd.concat([board["score"], ours["score"], drawn])
+    for each in (ax, below):
+        each.set(xscale="log", xlim=(0.85 * scores.min(), 1.6 * scores.max()))
+    below.set_xlabel("score (log scale, lower is better)")
     return footer(fig, source)
+
+
+def _draw_rebuilt(ax: Axes, rebuilt: pd.DataFrame) -> None:
+    """Draw a row for each technique: entries of the board above its line, our networks on it."""
+    names = list(dict.fromkeys(rebuilt["technique"]))
+    for y, (_, rows) in enumerate(rebuilt.groupby("technique", sort=False)):
+        kinds = dict(list(rows.groupby("kind")))
+        if "board" in kinds:
+            entries = kinds["board"].sort_values("score")
+            ax.scatter(entries["score"], [y - 0.18] * len(entries), color=GREY, zorder=3)
+            for row in entries.itertuples():
+                text = f"{row.label}\n{row.top1_percent:.2f} %"
+                note(ax, text, (row.score, y - 0.18), (0, 5), size=7, ha="center")
+        if "imagenet" in kinds:
+            text = kinds["imagenet"]["label"].iloc[0]
+            ax.text(0.98, y - 0.3, text, size=7.5, ha="right", transform=ax.get_yaxis_transform())
+        if "measured" not in kinds:
+            ax.text(0.02, y + 0.2, "not run", size=8, color=ORANGE,
+                    transform=ax.get_yaxis_transform())  # fmt: skip
+            continue
+        own = kinds["measured"]
+        reached = own["top1_percent"] >= 80
+        for part, face in ((own[reached], ORANGE), (own[~reached], "white")):
+            at = part["score"], [y + 0.18] * len(part)
+            ax.scatter(*at, marker="D", facecolor=face, edgecolor=ORANGE, zorder=4)
+        ends = sorted({f"{own['top1_percent'].min():.1f}", f"{own['top1_percent'].max():.1f}"})
+        text = f"{' to '.join(ends)} %"
+        at = own["score"].max(), y + 0.18
+        note(ax, text, at, (9, -3), size=7.5, color=ORANGE)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.75)
+    ax.grid(axis="y", visible=False)

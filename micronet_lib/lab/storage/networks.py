@@ -58,10 +58,25 @@ def restore(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> Network:
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise InputError(f"tensors of another network than {network.spec.name}: {error}") from error
+        why = _misfit(network.state_dict(), state) or str(error).partition("\n")[0]
+        raise InputError(f"tensors of another network than {network.spec.name}: {why}") from error
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise InputError(f"the weights of this {network.spec.name} hold NaN or infinite values")
     return network.eval()
+
+
+def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return in a few words why tensors do not fit a network, or nothing if they do."""
+    kinds = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unknown": sorted(given.keys() - own.keys()),
+        "of another shape": [n for n in own if n in given and own[n].shape != given[n].shape],
+    }
+    return ", ".join(
+        f"{len(names)} of them {what}, such as {names[0]!r}"
+        for what, names in kinds.items()
+        if names
+    )
 
 
 def export_network(
