@@ -29,7 +29,7 @@ def show_table(
     """
     styler = Styler(table, cell_ids=False).hide(axis="index")
     styler.format(dict(formats or {}), na_rep="not run")
-    for row, said in _diverged(table).items():
+    for row, said in _diverged(table, table.columns[0]).items():
         lacking = list(table.columns[table.loc[row].isna()])
         styler.format(na_rep=said, subset=([row], lacking))
     if steps:
@@ -43,10 +43,10 @@ def show_table(
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
 
 
-def _diverged(table: pd.DataFrame) -> dict[Any, str]:
-    """Return the text for the rows whose runs all failed, by index."""
+def _diverged(table: pd.DataFrame, column: str) -> dict[Any, str]:
+    """Return the text for the rows in which a column has a point all of whose runs failed."""
     said = table.attrs.get("diverged", {})
-    return {row: said[name] for row, name in table.iloc[:, 0].items() if name in said}
+    return {row: said[name] for row, name in table[column].items() if name in said}
 
 
 def show_difference(printed: float, measured: float) -> str | None:
@@ -77,6 +77,8 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
     styler = show_table(
         gains.assign(n=n)[list(names)].rename(columns=names), {"difference": number}
     )
+    for row, said in (_diverged(gains, "against") | _diverged(gains, "point")).items():
+        styler.format(number, na_rep=said, subset=([row], ["difference"]))
     # A difference of single runs is known and has none of these.
     styler.format(number, na_rep="–", subset=["95 % from", "to"])
     styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])

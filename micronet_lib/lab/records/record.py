@@ -24,6 +24,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
+FAILED = ("what", "epoch", "message")
 
 # Written on one line: a list of numbers, so that a matrix has one line per row, and a row of
 # `layers`, the only object in a top-level list, so it is indented by two spaces.
@@ -47,8 +48,8 @@ class Record:
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
         notes: remarks for readers of the numbers.
-        failed: of a training that diverged: what became NaN or infinite (`loss`, `weights`,
-            `logits`), epoch (from 1) and message. Such a record has no metrics, and the curve ends
+        failed: of a training that diverged: what became NaN or infinite (`loss`, with the SRIP
+            penalty; `weights`; `logits`), epoch (from 1) and message. Such a record has no metrics, and the curve ends
             before that epoch.
     """
 
@@ -67,6 +68,10 @@ class Record:
     notes: list[str] = field(default_factory=list)
     failed: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.failed and (self.metrics or set(self.failed) != set(FAILED)):
+            raise ValueError(f"a failed run has {', '.join(FAILED)}, and no metrics")
 
     @property
     def path(self) -> Path:

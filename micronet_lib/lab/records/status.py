@@ -165,7 +165,7 @@ def as_text(listed: pd.DataFrame) -> str:
         ]
     return (
         f"{shown.to_string(index=False)}\n"
-        "quick, day, full: points measured, and diverged, mean time of a run x committed runs "
+        "quick, day, full: points measured + diverged, mean time of a run x committed runs "
         "(machines: chapter What was measured)"
     )
 
