@@ -49,8 +49,8 @@ class Record:
         arrays: results of the sweep's measures, by name.
         notes: remarks for readers of the numbers.
         failed: of a training that diverged: what became NaN or infinite (`loss`, with the SRIP
-            penalty; `weights`; `logits`), epoch (from 1) and message. Such a record has no metrics, and the curve ends
-            before that epoch.
+            penalty; `weights`; `logits`), epoch (from 1) and message. Such a record has no metrics,
+            and the curve ends before that epoch.
     """
 
     sweep: str

@@ -111,7 +111,8 @@ def listing() -> pd.DataFrame:
 def durations() -> pd.DataFrame:
     """Return how long one run of each point took, by chapter, profile and machine.
 
-    A chapter's training that stands in several sweeps counts once. Columns: chapter, profile,
+    A chapter's training that stands in several sweeps counts once. Runs that failed have no part in
+    the times. Columns: chapter, profile,
     points (`measured of all`), seconds (sum of the points' mean times) and machine.
     """
     times: dict[tuple[str, str, str], dict[str, list[float]]] = {}
@@ -119,7 +120,8 @@ def durations() -> pd.DataFrame:
     for sweep in SWEEPS.values():
         for profile in (each for each in REAL if each in sweep.profiles):
             found = read_sweep(sweep, profile, MEASURED)
-            trained = {record.point: record.recipe_id for record in found if record.curve}
+            every = [*found, *failures(sweep, profile, MEASURED)]
+            trained = {record.point: record.recipe_id for record in every if record.curve}
             names = {p.name: trained.get(p.name, f"{sweep.name}/{p.name}") for p in sweep.points()}
             asked.setdefault((sweep.chapter, profile), set()).update(names.values())
             for record in found:
