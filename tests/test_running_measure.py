@@ -323,6 +323,21 @@ def test_a_failed_run_is_tried_again_only_if_asked(lab):
     assert lab.trained == ["srip_placement/fc"] * 3
 
 
+def test_a_network_that_was_trained_after_all_is_rated(lab):
+    """As by `--retrain` of a point that starts from it, which asks for the network alone."""
+    diverge()
+    (case,) = cases(PLACEMENT, PROFILES["smoke"], point="fc")
+    path = case.record_path
+    records.write(
+        dataclasses.replace(records.read(path), recipe_id=recipe_id(case.recipe)), lab.runs
+    )
+    assert [job.does for job in jobs([case])] == ["nothing"]
+    running.perform_all(jobs([case], recorded=False, retrain=True), progress=False)
+    assert records.read(path).failed
+    rows = ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    assert (rows["n"].item(), rows["failed"].item()) == (1, 0)
+
+
 def test_the_same_training_under_another_name_has_failed_too(lab):
     twin = sweep_of(other=PLACEMENT.point("fc").recipe)
     diverge()

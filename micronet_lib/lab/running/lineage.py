@@ -173,16 +173,18 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
         retrain: whether a network that has a record may be trained again.
     """
     own = case.record()
-    if own and recorded and not retrain:
-        return State("nothing", _failure(own))
+    measured = own is not None and not own.failed
+    if measured and recorded and not retrain:
+        return State("nothing")
     trains = case.recipe.train.epochs > 0
     there = trains and is_whole(case.network_path, case.id)
-    if own and not own.failed and recorded and (there or not trains):
+    if measured and recorded and (there or not trains):
         return State("nothing")
-    before = case.training_record if trains and not there and not retrain else None
+    before = (own or case.training_record) if trains and not there and not retrain else None
     if before and before.failed:
         does: Action = "nothing" if recorded else "impossible"
-        return State(does, _failure(before), diverged=not recorded)
+        reason = f"its training diverged in epoch {before.failed['epoch']}"
+        return State(does, reason, diverged=not recorded)
     if recorded and case.profile.name not in case.sweep.profiles:
         return State("impossible", f"not defined at {case.profile.name}")
     missing = missing_file(case, trains=trains and not there)
@@ -200,11 +202,6 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
             lost=True,
         )
     return State("train")
-
-
-def _failure(record: Record) -> str:
-    """Return why there is no network, of a training that failed; else nothing."""
-    return f"its training diverged in epoch {record.failed['epoch']}" if record.failed else ""
 
 
 @dataclass(frozen=True)
@@ -265,7 +262,7 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
         if state.does == "train" and case.id in trainings:
             before = trainings[case.id]
             does: Action = "rate" if before.does == "train" else before.does
-            job = Job(case, does, wanted, before.reason, (case.id,))
+            job = Job(case, does, wanted, before.reason, (case.id,), diverged=before.diverged)
         elif state.does in ("train", "count"):
             needed = [add(each, False) for each in case.needs]
             blocked = next((each for each in needed if each.does == "impossible"), None)

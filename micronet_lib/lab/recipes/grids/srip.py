@@ -44,7 +44,7 @@ SWEEPS = (
             Printed("srip", "top1_orn_percent", "top1", {"pointwise": "ratio_3.0"}, 100),
         ),
     ),
-    # On `fc` alone a training diverges at the paper's rate of 0.1, and at half of it.
+    # On `fc` alone a training diverges at the paper's rate of 0.1; in a trial at half of it, too.
     Sweep(
         name="srip_fc",
         title="SRIP on the classifier at the paper's learning rate, and at one where it trains",
