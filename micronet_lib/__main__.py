@@ -284,6 +284,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.records import provenance
     from micronet_lib.lab.running import engines
     from micronet_lib.lab.running.lineage import cases, jobs
+    from micronet_lib.lab.running.measure import WORK
     from micronet_lib.lab.running.plan import as_text, table_of
     from micronet_lib.lab.running.requirements import require
 
@@ -312,12 +313,14 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     )
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
-    result = {"sweep": sweep.name, "profile": args.profile, "points": rows}
-    possible = {job.case.point for job in ahead if job.recorded and job.does != "impossible"}
+    diverged = table.attrs["diverged"]
+    result = {"sweep": sweep.name, "profile": args.profile, "points": rows, "diverged": diverged}
+    possible = {job.case.point for job in ahead if job.recorded and job.does in WORK}
     undone = possible & set(table["point"][table["n"] == 0])  # diverged, or busy elsewhere
     if undone or any(job.lost for job in ahead):
         result["exit_status"] = 1
-    return result, f"{shown.to_string(index=False)}\n{provenance(table)}"
+    lines = [shown.to_string(index=False), *(f"{p}: {said}" for p, said in diverged.items())]
+    return result, "\n".join([*lines, provenance(table)])
 
 
 def agenda(args: argparse.Namespace) -> tuple[Result, str]:
@@ -355,7 +358,7 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
                 text = "" if shown.empty else f"{shown.to_string(index=False)}\n"
                 texts.append(f"{text}{records.remarks(rows)}\n")
                 listed += json.loads(rows.to_json(orient="records", double_precision=15))
-    verdicts = Counter(row["verdict"] for row in listed if row["mine"] is not None)
+    verdicts = Counter(row["verdict"] for row in listed if row["verdict"] != records.NOT_RUN)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
     result: Result = {"rows": listed, "verdicts": verdicts}
     if records.OUTSIDE in verdicts:
@@ -569,7 +572,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--engine", default="local", help="local, or ray for a cluster")
     sub.add_argument("--gpus-per-point", type=float, metavar="FRACTION", help="with ray only")
     sub.add_argument(
-        "--retrain", action="store_true", help="train lost networks again that have a record"
+        "--retrain",
+        action="store_true",
+        help="train again what is lost or failed, though it has a record",
     )
 
     sub = add(verbs, "agenda", agenda, "profile")

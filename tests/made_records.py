@@ -46,6 +46,13 @@ def record(point: str = "micronet_v1", seed: int = 0, **changes: Any) -> Record:
     return replace(made, **changes)
 
 
+def failed_record(point: str = "micronet_v1", seed: int = 0, epoch: int = 1, **more: Any) -> Record:
+    """A record of a training that diverged, of the made-up sweep."""
+    failed = {"what": "loss", "epoch": epoch, "message": f"the loss became nan in epoch {epoch}"}
+    before = {"lr": [0.1] * (epoch - 1)}
+    return record(point, seed, metrics={}, dataset="none", curve=before, failed=failed, **more)
+
+
 def top1_records(sweep: str, top1: dict[str, list[float]], profile: str = "quick") -> list[Record]:
     """Records of a sweep's points with these accuracies, a seed each."""
     rest = {"loss": 3.0, "validation_top1": 0.1, "train_loss": 3.5, "srip_penalty": 0.5}

@@ -82,6 +82,27 @@ def test_tables_and_sources_and_the_embedded_set():
     assert "discs" in texts(fig)
 
 
+def test_a_point_that_diverged_says_so_in_place_of_not_run():
+    table = pd.DataFrame({"point": ["a", "b", "c"], "top1": [0.5, None, None], "n": [1, 0, 0]})
+    table.attrs["diverged"] = {"b": "diverged (epoch 1, 3 of 3 seeds)"}
+    shown = table[["point", "top1", "n"]].rename(columns={"top1": "top-1"})
+    html = plots.show_table(shown, {"top-1": "{:.1%}"}).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    lost = ["b", "diverged (epoch 1, 3 of 3 seeds)", "0"]
+    assert cells == ["a", "50.0%", "1", *lost, "c", "not run", "0"]
+
+    runs = pd.DataFrame({"point": ["a", "a", "b", "c"], "seed": [0, 1, None, None],
+                         "top1": [0.1, 0.2, None, None]})  # fmt: skip
+    runs.attrs = table.attrs
+    gains = records.gain(runs, {"b": "a", "c": "a", "a": "b"})
+    html = plots.show_gains(gains).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    assert [cells[3], cells[12], cells[21]] == [lost[1], "not run", lost[1]]
+    assert plots.said_gains(gains).splitlines() == [
+        f"b against a: {lost[1]}", "c against a: not run", f"a against b: {lost[1]}"
+    ]  # fmt: skip
+
+
 def test_a_table_of_gains_tells_one_run_from_none():
     runs = pd.DataFrame(
         [("a", 0, 0.1), ("a", 1, 0.2), ("a", 2, 0.3), ("b", 0, 0.2), ("b", 1, 0.3), ("c", 0, 0.3)],

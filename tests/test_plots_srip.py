@@ -201,11 +201,23 @@ def test_placement_shows_what_was_measured_and_what_was_not():
     assert "measured somewhere" in texts(fig)
 
 
+def test_placement_tells_what_diverged_from_what_was_not_run():
+    runs = pd.DataFrame(
+        [("none", 0, 0.2), ("fc", None, np.nan), ("all", None, np.nan)],
+        columns=["point", "seed", "top1"],
+    )
+    runs.attrs["diverged"] = {"fc": "diverged (epoch 1, 3 of 3 seeds)"}
+    fig = plots.srip_placement(records.gain(runs, "none"), records.paper("srip"), "")
+    shown = texts(fig)
+    assert shown.count("not run") == 1
+    assert "diverged\n(epoch 1,\n3 of 3 seeds)" in shown
+
+
 def test_placement_of_nothing_and_of_what_is_committed():
     sweep, paper = SWEEPS["srip_placement"], records.paper("srip")
     for profile in ("quick", "full"):
         gains = records.gain(records.runs(sweep, profile), "none")
-        missing = int(gains["gain"].isna().sum())
+        missing = int(gains["gain"].isna().sum()) - len(gains.attrs["diverged"])
         fig = plots.srip_placement(gains, paper, "")
         assert texts(fig).count("not run") == missing
         assert len(fig.axes[0].patches) == 4

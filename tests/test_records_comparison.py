@@ -74,6 +74,56 @@ def verdict(tmp_path, point="more", metric="top1_percent", profile="full"):
     return rows(tmp_path, profile).loc[(point, metric), "verdict"]
 
 
+def diverge(root: Path, point: str, *seeds: int) -> None:
+    """Records of runs of a point that diverged."""
+    for seed in seeds:
+        add(root, point, 0.0, seed=seed)
+        path = root / "full" / "toy" / f"{point}-s{seed}.json"
+        failed = {"what": "loss", "epoch": 1, "message": "the loss became nan in epoch 1"}
+        records.write(replace(records.read(path), metrics={}, failed=failed), root)
+
+
+def test_a_point_that_diverged_is_told_from_one_that_was_not_run(tmp_path):
+    add(tmp_path / "measured", "none", 0.70)
+    diverge(tmp_path / "measured", "more", 0, 1)
+    found = rows(tmp_path)
+    said = "diverged (epoch 1, 2 of 2 seeds)"
+    of_point = found.loc["more"]
+    assert (of_point["diverged"] == said).all()
+    assert of_point["committed"].isna().all()
+    assert set(of_point["paper_verdict"]) == {"diverged", ""}
+    assert set(found.loc["file", "paper_verdict"]) == {NOT_RUN, ""}
+    shown = records.side_by_side(found.reset_index())
+    assert shown[shown["point"] == "more"]["committed"].tolist() == [said]  # a single row
+    told = records.remarks(found.reset_index())
+    assert f"  more: {said}" in told
+    assert "not run: 1 of 3 points: file" in told
+
+
+@pytest.mark.parametrize(
+    ("committed", "expected"), [("none", "diverged"), ("failed", "same"), ("measured", "outside")]
+)
+def test_a_run_that_diverges_here_is_judged_by_the_committed_ones(tmp_path, committed, expected):
+    if committed == "failed":
+        diverge(tmp_path / "measured", "more", 0)
+    elif committed == "measured":
+        add(tmp_path / "measured", "more", 0.80, 0.81)
+    diverge(tmp_path / "runs", "more", 0)
+    assert verdict(tmp_path, "more", "loss") == expected
+    found = rows(tmp_path).reset_index()
+    assert "this machine's more: diverged (epoch 1, 1 of 1 seed)" in records.remarks(found)
+    shown = records.side_by_side(found).set_index("point")
+    assert "diverged (epoch 1, 1 of 1 seed)" in set(shown.loc[["more"], "mine"])
+
+
+def test_a_mean_beside_runs_that_diverged_says_so(tmp_path):
+    add(tmp_path / "measured", "more", 0.80, 0.81)
+    diverge(tmp_path / "measured", "more", 2)
+    found = rows(tmp_path).reset_index()
+    assert found.set_index("point").loc["more", "n"].max() == 2
+    assert "  more: diverged (epoch 1, 1 of 3 seeds)" in records.remarks(found)
+
+
 # ----------------------------------------------------------------------- the committed records
 
 

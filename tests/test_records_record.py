@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import SWEEP, as_json, record
+from made_records import SWEEP, as_json, failed_record, record
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.machine import in_history
@@ -149,6 +149,33 @@ def test_sweep_is_read_in_its_own_order(tmp_path):
     assert records.read_sweep(SWEEP, "smoke", tmp_path) == []
 
 
+def test_a_failed_run_is_no_measurement(tmp_path):
+    lost, elsewhere = failed_record(), replace(failed_record(seed=3), sweep="other", point="dense")
+    measured = record(seed=1)
+    for entry in (lost, measured, elsewhere):
+        records.write(entry, tmp_path)
+    assert records.read(tmp_path / lost.path) == lost
+    assert records.read_sweep(SWEEP, "quick", tmp_path) == [measured]
+    named = replace(elsewhere, sweep="toy", point="micronet_v1")
+    assert records.failures(SWEEP, "quick", tmp_path) == [lost, named]
+    # Older records have no such field.
+    old = json.loads((tmp_path / measured.path).read_text())
+    del old["failed"]
+    (tmp_path / measured.path).write_text(json.dumps(old))
+    assert records.read_sweep(SWEEP, "quick", tmp_path) == [measured]
+
+
+def test_what_stands_for_not_run_counts_epochs_and_seeds():
+    three = [failed_record(seed=seed, epoch=epoch) for seed, epoch in enumerate((2, 1, 2))]
+    text = "diverged (epochs 1 and 2, 3 of 3 seeds)"
+    assert records.diverged(three) == {"micronet_v1": text}
+    assert records.diverged([failed_record()]) == {"micronet_v1": "diverged (epoch 1, 1 of 1 seed)"}
+    some = [*three[:1], record(seed=1), record("micronet_v2")]
+    assert records.diverged(some) == {}
+    text = "diverged (epoch 2, 1 of 2 seeds)"
+    assert records.diverged(some, some=True) == {"micronet_v1": text}
+
+
 def test_a_training_is_found_under_the_name_of_another_sweep(tmp_path):
     own = record(metrics={"score": 1.0}, curve={"lr": [0.1]})
     elsewhere = replace(record(seed=1, curve={"lr": [0.1]}), sweep="other", point="dense")
@@ -186,10 +213,21 @@ def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
         with pytest.raises(InputError):
             records.promote(path, tmp_path / "measured")
         assert not (tmp_path / "measured").exists(), what
-    path = records.write(record(), tmp_path / "runs")
-    promoted = records.promote(path, tmp_path / "measured").path
-    assert promoted == tmp_path / "measured" / record().path
-    assert promoted.read_bytes() == path.read_bytes()
+    for made in (record(), failed_record("micronet_v2")):
+        path = records.write(made, tmp_path / "runs")
+        promoted = records.promote(path, tmp_path / "measured").path
+        assert promoted == tmp_path / "measured" / made.path
+        assert promoted.read_bytes() == path.read_bytes()
+    uncommitted = record().env | {"commit": "abc1234+"}
+    path = records.write(failed_record(env=uncommitted), tmp_path / "runs")
+    with pytest.raises(InputError, match="uncommitted code"):
+        records.promote(path, tmp_path / "measured")
+    # A mixture is no record.
+    lost = asdict(failed_record())
+    for mixture in ({"metrics": {"top1": 0.5}}, {"failed": {"what": "loss"}}):
+        path.write_text(json.dumps(lost | mixture))
+        with pytest.raises(InputError, match="what, epoch, message, and no metrics"):
+            records.promote(path, tmp_path / "measured")
 
 
 def test_promotion_replaces_another_measurement_only_when_told(tmp_path, monkeypatch):
@@ -262,7 +300,7 @@ def _place(found: Record, path: Path) -> Iterator[str]:
         yield f"{found.sweep} is not measured at {found.profile}"
     if PROFILES[found.profile].dataset == "embedded":
         yield "drawn images say nothing about accuracy"
-    if bool(found.layers) != (found.sweep in WITH_LAYERS):
+    if not found.failed and bool(found.layers) != (found.sweep in WITH_LAYERS):
         yield f"a per-layer table belongs to the sweeps {', '.join(WITH_LAYERS)}, and to no other"
 
 
@@ -308,6 +346,10 @@ def as_today(then: Any, value: Any, defaults: Any) -> Any:
 
 
 def _numbers(found: Record) -> Iterator[str]:
+    if found.failed:
+        if {len(values) for values in found.curve.values()} != {found.failed["epoch"] - 1}:
+            yield "the curve does not end before the epoch that failed"
+        return
     missing = set(SWEEPS[found.sweep].metrics) - set(found.metrics)
     if not found.recipe["savings"]:
         # There is nothing to compare: it is what the others are compared with.

@@ -101,6 +101,49 @@ def test_null_and_negative_results_are_those_whose_interval_reaches_zero(root):
     ]
 
 
+def put_failed(root: Path, sweep: str, point: str, profile: str = "quick", seeds: int = 1) -> None:
+    """Records of runs of a point that diverged, as if of today's recipe."""
+    recipe = resolved(SWEEPS[sweep].point(point).recipe, PROFILES[profile])
+    for made in top1_records(sweep, {point: [0.0] * seeds}, profile):
+        failed = {"what": "loss", "epoch": 1, "message": "the loss became nan in epoch 1"}
+        lost = replace(
+            made, recipe_id=recipe_id(recipe), metrics={}, curve={"lr": []}, failed=failed
+        )
+        write(replace(lost, env=made.env | ENV), root)
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"), [("quick", report.HERE), ("full", report.UNSUPPORTED)]
+)
+def test_a_training_that_diverges_does_not_support_a_gain(root, profile, expected):
+    put(root, "srip_placement", profile, none=[0.10, 0.11])
+    put_failed(root, "srip_placement", "pointwise", profile, 2)
+    row = judged(root, HELPS)
+    assert row["verdict"] == expected
+    assert row["evidence"] == "pointwise diverged (epoch 1, 2 of 2 seeds)"
+
+
+def test_a_printed_accuracy_of_a_short_training_that_diverged_stays_open(root):
+    put(root, "stages", **{"3_at_0__orn": [0.1, 0.2]})
+    put_failed(root, "stages", "3.0-vanilla")
+    row = judged(root, "Tables 2 to 4: accuracy of every stage and ratio.")
+    assert row["verdict"] == report.NOT_RUN
+
+
+def test_failed_runs_are_listed_once_and_cost_time(root):
+    put_failed(root, "srip_placement", "none", seeds=2)  # the same training is in other sweeps
+    found = report.failed(root)
+    assert found[["sweep", "point", "seed", "epoch"]].to_numpy().tolist() == [
+        ["srip_placement", "none", 0, 1],
+        ["srip_placement", "none", 1, 1],
+    ]
+    assert found["what"].unique().tolist() == ["the loss became nan in epoch 1"]
+    spent = report.compute(root)
+    assert spent["runs"].sum() == spent["trainings"].sum() == spent["diverged"].sum() == 2
+    assert spent["core_hours"].sum() == pytest.approx(2 * 2 * 0.5)
+    assert report.failed(root / "empty").empty
+
+
 def test_a_training_counts_once(root):
     # The same recipe stands in three sweeps.
     put(root, "srip_placement", pointwise=[0.1, 0.2])

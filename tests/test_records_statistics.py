@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from made_records import SWEEP, record
+from made_records import SWEEP, failed_record, record
 from scipy import stats
 
 from micronet_lib.errors import InputError
@@ -32,6 +32,16 @@ def test_runs_have_a_row_each_and_one_where_nothing_was_run(tmp_path):
     assert list(found["seed"].fillna(-1)) == [0, 1, -1, 0]
     assert list(found["score"].fillna(-1)) == [1.5, 2.5, -1, -1]
     assert records.runs(SWEEP, "full", tmp_path)["seed"].isna().all()
+
+
+def test_a_run_that_failed_is_none_and_its_text_goes_with_the_differences(tmp_path):
+    for made in (record(), record(seed=1), failed_record(seed=2), failed_record("micronet_v2")):
+        records.write(made, tmp_path)
+    found = records.runs(SWEEP, "quick", tmp_path)
+    assert list(found["seed"].fillna(-1)) == [0, 1, -1, -1]
+    gains = records.gain(found, "micronet_v1").set_index("point")
+    assert gains.loc["micronet_v2", ["n", "n_against"]].tolist() == [0, 2]
+    assert gains.attrs["diverged"] == {"micronet_v2": "diverged (epoch 1, 1 of 1 seed)"}
 
 
 def test_welch_is_scipys():

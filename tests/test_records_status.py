@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_records import SWEEP, record
+from made_records import SWEEP, failed_record, record
 
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -33,6 +33,23 @@ def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     assert quick[["hardware", "missing"]].tolist() == ["2 CPU threads", "micronet_v2"]
     assert full[counts].tolist() == [3, 0, "0", 0, 0]
     assert full[["hardware", "missing"]].tolist() == [NOT_RUN, NOT_RUN]
+
+
+def test_a_point_that_diverged_is_neither_measured_nor_missing(tmp_path):
+    for entry in (record(), failed_record(seed=1), failed_record("micronet_v2")):
+        records.write(entry, tmp_path)
+    quick = status.coverage().set_index("profile").loc["quick"]
+    assert quick[["measured", "records", "missing"]].tolist() == [1, 1, "table1_3.0"]
+    assert quick["diverged"] == "micronet_v2: diverged (epoch 1, 1 of 1 seed)"
+    listed = status.listing()
+    counts = [f"quick.{name}" for name in ("measured", "diverged", "runs")]
+    assert listed.loc[0, counts].tolist() == [1, 1, 1]
+    assert "1 + 1 diverged, 1 s x 1" in status.as_text(listed) or "1 + 1 diverged, 2 s x 1" in (
+        status.as_text(listed)
+    )
+    (machine,) = status.machines().to_dict("records")
+    counts = [machine[name] for name in ("records", "measurements", "diverged")]
+    assert counts == [3, 3, 2]
 
 
 def test_the_list_counts_a_training_once_and_adds_up_its_time(tmp_path):

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from made_records import ENV, SWEEP, record
+from made_records import ENV, SWEEP, failed_record, record
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
@@ -42,6 +42,23 @@ def test_a_measurement_counts_once_and_one_run_has_no_spread():
     assert math.isnan(row["score_std"])
     row = records.table(SWEEP, [record(), copied, record(seed=1)]).set_index("point").iloc[0]
     assert row[["n", "score"]].tolist() == [2, 2.0]
+
+
+def test_failed_runs_are_counted_and_in_no_mean():
+    runs = [record(), failed_record(seed=1), failed_record("micronet_v2", 0), record(seed=2)]
+    rows = records.table(SWEEP, [*runs, failed_record("micronet_v2", 1, epoch=2)])
+    found = rows.set_index("point")
+    assert found["n"].tolist() == [2, 0, 0]
+    assert found["failed"].tolist() == [1, 2, 0]
+    assert found.at["micronet_v1", "score"] == pytest.approx((1.5 + 3.5) / 2)
+    assert found.loc["micronet_v2", ["score", "top1"]].isna().all()
+    said = {"micronet_v2": "diverged (epochs 1 and 2, 2 of 2 seeds)"}
+    # The text travels with the table to whatever prints it.
+    shown = rows[rows["point"] != "table1_3.0"].assign(x=1)[["point", "n", "score"]]
+    assert shown.rename(columns={"n": "runs"}).reset_index(drop=True).attrs["diverged"] == said
+    assert " · n=2 · 3 diverged · abc1234" in records.provenance(rows)
+    lost = records.table(SWEEP, [failed_record()])
+    assert records.provenance(lost) == "measured · quick · 1 diverged"
 
 
 def test_table_without_any_record():

@@ -10,9 +10,11 @@ from micronet_lib.lab.host.files import is_held, only_one
 from micronet_lib.lab.recipes.agenda import Item
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.running import agenda
+from micronet_lib.lab.records import read, write
+from micronet_lib.lab.running import agenda, ensure
 from micronet_lib.lab.running.lineage import cases
 
 TOY = sweep_of(
@@ -50,6 +52,19 @@ def test_an_agenda_is_worked_through_in_order_and_once(lab):
     assert counts("hours") == [0, 0, 0]
     agenda.work_through("smoke", ITEMS, progress=False)
     assert len(lab.trained) == 4
+
+
+def test_a_training_that_diverged_is_done(lab):
+    """As a record of this machine, and as a committed one."""
+    overrides = {"train.lr": 1e30}
+    (case,) = cases(TOY, PROFILES["smoke"], point="first")
+    ensure(TOY, "smoke", point="first", overrides=overrides, progress=False)
+    lost = read(case.record_path)
+    assert lost.failed
+    case.record_path.unlink()
+    write(replace(lost, recipe_id=recipe_id(case.recipe)), agenda.MEASURED)
+    assert counts("done") == [1, 1, ""]
+    assert counts("left") == [1, 2, ""]
 
 
 def test_a_training_of_two_sweeps_is_counted_once(lab, monkeypatch):

@@ -120,16 +120,35 @@ def test_a_task_that_diverges_leaves_those_that_need_it(lab, machines, monkeypat
 
     def train(recipe, profile, seed, name, progress):
         if name == "pipeline/0.15":
-            raise DivergedError("the loss is NaN")
+            error = DivergedError("the loss is NaN", "loss", 1)
+            error.content = {"curve": {"lr": []}, "notes": [], "env": {"wall_s": 1.0}}
+            raise error
         real(recipe, profile, seed, name, progress)
 
     monkeypatch.setattr(measure, "train_network", train)
     run(machines, PIPELINE, "[d0]*[e1][n5]*")
-    run(machines, PIPELINE, "0.30")
     said = capsys.readouterr().err
+    assert "pipeline/0.15 seed 0: the loss is NaN: its record says that it failed" in said
+    # Its record has come back too, so it is not tried again, and what needs it is skipped.
+    found = {path.name: records.read(path).failed for path in lab.runs.rglob("*.json")}
+    failed = {"what": "loss", "epoch": 1, "message": "the loss is NaN"}
+    assert found == {"dense-s0.json": {}, "0.15-s0.json": failed}
+    (job,) = [job for job in jobs(cases(PIPELINE, PROFILES["smoke"], point="0.30")) if job.recorded]
+    assert (job.does, job.diverged) == ("impossible", True)
+    assert "pipeline/0.30 seed 0 is skipped: pipeline/0.15, which it needs" in job.said
+
+
+def test_a_task_behind_one_that_diverges_is_not_started(lab, machines, monkeypatch, capsys):
+    def train(recipe, profile, seed, name, progress):
+        error = DivergedError("the loss is NaN", "loss", 1)
+        error.content = {"curve": {"lr": []}, "notes": [], "env": {"wall_s": 1.0}}
+        raise error
+
+    monkeypatch.setattr(measure, "train_network", train)
+    run(machines, PIPELINE, "[d0]*[e1][n5]*")  # the second needs the first
+    said = capsys.readouterr().err
+    assert "pipeline/0.15 seed 0: a network that it needs was not trained" in said
     assert [path.name for path in lab.runs.rglob("*.json")] == ["dense-s0.json"]
-    assert "pipeline/0.15 seed 0: the loss is NaN" in said
-    assert "pipeline/0.30 seed 0: a network that it needs was not trained" in said
 
 
 def test_a_machine_that_stays_lost_is_named_in_one_line(lab, machines, capsys):

@@ -22,7 +22,7 @@ from micronet_lib.lab.running import measure as running
 from micronet_lib.lab.running.lineage import Case, cases, jobs
 from micronet_lib.lab.running.measure import ensure, measure, trained
 from micronet_lib.lab.running.measures import MEASURES
-from micronet_lib.lab.training.loop import DivergedError
+from micronet_lib.lab.training import loop as training
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.rules import rules_of
 
@@ -247,26 +247,117 @@ def test_a_point_that_another_process_works_on_is_left_to_it(lab, capsys):
 
 
 def test_a_network_that_diverges_leaves_those_that_need_it_and_no_others(lab, capsys, monkeypatch):
-    whole = running.train_network
+    monkeypatch.setattr(training, "_finite", lambda _: name_of_run != "chain/half")
+    whole, name_of_run = running.train_network, ""
 
-    def diverge(recipe, profile, seed, name, progress):
-        if name == "chain/half":
-            raise DivergedError("the loss became nan: no record is written")
+    def train(recipe, profile, seed, name, progress):
+        nonlocal name_of_run
+        name_of_run = name
         whole(recipe, profile, seed, name, progress)
 
-    monkeypatch.setattr(running, "train_network", diverge)
+    monkeypatch.setattr(running, "train_network", train)
     rows = ensure(chain(ORN), "smoke", progress=False).set_index("point")
     assert rows["n"].to_dict() == {"dense": 1, "half": 0, "more": 0}
+    assert rows["failed"].to_dict() == {"dense": 0, "half": 1, "more": 0}
+    assert rows.attrs["diverged"] == {"half": "diverged (epoch 1, 1 of 1 seed)"}
     first, second = capsys.readouterr().err.splitlines()
-    assert "chain/half seed 0: the loss became nan" in first
+    assert "chain/half seed 0: weights became NaN or infinite" in first
+    assert "its record says that it failed; try a lower train.lr" in first
     assert "chain/more seed 0" in second
 
+    # It is done: nothing is trained again, and what needs it is skipped with one line.
+    monkeypatch.undo()
+    again = ensure(chain(ORN), "smoke", progress=False).set_index("point")
+    assert again["n"].to_dict() == rows["n"].to_dict()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "chain/more seed 0 is skipped: chain/half, which it needs" in line
+    assert "diverged in epoch 1" in line
+    with pytest.raises(InputError, match=r"chain/half seed 0 has no network: .*epoch 1"):
+        trained(chain(ORN), "more", "smoke", progress=False)
+    with pytest.raises(InputError, match=r"chain/half seed 0 has no network: its training"):
+        trained(chain(ORN), "half", "smoke", progress=False)
+    retried = ensure(chain(ORN), "smoke", progress=False, retrain=True)
+    assert (retried["n"] == 1).all()
+    assert retried.attrs["diverged"] == {}
 
-def test_a_loss_that_is_no_number_is_noticed(lab, capsys):
+
+def diverge(sweep=PLACEMENT, point: str = "fc", **changes) -> None:
+    ensure(sweep, "smoke", point=point, overrides={"train.lr": 1e30}, progress=False, **changes)
+
+
+def test_a_loss_that_is_no_number_is_recorded_with_what_when_and_why(lab, capsys):
     rows = ensure(PLACEMENT, "smoke", overrides={"train.lr": 1e30}, progress=False)
     assert (rows["n"] == 0).all()
-    assert capsys.readouterr().err.count("no record is written; try a lower train.lr") == 5
-    assert not list(lab.runs.rglob("*.json"))
+    assert (rows["failed"] == 1).all()
+    assert capsys.readouterr().err.count("its record says that it failed; try a lower") == 5
+    found = [records.read(path) for path in lab.runs.rglob("*.json")]
+    assert len(found) == 5
+    for record in found:
+        assert record.failed["what"] in ("loss", "logits")
+        assert record.failed["epoch"] == 1
+        assert "in epoch 1" in record.failed["message"]
+        assert record.metrics == {}
+        assert record.recipe["train"]["lr"] == 1e30
+        assert record.env["wall_s"] >= 0
+        assert record.curve
+        assert not any(record.curve.values())  # it ends before the epoch that failed
+    assert not list(lab.runs.rglob("state*.pt"))
+
+
+def test_the_epochs_before_it_diverged_are_in_its_record(lab, monkeypatch):
+    monkeypatch.setattr(training, "_finite", lambda _: next(answers))
+    answers = iter([True, False])
+    ensure(PLACEMENT, "smoke", point="fc", overrides={"train.epochs": 3}, progress=False)
+    record = records.read(lab.runs / "smoke" / "srip_placement" / "fc-s0.json")
+    assert (record.failed["what"], record.failed["epoch"]) == ("weights", 2)
+    assert {len(values) for values in record.curve.values()} == {1}
+
+
+def test_a_failed_run_is_tried_again_only_if_asked(lab):
+    diverge()
+    diverge()
+    assert lab.trained == ["srip_placement/fc"]
+    diverge(retrain=True)
+    next(lab.runs.rglob("fc-s0.json")).unlink()
+    diverge()
+    assert lab.trained == ["srip_placement/fc"] * 3
+
+
+def test_a_network_that_was_trained_after_all_is_rated(lab):
+    """As by `--retrain` of a point that starts from it, which asks for the network alone."""
+    diverge()
+    (case,) = cases(PLACEMENT, PROFILES["smoke"], point="fc")
+    path = case.record_path
+    records.write(
+        dataclasses.replace(records.read(path), recipe_id=recipe_id(case.recipe)), lab.runs
+    )
+    assert [job.does for job in jobs([case])] == ["nothing"]
+    running.perform_all(jobs([case], recorded=False, retrain=True), progress=False)
+    assert records.read(path).failed
+    rows = ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    assert (rows["n"].item(), rows["failed"].item()) == (1, 0)
+
+
+def test_the_same_training_under_another_name_has_failed_too(lab):
+    twin = sweep_of(other=PLACEMENT.point("fc").recipe)
+    diverge()
+    overrides = {"train.lr": 1e30}
+    rows = ensure(twin, "smoke", overrides=overrides, progress=False)
+    assert (rows["n"].item(), rows["failed"].item()) == (0, 1)
+    assert rows.attrs["diverged"] == {"other": "diverged (epoch 1, 1 of 1 seed)"}
+    assert lab.trained == ["srip_placement/fc"]
+
+
+def test_a_network_that_was_only_looked_at_replaces_no_record_when_it_diverges(lab):
+    ensure(PLACEMENT, "smoke", point="fc", progress=False)
+    path = lab.runs / "smoke" / "srip_placement" / "fc-s0.json"
+    measured = path.read_bytes()
+    with pytest.raises(InputError):
+        trained(PLACEMENT, "fc", "smoke", overrides={"train.lr": 1e30}, progress=False)
+    assert path.read_bytes() == measured
+    with pytest.raises(InputError, match="has no network: its training diverged in epoch 1"):
+        trained(PLACEMENT, "none", "smoke", overrides={"train.lr": 1e30}, progress=False)
+    assert records.read(path.with_name("none-s0.json")).failed["epoch"] == 1
 
 
 def test_a_network_that_cannot_be_rated_fails_its_own_point_alone(lab, capsys, pruned):

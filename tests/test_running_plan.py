@@ -193,7 +193,11 @@ def test_the_command_line_prints_a_plan_and_tells_by_its_status_what_was_not_mea
     shown = capsys.readouterr()
     assert "to train" in shown.err
     assert "srip_placement/fc seed 0: the loss became" in shown.err
-    assert "not run" in shown.out
+    assert "fc: diverged (epoch 1, 1 of 1 seed)" in shown.out
+    assert main([*words, "--override", "train.lr=1e30"]) == 0  # it is done
+    assert "diverged" in capsys.readouterr().out
+    assert main([*words, "--override", "train.lr=1e30", "--plan"]) == 0
+    assert "its training diverged in epoch 1" in capsys.readouterr().out
     assert main(words) == 0
 
 

@@ -97,7 +97,8 @@ def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Fig
     """Draw the gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
 
     Args:
-        gains: from `records.gain` over the point `none`, in points of top-1.
+        gains: from `records.gain` over the point `none`, in points of top-1. A point all of whose
+            runs failed says so.
         paper: transcribed numbers with `gain_percent` by point.
     """
     fig, (left, right) = figure(height=3.0, columns=2)
@@ -111,8 +112,14 @@ def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Fig
     margin = (gains["high"] - gains["gain"])[known]
     style: dict[str, Any] = {"fmt": "none", "ecolor": "#222222", "capsize": 3}
     right.errorbar(place[known], gains["gain"][known], margin, **style)
+    diverged = gains.attrs.get("diverged", {})
     for x in place[~run]:
-        right.text(x, 0, "not run", ha="center", va="bottom", size=8)
+        said = (
+            diverged.get(gains["point"].iloc[x], "not run")
+            .replace(" (", "\n(")
+            .replace(", ", ",\n")
+        )
+        right.text(x, 0, said, ha="center", va="bottom", size=8)
     right.set_title("measured, short runs: 95 % interval")
     for ax in (left, right):
         ax.axhline(0, color="#222222", lw=0.8)

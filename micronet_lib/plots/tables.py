@@ -19,13 +19,19 @@ def show_table(
 ) -> Styler:
     """Return a table as the page shows it. Missing measurements read `not run`.
 
+    In the row of a point all of whose runs failed, they read `diverged ...`.
+
     Args:
-        table: one row per line; column names are the headings.
+        table: one row per line; column names are the headings. The first column has the points, if
+            `attrs["diverged"]` has the text of some (see `records.table`).
         formats: column -> format string, for example `{"top-1": "{:.2%}"}`.
         steps: columns of differences from the row above; the first row shows a dash.
     """
     styler = Styler(table, cell_ids=False).hide(axis="index")
     styler.format(dict(formats or {}), na_rep="not run")
+    for row, said in _diverged(table, table.columns[0]).items():
+        lacking = list(table.columns[table.loc[row].isna()])
+        styler.format(na_rep=said, subset=([row], lacking))
     if steps:
         styler.format(lambda _: "–", subset=(table.index[:1], list(steps)))
     left = [{"selector": "", "props": "text-align: left"}]
@@ -35,6 +41,12 @@ def show_table(
     words = [*table.columns, *table.iloc[:, 0]]
     name = hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest()[:8]
     return styler.set_uuid(name).set_table_attributes('class="dataframe"')
+
+
+def _diverged(table: pd.DataFrame, column: str) -> dict[Any, str]:
+    """Return the text for the rows in which a column has a point all of whose runs failed."""
+    said = table.attrs.get("diverged", {})
+    return {row: said[name] for row, name in table[column].items() if name in said}
 
 
 def show_difference(printed: float, measured: float) -> str | None:
@@ -65,6 +77,8 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
     styler = show_table(
         gains.assign(n=n)[list(names)].rename(columns=names), {"difference": number}
     )
+    for row, said in (_diverged(gains, "against") | _diverged(gains, "point")).items():
+        styler.format(number, na_rep=said, subset=([row], ["difference"]))
     # A difference of single runs is known and has none of these.
     styler.format(number, na_rep="–", subset=["95 % from", "to"])
     styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
@@ -79,15 +93,18 @@ def said_gains(gains: pd.DataFrame, unit: str = "points", digits: int = 2) -> st
         unit: of the differences.
         digits: decimals of the differences.
     """
+    diverged = gains.attrs.get("diverged", {})
     return "\n".join(
-        f"{row.point} against {row.against}: {_said(row, unit, digits)}"
+        f"{row.point} against {row.against}: {_said(row, unit, digits, diverged)}"
         for row in gains.itertuples()
     )
 
 
-def _said(row: Any, unit: str, digits: int) -> str:
+def _said(row: Any, unit: str, digits: int, diverged: Mapping[str, str]) -> str:
     if min(row.n, row.n_against) == 0:
-        return "not run"
+        return next(
+            (diverged[each] for each in (row.point, row.against) if each in diverged), "not run"
+        )
     if pd.isna(row.low):
         return f"{row.gain:+.{digits}f} {unit}, n=1, no interval; another run may say otherwise"
     if row.low <= 0 <= row.high:

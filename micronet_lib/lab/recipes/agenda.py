@@ -34,6 +34,7 @@ AGENDA = (
     Item("other ways to prune", "rounds"),
     Item("does SRIP help", "srip_placement", "none", THREE),
     Item("does SRIP help", "srip_placement", "pointwise", THREE),
+    Item("does SRIP help on the classifier", "srip_fc", "*", THREE),
     Item("SRIP everywhere", "srip_placement", "all", THREE),
     Item("does an early exit pay", "early_exit"),
     Item("which ternary scheme", "ternary"),

@@ -9,7 +9,16 @@ from micronet_lib.lab.records.comparison import (
     remarks,
     side_by_side,
 )
-from micronet_lib.lab.records.record import Record, promote, read, read_sweep, record_path, write
+from micronet_lib.lab.records.record import (
+    Record,
+    diverged,
+    failures,
+    promote,
+    read,
+    read_sweep,
+    record_path,
+    write,
+)
 from micronet_lib.lab.records.statistics import detectable, gain, runs
 from micronet_lib.lab.records.status import coverage, machines
 from micronet_lib.lab.records.tables import (
@@ -38,6 +47,8 @@ __all__ = [
     "coverage",
     "curves",
     "detectable",
+    "diverged",
+    "failures",
     "gain",
     "machines",
     "measured",

@@ -5,6 +5,7 @@
 - A count is exact, and a published file that is rated again agrees to 1e-6.
 - A training is equal if commit, instruction set, device and PyTorch are. Otherwise it lies within
   the spread of the committed runs, which takes two of them. With one, nothing can be decided.
+- A training that diverges on this machine is outside if committed ones of its point did not.
 - Against the paper, a number that needs no training has the printed digits. A training is held
   against it at the paper's schedule only.
 """
@@ -23,12 +24,13 @@ from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed, Sweep
-from micronet_lib.lab.records.record import Record, read_sweep
+from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
 from micronet_lib.lab.records.statistics import LEVEL
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, provenance, table
 from micronet_lib.scoring.rules import RULE_SETS
 
 SAME, WITHIN, OUTSIDE, UNDECIDED = "same", "within", "outside", "undecided"
+DIVERGED = "diverged"
 
 EXPECTED = (
     ("parameters, operations, scores of a given network", "equal, on every machine"),
@@ -75,17 +77,18 @@ def compared(
         One row for each point and metric. sweep, point, profile, metric. paper (text, as printed),
         source, locator. committed (mean, in the printed unit), low and high (its 95 % interval), n,
         paper_difference, paper_verdict and paper_reason. mine, n_mine, difference (mine minus
-        committed), verdict and reason, which judge the records of this machine. device, torch and
-        commit of the committed runs. Verdicts are `same`, `within`, `outside`, `undecided`, `not
-        run`; `paper_verdict` is empty where nothing is printed.
+        committed), verdict and reason, which judge the records of this machine. diverged and
+        mine_diverged: the text of the runs that diverged, if any. device, torch and commit of the
+        committed runs. Verdicts are `same`, `within`, `outside`, `undecided`, `diverged` (all
+        runs), `not run`; `paper_verdict` is empty where nothing is printed.
 
     Raises:
         InputError: unknown profile, or a damaged record.
     """
     own = profile and PROFILES[profile].dataset != "embedded" and profile in sweep.profiles
     shown = profile if own else _nearest(sweep, root)
-    committed = read_sweep(sweep, shown, root)
-    mine = read_sweep(sweep, shown, runs_root()) if own or not profile else []
+    committed, failed = _read(sweep, shown, root)
+    mine, mine_failed = _read(sweep, shown, runs_root()) if own or not profile else ([], {})
     about = table(sweep, committed, profile=shown).set_index("point")
     quoted = {each.stem: printed_rows(each.stem) for each in sweep.printed}
     rows = []
@@ -93,7 +96,8 @@ def compared(
         context = {"sweep": sweep.name, "point": point.name, "profile": shown}
         for what, printed in _asked(sweep, point.name, quoted):
             ours, theirs = _parts(mine, point.name, what), _parts(committed, point.name, what)
-            if not (everything or printed or not math.isnan(_mean(ours))):
+            said, mine_said = failed.get(point.name, ""), mine_failed.get(point.name, "")
+            if not (everything or printed or mine_said or not math.isnan(_mean(ours))):
                 continue
             judge = _Judge(point.recipe, shown, what)
             value, average = _mean(ours), _mean(theirs)
@@ -102,7 +106,11 @@ def compared(
             verdict, reason = judge.beside_committed(ours, theirs, mine, committed, point.name)
             if verdict == UNDECIDED and math.isnan(average) and printed:
                 verdict, reason = judge.beside_paper(ours, printed["value"])
-            comparable = paper_verdict not in ("", NOT_RUN) and not judge.other_budget
+            if printed and said and theirs[0].empty:
+                paper_verdict = DIVERGED
+            if mine_said and ours[0].empty:
+                verdict, reason = _of_diverged(mine_said, said, theirs[0].empty)
+            comparable = paper_verdict not in ("", NOT_RUN, DIVERGED) and not judge.other_budget
             rows.append(
                 context
                 | {
@@ -124,6 +132,8 @@ def compared(
                     "difference": value - average,
                     "verdict": verdict,
                     "reason": reason,
+                    "diverged": said,
+                    "mine_diverged": mine_said,
                     **about.loc[point.name, ["device", "torch", "commit"]],
                 }
             )
@@ -133,22 +143,42 @@ def compared(
 _COLUMNS = (
     *("sweep", "point", "profile", "metric", "paper", "source", "locator"),
     *("committed", "low", "high", "n", "paper_difference", "paper_verdict", "paper_reason"),
-    *("mine", "n_mine", "difference", "verdict", "reason", "device", "torch", "commit"),
+    *("mine", "n_mine", "difference", "verdict", "reason", "diverged", "mine_diverged"),
+    *("device", "torch", "commit"),
 )
+
+
+def _read(sweep: Sweep, profile: str, root: Path) -> tuple[list[Record], dict[str, str]]:
+    """Return a sweep's measurements, and what is said of each point of which a run failed."""
+    measured = read_sweep(sweep, profile, root)
+    return measured, diverged([*measured, *failures(sweep, profile, root)], some=True)
+
+
+def _of_diverged(said: str, committed: str, alone: bool) -> tuple[str, str]:
+    """Return verdict and reason of a point all of whose runs diverged on this machine.
+
+    Args:
+        said: of these runs.
+        committed: of the committed runs that diverged, if any.
+        alone: whether the point has no committed measurement.
+    """
+    if not alone:
+        return OUTSIDE, f"{said}, and committed runs did not"
+    return (SAME, "diverged, as the committed runs did") if committed else (DIVERGED, "")
 
 
 def profiles_of_records(sweep: Sweep, root: Path = MEASURED) -> list[str]:
     """Return the profiles of real images at which a sweep has records; the last one if none has."""
     real = [name for name in sweep.profiles if PROFILES[name].dataset != "embedded"]
     roots = (root, runs_root())
-    found = [name for name in real if any(read_sweep(sweep, name, each) for each in roots)]
+    found = [name for name in real if any(any(_read(sweep, name, each)) for each in roots)]
     return found or real[-1:]
 
 
 def _nearest(sweep: Sweep, root: Path) -> str:
     """Return the profile nearest to the paper's budget that has committed records."""
     real = [name for name in sweep.profiles if PROFILES[name].dataset != "embedded"]
-    return next((name for name in reversed(real) if read_sweep(sweep, name, root)), real[-1])
+    return next((name for name in reversed(real) if any(_read(sweep, name, root))), real[-1])
 
 
 def _asked(sweep: Sweep, point: str, quoted: Mapping[str, pd.DataFrame]) -> _Asked:
@@ -322,9 +352,10 @@ def _decimals(printed: str) -> int:
 def side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a `compared` that have a record, as text for a page or a terminal.
 
-    Columns in which nothing was run or can be said are left out.
+    A point all of whose runs diverged has one row. Columns in which nothing was run or can be said
+    are left out.
     """
-    run = rows[rows["committed"].notna() | rows["mine"].notna()]
+    run = rows[rows["committed"].notna() | rows["mine"].notna() | _first_diverged(rows)]
     lines = [
         {
             "point": row["point"],
@@ -334,7 +365,9 @@ def side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
             "committed": _with_interval(row),
             "off the paper": _signed(row, "paper_difference", row["paper_verdict"]),
             "like the paper": row["paper_verdict"] or "–",
-            "mine": f"{_number(row, row['mine'])} (n={row['n_mine']})" if row["n_mine"] else "–",
+            "mine": f"{_number(row, row['mine'])} (n={row['n_mine']})"
+            if row["n_mine"]
+            else row["mine_diverged"] or "–",
             "off the committed": _signed(row, "difference", row["verdict"]),
             "verdict": row["verdict"].replace(NOT_RUN, "–"),
         }
@@ -344,16 +377,27 @@ def side_by_side(rows: pd.DataFrame) -> pd.DataFrame:
     return found[[n for n in found if n in ("point", "metric") or (found[n] != "–").any()]]
 
 
+def _first_diverged(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows are the first of a point without a number, because its runs diverged."""
+    told = (rows["diverged"] != "") & rows["committed"].isna()
+    told |= (rows["mine_diverged"] != "") & rows["mine"].isna()
+    return told & ~rows["point"].where(told).duplicated()
+
+
 def remarks(rows: pd.DataFrame) -> str:
     """Return the lines under a `compared`: where the records are from, and what they leave open.
 
-    Points without any record are named here, and reasons of verdicts given.
+    Points that diverged or have no record at all are named here, and reasons of verdicts given.
     """
     lines = []
     for name, own in rows.groupby("sweep", sort=False):
         run = own[own["committed"].notna()]
         lines.append(f"{name}: {provenance(run.assign(source='committed'))}")
         known = {*own["point"][own["committed"].notna() | own["mine"].notna()]}
+        for said, whose in (("diverged", ""), ("mine_diverged", "this machine's ")):
+            told = own[own[said] != ""].drop_duplicates("point")
+            lines += [f"  {whose}{row['point']}: {row[said]}" for row in told.to_dict("records")]
+            known |= {*told["point"]}
         missing = [point for point in own["point"].unique() if point not in known]
         if missing:
             more = f" and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
@@ -374,7 +418,7 @@ def _number(row: Mapping[str, Any], value: float) -> str:
 
 def _with_interval(row: Mapping[str, Any]) -> str:
     if not row["n"]:
-        return NOT_RUN
+        return str(row["diverged"] or NOT_RUN)
     low, high = (_number(row, row[name]) for name in ("low", "high"))
     between = f"{low} to {high}, " if low != high else ""
     return f"{_number(row, row['committed'])} ({between}n={row['n']})"

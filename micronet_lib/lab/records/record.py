@@ -6,6 +6,7 @@ Tables show three sources and never mix them: `paper` (transcribed, `data/paper/
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
+FAILED = ("what", "epoch", "message")
 
 # Written on one line: a list of numbers, so that a matrix has one line per row, and a row of
 # `layers`, the only object in a top-level list, so it is indented by two spaces.
@@ -46,6 +48,9 @@ class Record:
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
         notes: remarks for readers of the numbers.
+        failed: of a training that diverged: what became NaN or infinite (`loss`, with the SRIP
+            penalty; `weights`; `logits`), epoch (from 1) and message. Such a record has no metrics,
+            and the curve ends before that epoch.
     """
 
     sweep: str
@@ -61,7 +66,12 @@ class Record:
     curve: dict[str, list[float]] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.failed and (self.metrics or set(self.failed) != set(FAILED)):
+            raise ValueError(f"a failed run has {', '.join(FAILED)}, and no metrics")
 
     @property
     def path(self) -> Path:
@@ -130,14 +140,47 @@ def readable(path: Path) -> Record | None:
 
 
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
-    """Read the sweep's records of one profile, by point in the sweep's order, then by seed.
+    """Read the sweep's measurements of one profile, by point in the sweep's order, then by seed.
 
     A record of another recipe than today's is left out: its point is to be measured again. If a
-    point has no file for a seed, the record of the same training under another name is used.
+    point has no file for a seed, the record of the same training under another name is used. Runs
+    that failed are left out too, see `failures`.
 
     Raises:
         InputError: a file of this sweep is damaged.
     """
+    return [record for record in _read_all(sweep, profile, root) if not record.failed]
+
+
+def failures(sweep: Sweep, profile: str, root: Path) -> list[Record]:
+    """Read the records of the sweep's runs that failed. Order and errors are as in `read_sweep`."""
+    return [record for record in _read_all(sweep, profile, root) if record.failed]
+
+
+def diverged(records: Iterable[Record], some: bool = False) -> dict[str, str]:
+    """Return the points whose runs failed, each with the words that stand for `not run`.
+
+    Args:
+        records: measurements and failures.
+        some: also the points of which another run was measured.
+
+    Returns:
+        Point -> text, such as `diverged (epoch 1, 3 of 3 seeds)`.
+    """
+    runs: dict[str, dict[tuple[str, int], Record]] = {}
+    for record in records:
+        runs.setdefault(record.point, {})[record.profile, record.seed] = record
+    found = {}
+    for point, own in runs.items():
+        epochs = sorted({run.failed["epoch"] for run in own.values() if run.failed})
+        failed = sum(bool(run.failed) for run in own.values())
+        if failed == len(own) or (some and failed):
+            when = f"epoch{'s' * (len(epochs) > 1)} {' and '.join(map(str, epochs))}"
+            found[point] = f"diverged ({when}, {failed} of {len(own)} seed{'s' * (len(own) > 1)})"
+    return found
+
+
+def _read_all(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     if root == MEASURED:
         of_checkout(root)
     folder = root / profile / sweep.name

@@ -18,8 +18,8 @@ from micronet_lib.lab.recipes.identity import flat_settings, plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed
-from micronet_lib.lab.records.comparison import SAME, UNDECIDED, WITHIN, compared
-from micronet_lib.lab.records.record import read_sweep
+from micronet_lib.lab.records.comparison import DIVERGED, SAME, UNDECIDED, WITHIN, compared
+from micronet_lib.lab.records.record import failures, read_sweep
 from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import REAL
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows
@@ -43,7 +43,11 @@ RULES = (
         "some of the counts have the printed digits, and under no counting rule of this book all "
         "of them; or, below the paper's schedule, one network of a gain was trained longer",
     ),
-    (HERE, "the interval reaches the other side, or there is one run and so no interval"),
+    (
+        HERE,
+        "the interval reaches the other side, or there is one run and so no interval, or all runs "
+        "of one network diverged",
+    ),
     (
         UNSUPPORTED,
         "the same at the paper's schedule, or no count has the printed digits under any rule",
@@ -175,7 +179,8 @@ def _met(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     printed = f"{len(rows)} numbers; {'; '.join(tables)}"
     found = rows[rows["paper_verdict"] != NOT_RUN]
     # A training at another budget is no evidence about a printed accuracy.
-    run = found[found["paper_verdict"] != UNDECIDED]
+    unsaid = [UNDECIDED] if PROFILES[profile].epoch_share >= 1 else [UNDECIDED, DIVERGED]
+    run = found[~found["paper_verdict"].isin(unsaid)]
     if run.empty:
         below = "" if found.empty else f"{len(found)} were run at {profile} only"
         return profile, printed, below or "no record", NOT_RUN
@@ -215,23 +220,25 @@ def _gained(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     quoted = [_printed(*each) for each in claim.printed]
     value = float(quoted[0]["value"]) - sum(float(each["value"]) for each in quoted[1:])
     printed = f"{value:+.2f} points; {quoted[0]['locator'].partition(', row')[0]}"
-    (row,) = gain(runs(sweep, profile, root), {claim.point: claim.against}, scale=100).to_dict(
-        "records"
-    )
+    gains = gain(runs(sweep, profile, root), {claim.point: claim.against}, scale=100)
+    (row,) = gains.to_dict("records")
+    whole = PROFILES[profile].epoch_share >= 1
+    good, bad = (CONFIRMED, UNSUPPORTED) if whole else (CONSISTENT, HERE)
+    for name in (claim.point, claim.against):
+        if name in gains.attrs["diverged"]:
+            return profile, printed, f"{name} {gains.attrs['diverged'][name]}", bad
     if math.isnan(row["gain"]):
         return profile, printed, "no record", NOT_RUN
     evidence = f"{row['gain']:+.2f} points"
     if not math.isnan(row["low"]):
         evidence += f" ({row['low']:+.2f} to {row['high']:+.2f})"
     evidence += f", n={min(row['n'], row['n_against'])}"
-    whole = PROFILES[profile].epoch_share >= 1
     longer = [
         len(sweep.point(name).recipe.prune.sparsities) for name in (claim.point, claim.against)
     ]
     if not whole and longer[0] != longer[1]:
         more = f"{evidence}; {longer[0] - longer[1]} trainings more than its reference"
         return profile, printed, more, UNIDENTIFIED
-    good, bad = (CONFIRMED, UNSUPPORTED) if whole else (CONSISTENT, HERE)
     verdict = good if row["low"] > claim.above else bad
     return profile, printed, evidence, verdict
 
@@ -259,6 +266,29 @@ def without_effect(root: Path = MEASURED) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
+def failed(root: Path = MEASURED) -> pd.DataFrame:
+    """Return every run whose training failed: sweep, profile, point, seed, epoch and what happened.
+
+    A training that several sweeps show stands under the first of them.
+    """
+    found = {
+        (profile, record.recipe_id, record.seed): record
+        for sweep in reversed(SWEEPS.values())
+        for profile in sweep.profiles
+        for record in failures(sweep, profile, root)
+    }
+    order = {name: place for place, name in enumerate(SWEEPS)}
+    rows = [
+        {
+            **{name: getattr(record, name) for name in ("sweep", "profile", "point", "seed")},
+            "epoch": record.failed["epoch"],
+            "what": record.failed["message"],
+        }
+        for record in sorted(found.values(), key=lambda each: order[each.sweep])
+    ]
+    return pd.DataFrame(rows, columns=["sweep", "profile", "point", "seed", "epoch", "what"])
+
+
 def compute(root: Path = MEASURED) -> pd.DataFrame:
     """Return runs, seeds and hours of each sweep and profile that has a record.
 
@@ -266,9 +296,9 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
     measured by each sweep for itself.
 
     Returns:
-        Columns chapter, sweep, profile, runs, trainings (of the runs), shared (runs that an earlier
-        row counts), seeds, core_hours and gpu_hours. The first two kinds of runs add up to all
-        distinct runs.
+        Columns chapter, sweep, profile, runs, trainings (of the runs), diverged (of the trainings),
+        shared (runs that an earlier row counts), seeds, core_hours and gpu_hours. The runs add up
+        to all distinct runs.
     """
     seen: set[tuple[str, str, int]] = set()
     rows = []
@@ -276,7 +306,7 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
         for profile in (each for each in REAL if each in sweep.profiles):
             found = {
                 (profile, r.recipe_id if r.curve else f"{sweep.name}/{r.point}", r.seed): r
-                for r in read_sweep(sweep, profile, root)
+                for r in [*read_sweep(sweep, profile, root), *failures(sweep, profile, root)]
             }
             if not found:
                 continue
@@ -290,6 +320,7 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
                     "profile": profile,
                     "runs": len(new),
                     "trainings": sum(bool(record.curve) for record in new),
+                    "diverged": sum(bool(record.failed) for record in new),
                     "shared": len(found) - len(new),
                     "seeds": ", ".join(str(s) for s in sorted({r.seed for r in found.values()})),
                     "core_hours": sum(cores * time for cores, time in hours),
@@ -299,8 +330,8 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COMPUTE)
 
 
-_COMPUTE = ("chapter", "sweep", "profile", "runs", "trainings", "shared", "seeds", "core_hours",
-            "gpu_hours")  # fmt: skip
+_COMPUTE = ("chapter", "sweep", "profile", "runs", "trainings", "diverged", "shared", "seeds",
+            "core_hours", "gpu_hours")  # fmt: skip
 
 
 def _cores(device: str) -> int:

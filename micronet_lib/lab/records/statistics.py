@@ -9,7 +9,7 @@ import pandas as pd
 from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import read_sweep
+from micronet_lib.lab.records.record import diverged, failures, read_sweep
 
 LEVEL = 0.05
 POWER = 0.8
@@ -18,15 +18,19 @@ POWER = 0.8
 def runs(sweep: Sweep, profile: str = "full", root: Path = MEASURED) -> pd.DataFrame:
     """Return the single runs of a sweep: columns point, seed, then each recorded metric.
 
-    A point without a record has one row, without a seed and with `NaN`.
+    A point without a measurement has one row, without a seed and with `NaN`. `attrs["diverged"]` is
+    as in `records.table`.
     """
     found: dict[str, list[dict[str, object]]] = {point.name: [] for point in sweep.points()}
-    for record in read_sweep(sweep, profile, root):
+    measured = read_sweep(sweep, profile, root)
+    for record in measured:
         found[record.point].append({"seed": record.seed, **record.metrics})
     rows = [{"point": name} | row for name, own in found.items() for row in own or [{}]]
     metrics = dict.fromkeys([*sweep.metrics, *(name for row in rows for name in row)])
     columns = dict.fromkeys(["point", "seed", *metrics])
-    return pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64"})
+    table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64"})
+    table.attrs["diverged"] = diverged([*measured, *failures(sweep, profile, root)])
+    return table
 
 
 def gain(
@@ -42,7 +46,7 @@ def gain(
     the two points. They are `NaN` for a single run, and if all runs agree exactly.
 
     Args:
-        runs: one row per run: point, seed and the metric, from `records.runs`.
+        runs: one row per run: point, seed and the metric, from `records.runs`; `attrs` pass on.
         reference: the point to compare all others with; or a mapping from each point to its
             reference.
         metric: a column of `runs`.
@@ -76,6 +80,7 @@ def gain(
     columns = ["point", "against", "n", "n_against", "gain", "low", "high", "p", "p_holm"]
     table = pd.DataFrame(rows, columns=[*columns, "comparisons", "detectable"])
     table[["gain", "low", "high", "detectable"]] *= scale
+    table.attrs |= runs.attrs
     return table.assign(p_holm=_holm(table["p"]), comparisons=table["p"].notna().sum())
 
 

@@ -13,27 +13,38 @@ from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, read, read_sweep
+from micronet_lib.lab.records.record import Record, diverged, failures, read, read_sweep
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, table
 
 REAL = tuple(name for name, profile in PROFILES.items() if profile.dataset != "embedded")
 
 
 def machines() -> pd.DataFrame:
-    """Return the committed records by machine and code: number, time, newest date."""
+    """Return the committed records by machine and code: number, time, newest date.
+
+    `diverged` counts the runs that failed among the measurements.
+    """
     records = [read(path) for path in sorted(of_checkout(MEASURED).rglob("*.json"))]
-    runs = pd.DataFrame([{**run.env, "run": _identity(run)} for run in records])
+    runs = pd.DataFrame(
+        [{**run.env, "run": _identity(run), "failed": bool(run.failed)} for run in records]
+    )
     key = ["device", "torch", "python", "commit"]
     once = runs.drop_duplicates([*key, "run"]).groupby(key)
     found = once.agg(
-        measurements=("run", "size"), seconds=("wall_s", "sum"), newest=("date", "max")
+        measurements=("run", "size"),
+        diverged=("failed", "sum"),
+        seconds=("wall_s", "sum"),
+        newest=("date", "max"),
     )
     found.insert(0, "records", runs.groupby(key).size())
     return found.reset_index()
 
 
 def coverage() -> pd.DataFrame:
-    """Return one row for each sweep and profile: points measured, machines, points missing."""
+    """Return one row for each sweep and profile: points measured, machines, points missing.
+
+    A point all of whose runs failed is neither: `diverged` names it.
+    """
     rows = []
     for sweep in SWEEPS.values():
         for profile in sweep.profiles:
@@ -42,7 +53,8 @@ def coverage() -> pd.DataFrame:
             records = read_sweep(sweep, profile, MEASURED)
             result = table(sweep, records, profile=profile)
             done = result[result["n"] > 0]
-            missing = list(result["point"][result["n"] == 0])
+            lost = diverged([*records, *failures(sweep, profile, MEASURED)])
+            missing = [name for name in result["point"][result["n"] == 0] if name not in lost]
             rows.append(
                 {
                     "chapter": sweep.chapter,
@@ -54,7 +66,8 @@ def coverage() -> pd.DataFrame:
                     "measurements": len({_identity(record) for record in records}),
                     "n": "/".join(str(n) for n in sorted(set(done["n"]))) or "0",
                     "hardware": ", ".join(done["device"].unique()) or NOT_RUN,
-                    "missing": ", ".join(missing) if done.size else NOT_RUN,
+                    "missing": ", ".join(missing) if done.size or lost else NOT_RUN,
+                    "diverged": "; ".join(f"{name}: {said}" for name, said in lost.items()),
                 }
             )
     return pd.DataFrame(rows)
@@ -65,8 +78,8 @@ def listing() -> pd.DataFrame:
 
     Columns: sweep, title, chapter, points, printed (the tables that it reproduces, or the source
     of other numbers), then for each profile of real images `<profile>.measured` (points; `NaN` if
-    the sweep is not defined there), `.runs`, `.seconds` (of all committed runs) and `.per_run`
-    (their mean; `NaN` without one).
+    the sweep is not defined there), `.diverged` (points all of whose runs failed), `.runs`,
+    `.seconds` (of all committed measurements) and `.per_run` (their mean; `NaN` without one).
     """
     rows = []
     for sweep in SWEEPS.values():
@@ -80,11 +93,13 @@ def listing() -> pd.DataFrame:
         for profile in REAL:
             there = profile in sweep.profiles
             found = read_sweep(sweep, profile, MEASURED) if there else []
+            lost = diverged([*found, *failures(sweep, profile, MEASURED)]) if there else {}
             times = {_identity(record): record.env["wall_s"] for record in found}
             row |= {
                 f"{profile}.measured": len({record.point for record in found})
                 if there
                 else math.nan,
+                f"{profile}.diverged": len(lost),
                 f"{profile}.runs": len(times),
                 f"{profile}.seconds": sum(times.values()),
                 f"{profile}.per_run": sum(times.values()) / len(times) if times else math.nan,
@@ -96,7 +111,8 @@ def listing() -> pd.DataFrame:
 def durations() -> pd.DataFrame:
     """Return how long one run of each point took, by chapter, profile and machine.
 
-    A chapter's training that stands in several sweeps counts once. Columns: chapter, profile,
+    A chapter's training that stands in several sweeps counts once. Runs that failed have no part in
+    the times. Columns: chapter, profile,
     points (`measured of all`), seconds (sum of the points' mean times) and machine.
     """
     times: dict[tuple[str, str, str], dict[str, list[float]]] = {}
@@ -104,7 +120,8 @@ def durations() -> pd.DataFrame:
     for sweep in SWEEPS.values():
         for profile in (each for each in REAL if each in sweep.profiles):
             found = read_sweep(sweep, profile, MEASURED)
-            trained = {record.point: record.recipe_id for record in found if record.curve}
+            every = [*found, *failures(sweep, profile, MEASURED)]
+            trained = {record.point: record.recipe_id for record in every if record.curve}
             names = {p.name: trained.get(p.name, f"{sweep.name}/{p.name}") for p in sweep.points()}
             asked.setdefault((sweep.chapter, profile), set()).update(names.values())
             for record in found:
@@ -139,17 +156,19 @@ def as_text(listed: pd.DataFrame) -> str:
     """Return a listing as people read it: times as durations."""
     shown = listed[["sweep", "chapter", "points", "printed"]].replace("", "-")
     for profile in REAL:
-        columns = [f"{profile}.{name}" for name in ("measured", "runs", "per_run")]
+        columns = [f"{profile}.{name}" for name in ("measured", "diverged", "runs", "per_run")]
         shown[profile] = [
             "-"
             if math.isnan(measured)
-            else f"{measured:.0f}" + (f", {duration(each)} x {runs}" if runs else "")
-            for measured, runs, each in listed[columns].itertuples(index=False)
+            else f"{measured:.0f}"
+            + (f" + {lost} diverged" if lost else "")
+            + (f", {duration(each)} x {runs}" if runs else "")
+            for measured, lost, runs, each in listed[columns].itertuples(index=False)
         ]
     return (
         f"{shown.to_string(index=False)}\n"
-        "quick, day, full: points measured, mean time of a run x committed runs (machines: "
-        "chapter What was measured)"
+        "quick, day, full: points measured + diverged, mean time of a run x committed runs "
+        "(machines: chapter What was measured)"
     )
 
 

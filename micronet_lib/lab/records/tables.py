@@ -11,7 +11,7 @@ from micronet_lib.architecture.layers import named_kind
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES, of_checkout
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, read_sweep
+from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
 
 NOT_RUN = "not run"
 
@@ -75,37 +75,45 @@ def table(
 ) -> pd.DataFrame:
     """Return one row for each point and profile: mean, spread and number of runs of each metric.
 
-    A measurement that is given twice counts once.
+    A measurement that is given twice counts once. Runs that failed are counted in `failed` and in
+    nothing else.
 
-    Columns: sweep, point, profile, source, n, device, torch, commit, then the metrics (those of the
-    sweep first) and `<metric>_std` (`NaN` for a single run). A point without a record has `n` 0 and
-    `NaN`. `profile` labels the rows of a sweep without records.
+    Columns: sweep, point, profile, source, n, failed, device, torch, commit, then the metrics
+    (those of the sweep first) and `<metric>_std` (`NaN` for a single run). A point without a
+    measurement has `n` 0 and `NaN`. `profile` labels the rows of a sweep without records.
+    `attrs["diverged"]` has the text of `diverged` for each point all of whose runs failed.
     """
     once = {(r.point, r.profile, r.recipe_id, r.seed): r for r in records}
-    records = list(once.values())
+    everything = list(once.values())
+    records = [record for record in everything if not record.failed]
     metrics = list(dict.fromkeys([*sweep.metrics, *(m for r in records for m in r.metrics)]))
     rows = []
-    for name in dict.fromkeys([r.profile for r in records]) or [profile]:
+    for name in dict.fromkeys([r.profile for r in everything]) or [profile]:
         for point in sweep.points():
             runs = [r for r in records if r.point == point.name and r.profile == name]
+            own = [r for r in everything if r.point == point.name and r.profile == name]
             row: dict[str, Any] = {
                 "sweep": sweep.name,
                 "point": point.name,
                 "profile": name,
                 "source": source,
                 "n": len(runs),
+                "failed": len(own) - len(runs),
             }
             for key in ("device", "torch", "commit"):
                 row[key] = ", ".join(sorted({str(run.env[key]) for run in runs}))
             values = pd.DataFrame([run.metrics for run in runs], columns=metrics, dtype=float)
             row |= values.mean().to_dict() | values.std().add_suffix("_std").to_dict()
             rows.append(row)
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    found.attrs["diverged"] = diverged(everything)
+    return found
 
 
 def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
     """Return the committed records of a sweep as a `table`."""
-    return table(sweep, read_sweep(sweep, profile, MEASURED), profile=profile)
+    found = [*read_sweep(sweep, profile, MEASURED), *failures(sweep, profile, MEASURED)]
+    return table(sweep, found, profile=profile)
 
 
 def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
@@ -157,12 +165,14 @@ def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
 def provenance(rows: pd.DataFrame) -> str:
     """Return the footer of a figure or table: source, profile, hardware, version, n and commit."""
     run = rows[rows["n"] > 0]
+    failed = sum(rows.get("failed", ()))
+    lost = f" · {failed} diverged" if failed else ""
     if run.empty:
-        return NOT_RUN
+        return f"{rows['source'].iloc[0]} · {rows['profile'].iloc[0]}{lost}" if failed else NOT_RUN
     each = {  # a cell lists the different values of its runs
         name: " + ".join(dict.fromkeys(part for cell in run[name] for part in cell.split(", ")))
         for name in ("source", "profile", "device", "torch", "commit")
     }
     counts = "/".join(str(n) for n in sorted(set(run["n"])))
-    where = f"{each['device']} · torch {each['torch']} · n={counts} · {each['commit']}"
+    where = f"{each['device']} · torch {each['torch']} · n={counts}{lost} · {each['commit']}"
     return f"{each['source']} · {each['profile']} · {where}"

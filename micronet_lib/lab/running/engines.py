@@ -69,7 +69,8 @@ def run(
         gpus_per_point: for `ray`; with a fraction several points share a GPU. By default one if the
             cluster has any.
         progress: show bars on stderr.
-        retrain: train again networks that have a record but are not on this machine.
+        retrain: train again networks that have a record but are not on this machine, and trainings
+            that failed.
 
     Raises:
         InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
@@ -88,8 +89,8 @@ def run(
     asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     planned = jobs(asked, retrain=retrain)
     for job in planned:
-        if job.lost:
-            say(job.reason)
+        if job.said:
+            say(job.said)
     ahead = [job for job in planned if job.does in ("count", "rate", "train")]
     if ahead:
         with _ray(gpus_per_point) as (ray, task), bar(ahead, sweep.name, "pt", progress) as shown:
@@ -105,7 +106,7 @@ class Result:
 
     Attributes:
         job: the finished job.
-        record: if the job has one.
+        record: if the job has one, or its training failed.
         networks: bytes of `network.pt` by identity: the trained network and those that it needed.
         reason: why nothing was done; otherwise empty.
         fault: bad user input, which stops the whole sweep.
@@ -141,7 +142,8 @@ def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Re
             return Result(job, reason=reason)
         perform(job, progress=False)
     except (Busy, NotFiniteError) as error:
-        return Result(job, reason=f"{label}: {error}")
+        found = job.case.record()  # of a training that failed
+        return Result(job, found if found and found.failed else None, reason=f"{label}: {error}")
     except InputError as error:
         return Result(job, reason=str(error), fault=True)
     own = {job.case.id: job.case.network_path.read_bytes()} if trains else {}
@@ -160,7 +162,7 @@ def store(result: Result) -> None:
         say(result.reason)
     for name, content in result.networks.items():
         _place(result.job, name, content)
-    if result.record is not None:
+    if result.record is not None and result.job.may_write:
         write(result.record, runs_root())
 
 

@@ -76,6 +76,14 @@ class Case:
         return found if found and found.recipe_id == recipe_id(self.recipe) else None
 
     @property
+    def training_record(self) -> Record | None:
+        """A record of its training on this machine, under whatever name, or None."""
+        paths = (runs_root() / self.profile.name).glob(f"*/*-s{self.seed}.json")
+        found = (readable(path) for path in sorted(paths))
+        identity = recipe_id(self.recipe)
+        return next((each for each in found if each and each.recipe_id == identity), None)
+
+    @property
     def needs(self) -> tuple["Case", ...]:
         """The trainings whose networks must exist first: of the start and of the teachers."""
         found = {case.id: case for case in map(self._of, _trainings(self.recipe.needs))}
@@ -143,30 +151,40 @@ class State:
     Attributes:
         does: `nothing`, the record exists; `count`, the recipe trains nothing; `rate`, the network
             exists; `train`; or `impossible`.
-        reason: why it is impossible here.
+        reason: why it is impossible here; of `nothing`, that the training failed.
         lost: whether it is because a recorded network is missing.
+        diverged: whether it is because the training failed.
     """
 
     does: Action
     reason: str = ""
     lost: bool = False
+    diverged: bool = False
 
 
 def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
     """Return the work to do for a case, without the trainings that it needs.
+
+    A training that failed is done: its record says so, and there is no network.
 
     Args:
         case: any.
         recorded: whether a record is enough; otherwise its network must be on this machine.
         retrain: whether a network that has a record may be trained again.
     """
-    measured = case.record() is not None
+    own = case.record()
+    measured = own is not None and not own.failed
     if measured and recorded and not retrain:
         return State("nothing")
     trains = case.recipe.train.epochs > 0
     there = trains and is_whole(case.network_path, case.id)
     if measured and recorded and (there or not trains):
         return State("nothing")
+    before = (own or case.training_record) if trains and not there and not retrain else None
+    if before and before.failed:
+        does: Action = "nothing" if recorded else "impossible"
+        reason = f"its training diverged in epoch {before.failed['epoch']}"
+        return State(does, reason, diverged=not recorded)
     if recorded and case.profile.name not in case.sweep.profiles:
         return State("impossible", f"not defined at {case.profile.name}")
     missing = missing_file(case, trains=trains and not there)
@@ -176,23 +194,14 @@ def state_of(case: Case, recorded: bool = True, retrain: bool = False) -> State:
         return State("count")
     if there:
         return State("rate" if recorded else "nothing")
-    recorded_as = None if retrain else _name_of_record(case)
-    if recorded_as is not None:
+    if before:
         return State(
             "impossible",
-            f"{recorded_as} has a record, but its network is gone or damaged: copy "
+            f"{before.sweep}/{before.point} has a record, but its network is gone or damaged: copy "
             f"{case.folder.name} into {case.folder.parent}, or give --retrain to train it again",
             lost=True,
         )
     return State("train")
-
-
-def _name_of_record(case: Case) -> str | None:
-    """Return the name of a record of a case's training, under whatever sweep, or None."""
-    paths = (runs_root() / case.profile.name).glob(f"*/*-s{case.seed}.json")
-    found = (readable(path) for path in sorted(paths))
-    identity = recipe_id(case.recipe)
-    return next((f"{r.sweep}/{r.point}" for r in found if r and r.recipe_id == identity), None)
 
 
 @dataclass(frozen=True)
@@ -203,9 +212,10 @@ class Job:
         case: to measure or train.
         does: as in `State`.
         recorded: whether a record is requested.
-        reason: why it is impossible.
+        reason: as in `State`.
         needs: identities of the networks that it needs.
         lost: as in `State`.
+        diverged: as in `State`, or because the training of a network that it needs failed.
     """
 
     case: Case
@@ -214,6 +224,19 @@ class Job:
     reason: str = ""
     needs: tuple[str, ...] = ()
     lost: bool = False
+    diverged: bool = False
+
+    @property
+    def may_write(self) -> bool:
+        """Whether its record may be written: one that was not asked for replaces no other."""
+        return self.recorded or not self.case.record_path.exists()
+
+    @property
+    def said(self) -> str:
+        """The line that is printed about a job that cannot be done; empty for most."""
+        if self.diverged and self.recorded:
+            return f"{self.case.name} seed {self.case.seed} is skipped: {self.reason}"
+        return self.reason if self.lost else ""
 
 
 def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) -> list[Job]:
@@ -235,17 +258,18 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
             return trainings[case.id]
         state = state_of(case, wanted, retrain)
         own = (case.id,) if state.does == "rate" else ()
-        job = Job(case, state.does, wanted, state.reason, own, state.lost)
+        job = Job(case, state.does, wanted, state.reason, own, state.lost, state.diverged)
         if state.does == "train" and case.id in trainings:
             before = trainings[case.id]
             does: Action = "rate" if before.does == "train" else before.does
-            job = Job(case, does, wanted, before.reason, (case.id,))
+            job = Job(case, does, wanted, before.reason, (case.id,), diverged=before.diverged)
         elif state.does in ("train", "count"):
             needed = [add(each, False) for each in case.needs]
             blocked = next((each for each in needed if each.does == "impossible"), None)
             if blocked is not None:
                 reason = f"{blocked.case.name}, which it needs: {blocked.reason}"
-                job = trainings[case.id] = Job(case, "impossible", wanted, reason)
+                job = Job(case, "impossible", wanted, reason, diverged=blocked.diverged)
+                trainings[case.id] = job
             else:
                 job = replace(job, needs=tuple(each.case.id for each in needed))
         if not wanted or job.does in ("rate", "train"):

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -37,6 +38,7 @@ from micronet_lib.lab.running.lineage import (
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.running.networks import content_of, inputs_of, network_of, train_network
 from micronet_lib.lab.storage.states import forget_states, is_whole
+from micronet_lib.lab.training.loop import DivergedError
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
@@ -58,8 +60,9 @@ def ensure(
 
     Existing records of the same recipe, profile and seed are not made again, and existing networks
     are not trained again. A point stays `not run` if the sweep is not defined on the profile, a
-    file is missing, a needed network is lost, another process works on it, or its loss becomes NaN
-    or infinite. The last three print a line on stderr.
+    file is missing, a needed network is lost or its training failed, or another process works on
+    it. The last three print a line on stderr. So does a training whose loss becomes NaN or
+    infinite; its record says that it failed, and it is not tried again.
 
     Args:
         sweep: to measure.
@@ -68,7 +71,8 @@ def ensure(
         overrides: dotted keys that change every recipe, and so its identity.
         point: pattern of the points to measure, such as `3.0-*`.
         progress: show bars on stderr.
-        retrain: train again networks that have a record but are not on this machine.
+        retrain: train again networks that have a record but are not on this machine, and trainings
+            that failed.
 
     Raises:
         InputError: unknown profile, point or key, or a file that cannot be used.
@@ -90,8 +94,8 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
         say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
     clock = _Clock([job for job in ahead if job.does in WORK])
     for job in ahead:
-        if job.lost:
-            say(job.reason)
+        if job.said:
+            say(job.said)
         if job.does in WORK:
             clock.start()
             if is_shown(progress) and (line := clock.line()):
@@ -165,7 +169,8 @@ def perform(job: Job, progress: bool = True) -> None:
 
     Raises:
         Busy: another process works on it.
-        NotFiniteError: a loss, a weight or a logit is NaN or infinite.
+        NotFiniteError: a loss, a weight or a logit is NaN or infinite. If that ended the training,
+            a record says so.
         InputError: bad user input.
     """
     case, recipe = job.case, job.case.recipe
@@ -177,12 +182,32 @@ def perform(job: Job, progress: bool = True) -> None:
     with only_one(case.folder / "lock", f"{case.name} seed {case.seed}"):
         trains = job.does == "train" and not is_whole(case.network_path, case.id)
         if trains:
-            train_network(recipe, case.profile, case.seed, case.name, progress)
+            try:
+                train_network(recipe, case.profile, case.seed, case.name, progress)
+            except DivergedError as error:
+                _write_failed(job, error)
+                raise NotFiniteError(
+                    f"{error}: its record says that it failed; try a lower train.lr"
+                ) from error
         else:
             forget_states(case.folder)  # of a process killed after writing the network
         # Another process may have measured it before this one got the lock.
         if job.recorded and (trains or state_of(case).does != "nothing"):
             write(measure(case, progress), runs_root(), unfinished=case.folder)
+
+
+def _write_failed(job: Job, error: DivergedError) -> None:
+    """Write the record of a training that failed, and delete its training states.
+
+    So also if only the network was asked for: the next start would train it again until it fails.
+    """
+    case = job.case
+    if job.may_write:
+        set_aside_damaged(case.record_path)
+        failed = {"what": error.what, "epoch": error.epoch, "message": str(error)}
+        record = _record(case, error.content, {}, failed=failed)
+        write(record, runs_root(), unfinished=case.folder)
+    forget_states(case.folder)
 
 
 def measure(case: Case, progress: bool = True) -> Record:
@@ -206,20 +231,27 @@ def measure(case: Case, progress: bool = True) -> Record:
         arrays |= found.arrays
         layers += found.layers
     wall_s = content["env"]["wall_s"] + time.perf_counter() - start
+    content["env"] = {**content["env"], "wall_s": round(wall_s, 2)}
+    return _record(case, content, metrics, layers=layers, arrays=arrays)
+
+
+def _record(
+    case: Case, content: Mapping[str, Any], metrics: dict[str, float], **found: Any
+) -> Record:
+    """Return a record with the curve, notes and env of a training, and what else was found."""
     return Record(
         sweep=case.sweep.name,
         point=case.point,
-        recipe_id=recipe_id(recipe),
-        recipe=plain_recipe(recipe),
+        recipe_id=recipe_id(case.recipe),
+        recipe=plain_recipe(case.recipe),
         profile=case.profile.name,
         seed=case.seed,
         dataset=case.profile.dataset if "top1" in metrics else "none",
         metrics=metrics,
-        env={**content["env"], "wall_s": round(wall_s, 2)},
-        layers=layers,
         curve=content["curve"],
-        arrays=arrays,
         notes=content["notes"],
+        env=content["env"],
+        **found,
     )
 
 
@@ -241,9 +273,26 @@ def scores(case: Case, network: Network) -> dict[str, float]:
 def this_run(asked: Collection[Case]) -> pd.DataFrame:
     """Return the table of some cases; those without a record are `not run`."""
     first = next(iter(asked))
-    found = [record for case in asked if (record := case.record()) is not None]
+    found = [record for case in asked if (record := _record_of(case)) is not None]
     rows = table(first.sweep, found, source="this run", profile=first.profile.name)
     return rows[rows["point"].isin([case.point for case in asked])].reset_index(drop=True)
+
+
+def _record_of(case: Case) -> Record | None:
+    """Return the record of a case, or that of its failed training under another name."""
+    own = case.record()
+    other = case.training_record if own is None and case.recipe.train.epochs else None
+    return (
+        replace(other, sweep=case.sweep.name, point=case.point) if other and other.failed else own
+    )
+
+
+def _check_possible(ahead: Iterable[Job]) -> None:
+    """Raise an error if a network cannot be made here."""
+    for job in ahead:
+        if job.does == "impossible":
+            named = "" if job.lost else f"{job.case.name} seed {job.case.seed} has no network: "
+            raise InputError(f"{named}{job.reason}")
 
 
 def trained(
@@ -257,14 +306,13 @@ def trained(
     """Return the trained network of a point, in evaluation mode on the CPU. Train it if needed.
 
     Raises:
-        InputError: as `ensure`; also if the point trains nothing or cannot be run here.
+        InputError: as `ensure`; also if the point trains nothing, cannot be run here, or diverged.
     """
     (case,) = cases(sweep, PROFILES[profile], seed, overrides, sweep.point(point).name)
     if not case.recipe.train.epochs:
         raise InputError(f"{case.name} trains nothing at {profile}")
     ahead = jobs([case], recorded=False)
-    for job in ahead:
-        if job.does == "impossible":
-            raise InputError(job.reason)
+    _check_possible(ahead)
     perform_all(ahead, progress)
+    _check_possible(jobs([case], recorded=False))  # it may have diverged just now
     return network_of(case.recipe, case.profile, case.seed)

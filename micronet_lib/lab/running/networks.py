@@ -39,7 +39,7 @@ from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
 from micronet_lib.lab.training.evaluation import fold_batch_norm
-from micronet_lib.lab.training.loop import Run, TrainingData, train
+from micronet_lib.lab.training.loop import DivergedError, Run, TrainingData, train
 from micronet_lib.pruning.masks import HeldMasks
 from micronet_lib.pruning.schedules import PruneConfig, prune_round
 from micronet_lib.scoring.dead_channels import apply_savings
@@ -216,7 +216,8 @@ def train_network(
 
     Raises:
         InputError: a missing file or network, or a folder that cannot be written.
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: a loss, a weight or a logit became NaN or infinite. It carries the run's
+            curve, notes and env.
     """
     device, key = default_device(), run_id(recipe, seed)
     folder = network_path(recipe, profile, seed).parent
@@ -228,7 +229,12 @@ def train_network(
     teacher = _teacher_of(recipe, profile, seed, device)
     inputs = inputs_of(recipe, profile, seed)
     run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs)
-    trained = train(run, folder, key, name, progress)
+    try:
+        trained = train(run, folder, key, name, progress)
+    except DivergedError as error:
+        env = environment(device, run.seconds, run.commits, inputs)
+        error.content = {"curve": run.curve, "notes": notes, "env": env}
+        raise
     content = {
         **pack(trained.network),
         "best": trained.best_state,

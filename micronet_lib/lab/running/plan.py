@@ -46,10 +46,10 @@ def plan(
     """Return one row for each job, in the order of measuring, needed trainings included.
 
     Columns: point (with its sweep if that is another one); state (`measured`, `to count`, `to
-    rate`, `to train`, or why it is impossible here); record (whether one is requested, or only the
-    network); epochs of the training, and done, those that a state has already; images to train;
-    minutes of training; disk_mb of the network and its training states. The speed is the median of
-    records with the same network, device and profile.
+    rate`, `to train`, or why it is impossible here or failed); record (whether one is requested, or
+    only the network); epochs of the training, and done, those that a state has already; images to
+    train; minutes of training; disk_mb of the network and its training states. The speed is the
+    median of records with the same network, device and profile.
     Without such records, a few steps are timed now.
 
     Raises:
@@ -77,7 +77,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
         rows.append(
             {
                 "point": case.point if case.sweep is sweep else case.name,
-                "state": WORDS.get(job.does, job.reason),
+                "state": job.reason or WORDS[job.does],
                 "record": job.recorded,
                 "epochs": epochs,
                 "done": done,

@@ -37,7 +37,8 @@ def begin(
 
     Nothing is measured or trained yet. A sweep that the profile does not define stays `not run`.
     The points of a sweep that trains must all be possible, because the chapter compares them. Of
-    published files, some may be missing, and their points stay `not run`.
+    published files, some may be missing, and their points stay `not run`. A training that diverged
+    stops nothing here: tables say so, and so does the cell that looks at its network.
 
     Args:
         profile: a name of `PROFILES`.
@@ -66,14 +67,14 @@ def begin(
     possible: list[Job] = []
     for points in asked(records):
         ahead = jobs(points)
-        found = [job for job in ahead if job.does == "impossible"]
+        found = _impossible(ahead)
         possible += ahead
         trains = any(job.case.recipe.train.epochs for job in ahead)
         if profile in points[0].sweep.profiles and (trains or len(found) == len(ahead)):
             impossible += found
     for points in asked(networks):
         ahead = jobs(points, recorded=False)
-        impossible += [job for job in ahead if job.does == "impossible"]
+        impossible += _impossible(ahead)
         possible += ahead
     if impossible:
         raise _refusal(impossible)
@@ -82,6 +83,10 @@ def begin(
     if overrides:
         print("overrides:", ", ".join(f"{key}={value}" for key, value in overrides.items()))
     return seed, overrides
+
+
+def _impossible(ahead: Iterable[Job]) -> list[Job]:
+    return [job for job in ahead if job.does == "impossible" and not job.diverged]
 
 
 def check_library(folder: Path) -> None:

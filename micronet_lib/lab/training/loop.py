@@ -47,7 +47,19 @@ SAVE_EVERY_S = 30.0
 
 
 class DivergedError(NotFiniteError):
-    """Training stopped because a loss, a weight or a logit became NaN or infinite."""
+    """Training stopped because a loss, a weight or a logit became NaN or infinite.
+
+    Args:
+        message: where and with what numbers, as a sentence without its full stop.
+        what: that is not finite: `loss`, `weights` or `logits`.
+        epoch: in which it happened, from 1.
+    """
+
+    def __init__(self, message: str, what: str, epoch: int) -> None:
+        super().__init__(message)
+        self.what, self.epoch = what, epoch
+        self.content: dict[str, Any] = {}
+        """Curve, notes and env of the run, as of a trained network; filled by `train_network`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,14 +185,16 @@ class Run:
         self.seconds += time.perf_counter() - start
         if not all(map(math.isfinite, losses.values())):
             raise DivergedError(
-                f"the loss became {losses['train_loss']} in epoch "
-                f"{self.epoch + 1} (SRIP penalty {losses['srip_penalty']}): no record is written; "
-                "try a lower train.lr"
+                f"the loss became {losses['train_loss']} in epoch {self.epoch + 1} "
+                f"(SRIP penalty {losses['srip_penalty']})",
+                "loss",
+                self.epoch + 1,
             )
         if not _finite(self.rated.state_dict()):
             raise DivergedError(
-                f"weights became NaN or infinite in the last step of epoch {self.epoch + 1}: no "
-                "record is written; try a lower train.lr"
+                f"weights became NaN or infinite in the last step of epoch {self.epoch + 1}",
+                "weights",
+                self.epoch + 1,
             )
         self.epoch += 1
         losses["lr"] = self._lr(self.epoch - 1, self.steps - 1)
@@ -188,8 +202,7 @@ class Run:
             losses |= {name: rate() for name, rate in self.ratings.items()}
         except NotFiniteError as error:
             raise DivergedError(
-                f"the logits became NaN or infinite in epoch {self.epoch}: no record is written; "
-                "try a lower train.lr"
+                f"the logits became NaN or infinite in epoch {self.epoch}", "logits", self.epoch
             ) from error
         for name, values in self.curve.items():
             values.append(losses[name])
@@ -319,7 +332,8 @@ def train(
         progress: show a bar on stderr.
 
     Raises:
-        DivergedError: the loss became NaN or infinite. The last good state stays in the folder.
+        DivergedError: a loss, a weight or a logit became NaN or infinite. The last good state stays
+            in the folder.
         InputError: the folder cannot be written.
     """
     state = load_state(folder, key) if folder else None

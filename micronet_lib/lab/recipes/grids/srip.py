@@ -20,6 +20,11 @@ def _placement(placement: str) -> Recipe:
     return replace(ORN, srip=replace(PAPER_SRIP, placement=placement))
 
 
+def _on_fc(lr: float, placement: str) -> Recipe:
+    recipe = _placement(placement)
+    return replace(recipe, train=replace(recipe.train, lr=lr))
+
+
 def _initialized(initialization: str) -> Recipe:
     source = "micronet_v1_pr_60" if initialization == "trained_distribution" else ""
     train = TrainConfig(initialization=initialization, initialize_from=source)
@@ -38,6 +43,16 @@ SWEEPS = (
             Printed("srip", "gain_percent", "top1", factor=100, against="none"),
             Printed("srip", "top1_orn_percent", "top1", {"pointwise": "ratio_3.0"}, 100),
         ),
+    ),
+    # On `fc` alone a training diverges at the paper's rate of 0.1; in a trial at half of it, too.
+    Sweep(
+        name="srip_fc",
+        title="SRIP on the classifier at the paper's learning rate, and at one where it trains",
+        chapter="02_srip",
+        axes={"lr": (0.1, 0.025), "placement": ("none", "fc")},
+        make=_on_fc,
+        metrics=TRAINED,
+        profiles=("quick", "day"),
     ),
     Sweep(
         name="spectra",
