@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from micronet_lib.errors import InputError, check_choice
+from micronet_lib.lab.host.places import check_library
 
 Result = dict[str, Any]
 STOPPED = "micronet: stopped"
@@ -56,6 +57,7 @@ def _run(words: Sequence[str]) -> int:
     try:
         args = _parser().parse_args(words)
         as_json = args.json
+        check_library(Path.cwd())
         verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
         result, text = verb(args)
     except InputError as error:
