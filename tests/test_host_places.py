@@ -86,7 +86,6 @@ def files_of(site: Path) -> set[Path]:
         "list",
         "curves stages",
         "agenda --profile day --plan",
-        "promote a.json",
     ],
 )
 def test_a_verb_that_needs_the_repository_says_so_and_writes_nothing(words, site, tmp_path):
