@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from micronet_lib.errors import InputError, check_choice
-from micronet_lib.lab.host.places import check_library
 
 Result = dict[str, Any]
 STOPPED = "micronet: stopped"
@@ -53,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    from micronet_lib.lab.host.places import check_library
+
     as_json = "--json" in words
     try:
         args = _parser().parse_args(words)

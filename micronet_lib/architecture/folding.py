@@ -3,12 +3,15 @@
 import copy
 from collections import Counter
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Tracer(fx.Tracer):
@@ -46,7 +49,7 @@ def fold_batch_norm(network: nn.Module, overwrite: bool = True) -> nn.Module:
     return copied.to(memory_format=torch.channels_last)
 
 
-def copy_of(network: nn.Module) -> nn.Module:
+def copy_of(network: Module) -> Module:
     """Return a deep copy, also of a network with hooks that compute its weights.
 
     Such a weight, of `torch.nn.utils.prune` for example, has a graph behind it and cannot be copied
