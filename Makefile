@@ -34,7 +34,7 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 \
 EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert --log-level=WARN --to notebook --execute \
 	--inplace --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
-	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),("language_info","file_extension"),("language_info","nbconvert_exporter"),"kernelspec","jupytext"}'
 
 .PHONY: help setup book test portable lint bench faults lab edit run day sync execute clean known-chapter
 .DEFAULT_GOAL := help

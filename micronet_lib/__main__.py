@@ -52,10 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    from micronet_lib.lab.host.places import check_library
+
     as_json = "--json" in words
     try:
         args = _parser().parse_args(words)
         as_json = args.json
+        check_library(Path.cwd())
         verb: Callable[[argparse.Namespace], tuple[Result, str]] = args.verb
         result, text = verb(args)
     except InputError as error:

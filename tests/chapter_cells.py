@@ -16,9 +16,13 @@ import pytest
 import torch
 from published_format import pruned_network, published_state
 from small_networks import single_thread
+from torch import Tensor
 
+from micronet_lib.assembled_cnn.corruptions import SEVERITIES
 from micronet_lib.beyond import changes
 from micronet_lib.beyond.allocation import HIGHEST_PRICE
+from micronet_lib.beyond.network import IntegerMicroNet
+from micronet_lib.beyond.sensitivity import Sensitivity, measure_sensitivity
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images
 from micronet_lib.lab.data.downloads import KAIST_SHA256, POLICIES_FILE
@@ -26,6 +30,7 @@ from micronet_lib.lab.host.places import data_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running import measure, networks
+from micronet_lib.lab.running.measures import corruptions
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
 CHAPTERS = tuple(sorted(path.stem for path in BOOK.glob("[0-9][0-9]_*.ipynb")))
@@ -36,6 +41,8 @@ BUDGET: dict[str, Any] = {
     "batch_size": 32,
     "width_mult": 0.15,
 }
+FEW = 8
+CORNERS = ("beyond", "corruptions", "zeros_and_bits", "rounding", "adaptive_rounding")
 SUB_POLICY = [["Rotate", 0.5, 0.6], ["Color", 0.5, 0.4]]
 POLICY_SETS = (
     "fa_wresnet40x2_cifar100",
@@ -109,17 +116,28 @@ def chapter_lab(folder: Path, groups: Collection[str] = ()) -> Iterator[list[str
         found = read_embedded(split)
         return found.first(100) if split == "test" else found
 
+    calibrate = IntegerMicroNet.calibrate
+
+    def calibrate_with_few(network: IntegerMicroNet, seen: Tensor, clip: bool = True) -> None:
+        calibrate(network, seen[:FEW], clip)
+
+    def few_sensitivities(network: IntegerMicroNet, seen: Tensor) -> Sensitivity:
+        return measure_sensitivity(network, seen[:FEW])
+
     with pytest.MonkeyPatch.context() as patch, single_thread():
         for name, profile in list(PROFILES.items()):
             patch.setitem(PROFILES, name, replace(profile, **BUDGET))
         patch.setattr(images, "_read_embedded", cache(few_images))
         patch.setattr(images, "_read_cifar100", _drawn_cifar100)
         patch.setattr(measure, "train_network", train_network)
-        # Chapter 11 rounds networks of full width, half a minute each: of its grids the corners.
-        for name in ("zeros_and_bits", "rounding", "adaptive_rounding"):
+        # Chapters 10 and 11 have networks of full width, half a minute each: of grids the corners.
+        for name in CORNERS:
             axes = {axis: (at[0], at[-1]) for axis, at in SWEEPS[name].axes.items()}
             patch.setitem(SWEEPS, name, replace(SWEEPS[name], axes=axes))
-        # The search for a price takes minutes for such a network.
+        patch.setattr(corruptions, "SEVERITIES", SEVERITIES[::4])
+        # To plan such a network takes minutes: here with few images, and no search for a price.
+        patch.setattr(IntegerMicroNet, "calibrate", calibrate_with_few)
+        patch.setattr(changes, "measure_sensitivity", few_sensitivities)
         patch.setattr(changes, "cheapest_price", lambda *args: HIGHEST_PRICE)
         patch.setenv("MICRONET_RUNS", str(folder / "runs"))
         patch.setenv("MICRONET_DATA", str(folder / "data"))

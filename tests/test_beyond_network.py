@@ -14,7 +14,7 @@ from micronet_lib.beyond.arithmetic import Sums, rescaled, scale_factors
 from micronet_lib.beyond.layers import MEAN, STD
 from micronet_lib.beyond.network import IntegerMicroNet, Widths, in_integers
 from micronet_lib.beyond.quantizers import scale_grid
-from micronet_lib.early_exit import AddExit, expected_score
+from micronet_lib.early_exit import AddExit, Front, expected_score
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images as lab_images
 from micronet_lib.lab.storage.networks import pack, restore
@@ -125,6 +125,22 @@ def test_training_in_bfloat16_computes_it_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(kept(x), network(x))
         assert kept(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_in_bfloat16_changes_no_integer(name):
+    """As a teacher, as a trunk part by part, and as the frozen front that an exit head reads."""
+    _, network = integer_network(name, widths=random_widths(7))
+    x, exits = images(4), AddExit("blocks.1", hidden_chs=8).apply(network)
+    for training in (False, True):
+        exits.train(training)
+        front = fold_batch_norm(Front(exits)) if not training else exits.features
+        ways = (network, front, lambda image: exits.rest(exits.features(image)))
+        with torch.no_grad():
+            expected = [way(x) for way in ways]
+            with torch.autocast("cpu", torch.bfloat16):
+                found = [way(x) for way in ways]
+        assert all(map(torch.equal, found, expected))
 
 
 def test_a_file_of_it_gives_the_same_logits():

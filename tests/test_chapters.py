@@ -17,10 +17,9 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab import running
 from micronet_lib.lab.data.downloads import GROUPS
 from micronet_lib.lab.host.given import SEEDS
-from micronet_lib.lab.host.places import ROOT
+from micronet_lib.lab.host.places import ROOT, check_library
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.running.requirements import check_library
 
 # Half a minute at the smallest budget.
 EXPENSIVE = ["03_label_smoothing", "04_augmentation", "04_augmentation_in_depth"]

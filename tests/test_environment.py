@@ -90,6 +90,27 @@ def test_an_environment_of_another_place_is_made_again(tmp_path, made_for, statu
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")
+def test_git_takes_no_file_that_is_no_text_for_text():
+    """Whether it looks like text or not: that depends on its bytes."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if b"dubious ownership" in listed.stderr:
+        pytest.skip("git refuses this checkout")
+    names = [name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()]
+    binary = [name for name in names if not _is_text((ROOT / name).read_bytes())]
+    assert binary
+    words = ["git", "check-attr", "text", "--", *binary]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line for line in said.splitlines() if not line.endswith(": text: unset")] == []
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")
 @pytest.mark.parametrize("autocrlf", ["true", "false", "input"])
 @pytest.mark.parametrize("eol", ["crlf", "lf", "native"])
 def test_a_clone_has_the_same_bytes_whatever_git_is_told(autocrlf, eol, tmp_path):

@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import Busy, only_one, set_aside, write_atomically
+from micronet_lib.lab.host.files import Busy, is_held, only_one, set_aside, write_atomically
 
 HOLD = """
 import sys
+import threading
+import time
 from pathlib import Path
 from micronet_lib.lab.host.files import only_one
 with only_one(Path(sys.argv[1]), "toy/point"):
@@ -110,3 +114,28 @@ def test_a_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
         other.wait()
     with only_one(path, "toy/point"):
         assert Path(path).exists()
+
+
+@pytest.mark.parametrize("watchers", [1, 4])
+def test_who_looks_at_a_lock_is_never_taken_for_its_holder(tmp_path, watchers):
+    """Neither by others who look, nor by one that wants it."""
+    path, done, seen = tmp_path / "lock", threading.Event(), []
+
+    def look() -> None:
+        while not done.is_set():
+            seen.append(is_held(path))
+
+    path.touch()
+    threads = [threading.Thread(target=look) for _ in range(watchers)]
+    for thread in threads:
+        thread.start()
+    while len(seen) < 2000:
+        time.sleep(0.001)
+    assert not any(seen)
+    for _ in range(50):
+        with only_one(path, "toy"):  # is not Busy
+            assert is_held(path)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not is_held(path)

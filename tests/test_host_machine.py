@@ -75,6 +75,11 @@ def test_commit_carries_a_plus_for_changed_code_and_only_for_code(checkout):
     assert machine._code_commit()[0] == commit + "+"
 
 
+def test_a_commit_that_is_made_later_is_not_that_of_the_code_that_runs(checkout):
+    later = committed(checkout)
+    assert machine.environment()["commit"] == machine.COMMIT != later
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine._code_commit()[0] == "unknown"

@@ -82,6 +82,10 @@ def files_of(site: Path) -> set[Path]:
         "measure published --profile full",
         "data check",
         "search-policies --profile smoke",
+        "compare",
+        "list",
+        "curves stages",
+        "agenda --profile day --plan",
     ],
 )
 def test_a_verb_that_needs_the_repository_says_so_and_writes_nothing(words, site, tmp_path):
@@ -123,6 +127,19 @@ def test_without_the_repository_the_rest_works(site, tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "cannot be promoted" in ran.stderr  # a copy has no commit
     assert len(list((tmp_path / "r").rglob("*.json"))) == 1
+
+
+def test_what_a_measure_needs_is_asked_for_before_the_work(site, tmp_path):
+    """A measure of the new chapters may look into committed records: there may be none."""
+    code = """
+from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.running.lineage import cases
+from micronet_lib.lab.running.measures.compression import _touches
+print([_touches(case) for case in cases(SWEEPS["beyond"], PROFILES["day"])][:2])
+"""
+    ran = installed(site, tmp_path, "-c", code, MICRONET_RUNS=str(tmp_path / "r"))
+    assert ran.stdout == "[1, 1]\n", ran.stderr
 
 
 def test_the_package_holds_every_file_of_the_library():

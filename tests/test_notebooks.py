@@ -13,6 +13,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+from nbconvert import ScriptExporter
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +23,8 @@ CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 # The kinds of code cell and how many lines of code each may hold.
 LINE_LIMITS = {"parameters": 3, "setup": 24, "explain": 20, "source": 1, "run": 8, "show": 10}
 IGNORED = "nbval-ignore-output"
+# What a script of a notebook needs to know; the version would be the machine's.
+LANGUAGE = {"name": "python", "file_extension": ".py", "nbconvert_exporter": "python"}
 # What is removed is in the notebook and not on the page.
 REMOVED = {"remove-cell", "remove-input"}
 HIDDEN = {"hide-input", "hide-output", "hide-cell"}
@@ -91,9 +94,17 @@ def test_metadata_tells_nothing_of_the_machine(path: Path) -> None:
     metadata = read(path).metadata
     assert set(metadata) <= {"kernelspec", "language_info", "jupytext"}, "run `make execute`"
     assert metadata.kernelspec.name == "python3"
-    assert metadata.get("language_info") == {"name": "python"}, "run `make execute`"
+    assert metadata.get("language_info") == LANGUAGE, "run `make execute`"
     for cell in read(path).cells:
         assert set(cell.metadata) <= {"tags", "mystnb"}, name(cell)
+
+
+@each_chapter
+def test_a_script_of_it_is_python(path: Path) -> None:
+    """`jupyter nbconvert --to script` takes the language from the metadata, else it writes text."""
+    source, resources = ScriptExporter().from_filename(str(path))
+    assert resources["output_extension"] == ".py"
+    compile(source, path.name, "exec")
 
 
 @each_chapter

@@ -13,6 +13,8 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from micronet_lib.architecture import build, weight_kinds
 from micronet_lib.architecture.initialization import distribution_of, initialize
+from micronet_lib.beyond.gates import without_gates
+from micronet_lib.beyond.network import in_integers
 from micronet_lib.errors import InputError
 from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.hooks import TargetTable
@@ -25,6 +27,7 @@ from micronet_lib.pruning.masks import (
     magnitude_masks,
     prunable_weights,
 )
+from micronet_lib.scoring.dead_channels import SAVINGS
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.srip.penalty import srip_weights
 
@@ -179,13 +182,17 @@ def test_they_are_held_by_the_parameter_behind(way, seed: int) -> None:
         assert all(torch.equal(now[n], weight != 0) for n, weight in running(model).items())
 
 
+@pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_rating_folds_only_what_it_can(way) -> None:
+def test_rating_folds_only_what_it_can(way, called) -> None:
+    """Also where the weight of a hook is as training or `prune` left it, with a graph behind it."""
     model = changed(way, 0).double().eval()
     images = torch.randn(5, 3, 8, 8, generator=seeded(1)).double()
+    if called:
+        model(images)
+    folded = fold_batch_norm(model)
     with torch.no_grad():
-        model(images)  # a weight of a hook is made by the first call
-        torch.testing.assert_close(fold_batch_norm(model)(images), model(images))
+        torch.testing.assert_close(folded(images), model(images))
 
 
 def test_the_table_of_targets_follows_a_computed_classifier() -> None:
@@ -219,3 +226,18 @@ def test_what_cannot_be_held_set_or_regularised_is_refused() -> None:
         with pytest.raises(InputError, match="weight is computed from"):
             initialize(model, "released", seeded(0))
         assert set(distribution_of(model).quantiles) == {"conv", "pointwise", "fc"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_builds_a_micronet_anew_from_its_tensors_refuses_others(way) -> None:
+    """Free savings, the network without gates, and the network in integers."""
+    images = torch.zeros(1, 3, 32, 32)
+    for name in ("micronet_v1_released", "table1_2.0"):
+        model = build(name, width_mult=0.15)
+        found = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+        way(found[int(torch.randint(len(found), (), generator=seeded(3)))])
+        ways = [*SAVINGS.values(), lambda net: without_gates(net, images)]
+        ways += [in_integers] if name == "table1_2.0" else []
+        for build_anew in ways:
+            with pytest.raises(InputError, match="weight is computed from"):
+                build_anew(model)

@@ -472,6 +472,23 @@ def test_what_a_user_may_not_touch_is_named_before_anything_runs(place, read_onl
     assert not [path for path in (place.folder / "runs").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    "argv",
+    ["measure expand_ratio --profile smoke", "list", "data fetch", "promote a.json", "compare"],
+)
+@pytest.mark.parametrize("below", ["", "book", "runs/smoke"])
+def test_another_checkouts_command_is_refused(place, monkeypatch, argv, below):
+    """A copied environment runs the library of the place where it was made, and writes there."""
+    copy = place.folder / "home" / "a copy"
+    (copy / "micronet_lib").mkdir(parents=True)
+    (copy / "micronet_lib" / "__init__.py").touch()
+    (copy / below).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(copy / below)
+    message = place.refusal(*argv.split())
+    assert str(ROOT) in message
+    assert f"`make setup` in {copy}" in message
+
+
 def test_file_in_place_of_a_folder(place):
     for folder, (argv, remedy) in WRITING.items():
         taken = place.folder / folder

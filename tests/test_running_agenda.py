@@ -112,6 +112,15 @@ def test_a_committed_record_is_done_and_another_recipes_is_not(lab, tmp_path):
     assert counts("done") == [1, 1, ""]
 
 
+def test_an_agenda_whose_points_are_all_committed_is_done(lab, tmp_path):
+    agenda.work_through("smoke", ITEMS[:1], progress=False)
+    (tmp_path / "runs").rename(tmp_path / "measured")
+    assert counts("done")[0] == 2
+    agenda.work_through("smoke", ITEMS[:1], progress=False)
+    assert len(lab.trained) == 2
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_point_of_another_process_is_running(lab):
     (case,) = cases(TOY, PROFILES["smoke"], 1, point="first")
     with only_one(case.folder / "lock", case.name):

@@ -62,6 +62,20 @@ def test_a_line_that_is_not_whole_is_not_read(tmp_path):
         read_curve(path)
 
 
+def test_a_file_is_read_wherever_its_writing_was_cut(tmp_path, lab):
+    """A page that is written again and again meets a training at any moment."""
+    path = put(tmp_path / "abc-s0", "toy/a", 4.0, 3.0)
+    whole = path.read_bytes()
+    put(tmp_path / "def-s0", "toy/b", 2.0)
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        assert len(read_curve(path)) == max(0, whole[:end].count(b"\n") - 2)
+        if whole[end : end + 1] == b"\n":
+            found = curves_under(tmp_path)
+            assert set(found["point"]) - {"toy/a"} == {"toy/b"}
+            plots.curves_page(found, {}, "title", "source")
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write the curve curve\.csv"):

@@ -100,8 +100,13 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(
         train(killed, tmp_path, "toy", progress=False)
     monkeypatch.setattr(Step, "__call__", take_step)
     torch.rand(7)
+    state = load_state(tmp_path, "toy")
+    monkeypatch.setattr(training, "COMMIT", "abc1234")  # a commit was made in between
     second = begin(recipe)
     resumed = train(second, tmp_path, "toy", progress=False)
+    assert resumed.commits == [*state["commits"], "abc1234"]
+    assert len(state["commits"]) == 1
+    assert resumed.seconds > state["seconds"] > 0
     assert resumed.curve == alone.curve
     assert len(resumed.curve["lr"]) == EPOCHS
     for ours, theirs in (

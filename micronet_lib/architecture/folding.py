@@ -3,12 +3,15 @@
 import copy
 from collections import Counter
 from contextlib import suppress
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import matches_module_pattern, replace_node_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class _Tracer(fx.Tracer):
@@ -29,7 +32,7 @@ def fold_batch_norm(network: nn.Module, overwrite: bool = True) -> nn.Module:
     a dead gate, are not computed. With `overwrite`, an activation after a convolution overwrites
     its input. A network with `foldable = False`, or one that cannot be traced, is copied unfolded.
     """
-    copied = copy.deepcopy(network).eval()
+    copied = copy_of(network).eval()
     graph = None
     if getattr(network, "foldable", True):
         # Tracing calls the network on stand-ins for tensors, which may raise anything.
@@ -44,6 +47,21 @@ def fold_batch_norm(network: nn.Module, overwrite: bool = True) -> nn.Module:
             _overwrite_inputs(copied)
         copied.recompile()
     return copied.to(memory_format=torch.channels_last)
+
+
+def copy_of(network: Module) -> Module:
+    """Return a deep copy, also of a network with hooks that compute its weights.
+
+    Such a weight, of `torch.nn.utils.prune` for example, has a graph behind it and cannot be copied
+    by Python. The next call makes it anew.
+    """
+    computed = (value for module in network.modules() for value in vars(module).values())
+    leaves = {
+        id(value): value.detach().clone()
+        for value in computed
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(network, leaves)
 
 
 def _merge_batch_norms(traced: fx.GraphModule) -> None:

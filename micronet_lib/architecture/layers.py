@@ -149,6 +149,17 @@ def plain_weight(layer: nn.Module, path: str) -> nn.Parameter:
     return weight
 
 
+def check_plain_weights(model: nn.Module) -> None:
+    """Raise an error if a weight is no parameter, for what builds a network anew from its tensors.
+
+    Raises:
+        InputError: as for `plain_weight`.
+    """
+    for path, layer in model.named_modules():
+        if layer_kind(path, layer) is not None:
+            plain_weight(layer, path)
+
+
 def weight_kinds(model: nn.Module) -> dict[str, str]:
     """Return the kind of every weight of `layer_weights` by name, in network order."""
     return {

@@ -27,14 +27,12 @@ def network_bytes(network: Network, **about: Any) -> bytes:
         InputError: another kind of network, one in floats, or numbers that the format cannot hold.
     """
     content = write_packed(packed(network, **about))
-    assert isinstance(network, IntegerMicroNet)
-    _check_same(network, unpacked(read_packed(content, "the file")))
+    _check_same(check_packable(network), unpacked(read_packed(content, "the file")))
     return content
 
 
-@torch.no_grad()
-def packed(network: Network, **about: Any) -> Packed:
-    """Return the integers of a network.
+def check_packable(network: Network) -> IntegerMicroNet:
+    """Return a network if it is one in integers.
 
     Raises:
         InputError: another kind of network, or one in floats.
@@ -45,6 +43,17 @@ def packed(network: Network, **about: Any) -> Packed:
         )
     if network.in_floats:
         raise InputError("this network is in floats: set all widths to pack it")
+    return network
+
+
+@torch.no_grad()
+def packed(network: Network, **about: Any) -> Packed:
+    """Return the integers of a network.
+
+    Raises:
+        InputError: as for `check_packable`.
+    """
+    network = check_packable(network)
     return Packed(
         stem_chs=network.stem.conv.out_channels,
         blocks=tuple(map(_shape, network.quantized_blocks())),

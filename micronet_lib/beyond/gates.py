@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from micronet_lib.architecture.layers import check_plain_weights
 from micronet_lib.architecture.micronet import MBConv, MicroNet
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
@@ -43,10 +44,12 @@ def without_gates(network: Network, images: Tensor) -> MicroNet:
     """Return a MicroNet whose gates are constants, the means over normalised images `[N, 3, H, W]`.
 
     Raises:
-        InputError: another kind of network, one without gates, or no images.
+        InputError: another kind of network, one without gates, or with a weight that is computed
+            from other tensors; or no images.
     """
     if not isinstance(network, MicroNet):
         raise InputError(f"gates are removed from MicroNets only, not {type(network).__name__}")
+    check_plain_weights(network)
     old = network.architecture
     if not any(config.se_chs for config in old.blocks):
         raise InputError("this network has no gates to remove")

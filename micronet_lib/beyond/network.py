@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from micronet_lib.architecture.layers import check_plain_weights
 from micronet_lib.architecture.micronet import MBConv, MicroNet
 from micronet_lib.architecture.network import Network, NetworkSpec, build, register
 from micronet_lib.beyond.arithmetic import (
@@ -294,12 +295,11 @@ class IntegerMicroNet(Network):
     def parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Its blocks, the first with the stem, and its head; between them is the stream."""
         if not (self.training or self.in_floats):
-            return self._integer_parts
-        made: dict[str, Callable[[Tensor], Tensor]] = {
-            f"blocks.{i}": block for i, block in enumerate(self.blocks)
-        }
-        first = nn.Sequential(self.stem, self.blocks[0])
-        return {**made, "blocks.0": first, "head": self.head}
+            made = self._integer_parts
+        else:
+            made = {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
+            made |= {"blocks.0": nn.Sequential(self.stem, self.blocks[0]), "head": self.head}
+        return {name: partial(_exactly, part) for name, part in made.items()}
 
     def counted(self) -> nn.Module:
         """Return a MicroNet of integers that says what its operations cost.
@@ -312,9 +312,7 @@ class IntegerMicroNet(Network):
         return counted(self)
 
     def _float_forward(self, x: Tensor) -> Tensor:
-        # bfloat16 has fewer digits than the integers that it would stand for.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(self.blocks(self.stem(x.float())))
+        return _exactly(lambda image: self.head(self.blocks(self.stem(image))), x.float())
 
     # ------------------------------------------------------------------------------- in integers
 
@@ -330,7 +328,7 @@ class IntegerMicroNet(Network):
     @torch.no_grad()
     def _integer_forward(self, x: Tensor) -> Tensor:
         for part in self._integer_parts.values():
-            x = part(x)
+            x = _exactly(part, x)
         return x
 
     @property
@@ -382,6 +380,15 @@ class IntegerMicroNet(Network):
         return found * LOGIT_UNIT
 
 
+def _exactly(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return what a part makes of `x` outside of autocast.
+
+    bfloat16 has fewer digits than the integers that it would stand for.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return part(x)
+
+
 def _blocks(model: MicroNet) -> list[MBConv]:
     return [block for block in model.blocks if isinstance(block, MBConv)]
 
@@ -396,6 +403,7 @@ def _check_kind(network: Network) -> None:
         raise InputError(
             f"only a MicroNet can be put in integers, and this is a {type(network).__name__}"
         )
+    check_plain_weights(network)
     first = network.architecture.blocks[0]
     for config in network.architecture.blocks:
         if config.se_chs and not config.se_applied:

@@ -16,12 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.layers import check_plain_weights
 from micronet_lib.architecture.micronet import Architecture, MBConv, MicroNet, SqueezeExcite
 from micronet_lib.errors import InputError, check_choice
 
 
 def remove_dead_gates(model: MicroNet) -> MicroNet:
-    """Remove squeeze-and-excitation that is not applied. The logits are bit-identical."""
+    """Remove squeeze-and-excitation that is not applied. The logits are bit-identical.
+
+    Raises:
+        InputError: a weight is computed from other tensors.
+    """
+    check_plain_weights(model)
     if model.architecture.downsample_se != "dead":
         return copy.deepcopy(model)
     weights = model.state_dict()
@@ -142,8 +148,10 @@ def remove_dead_channels(model: MicroNet) -> MicroNet:
     which the organisers charge. Logits agree up to rounding (the order of the sums changes).
 
     Raises:
-        InputError: the network has dead gates; remove those first.
+        InputError: the network has dead gates; remove those first. Or a weight is computed from
+            other tensors.
     """
+    check_plain_weights(model)
     if any(block.config.se_chs and not block.config.se_applied for block in _blocks(model)):
         raise InputError("the network carries dead gates; call remove_dead_gates first")
     source = copy.deepcopy(model).eval()
@@ -213,8 +221,10 @@ def fold_sixth(model: MicroNet) -> MicroNet:
     An activation then costs three multiplications instead of four. Logits agree up to rounding.
 
     Raises:
-        InputError: the stem feeds an identity shortcut, which has no weight for the factor.
+        InputError: the stem feeds an identity shortcut, which has no weight for the factor. Or a
+            weight is computed from other tensors.
     """
+    check_plain_weights(model)
     blocks = _blocks(model)
     if blocks[0].config.stride == 1 and not blocks[0].config.pointwise_shortcut:
         raise InputError("the stem feeds an identity shortcut; its activation cannot be folded")

@@ -5,13 +5,16 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 from micronet_lib.errors import InputError
 
+LOOK_AGAIN_S = 0.001
 RUNS_ELSEWHERE = "let MICRONET_RUNS name another folder for runs"
 
 
@@ -164,7 +167,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = path.open("a+")  # a lock over NFS that is shared takes the right to read
     except OSError as error:
         raise InputError(
             f"cannot write under {path.parent} ({error.strerror}): make room and get the right to "
@@ -172,7 +175,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             raise Busy(f"{what} is being measured by another process: skipped") from error
         for left in path.parent.rglob(".*.tmp"):
@@ -180,11 +183,31 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def _lock(file: IO[str]) -> None:
+    """Take the lock, past processes that only look at it (`is_held`).
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # granted beside those who look
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(LOOK_AGAIN_S)
+
+
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the lock of `only_one` at this path."""
+    """Return whether a process holds the lock of `only_one` at this path.
+
+    Any number of processes may look at once: none takes another for the holder, nor keeps one that
+    wants the lock from it.
+    """
     try:
         with path.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

@@ -37,6 +37,24 @@ def of_checkout(path: Path) -> Path:
     return path
 
 
+def check_library(folder: Path) -> None:
+    """Raise an error if the library that runs is not that of the checkout around a folder.
+
+    A copied virtual environment still imports the library of the place where it was made.
+
+    Raises:
+        InputError: both places, and what to do.
+    """
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if (place / "micronet_lib" / "__init__.py").is_file():
+            if place != ROOT:
+                raise InputError(
+                    f"this is the library of {ROOT}, not of {place}: run `make setup` in {place}, "
+                    "and use that environment"
+                )
+            return
+
+
 def data_root() -> Path:
     """Return the folder of downloads: `$MICRONET_DATA`, or the repository's `data/`.
 

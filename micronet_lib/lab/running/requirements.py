@@ -10,7 +10,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import check_writable
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.machine import stamp
-from micronet_lib.lab.host.places import ROOT, data_root
+from micronet_lib.lab.host.places import check_library, data_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import Case, Job, cases, jobs, missing_files
@@ -89,31 +89,13 @@ def _impossible(ahead: Iterable[Job]) -> list[Job]:
     return [job for job in ahead if job.does == "impossible" and not job.diverged]
 
 
-def check_library(folder: Path) -> None:
-    """Raise an error if the library that runs is not that of the checkout around a folder.
-
-    A copied virtual environment still imports the library of the place where it was made.
-
-    Raises:
-        InputError: both places, and what to do.
-    """
-    for place in (folder.resolve(), *folder.resolve().parents):
-        if (place / "micronet_lib" / "__init__.py").is_file():
-            if place != ROOT:
-                raise InputError(
-                    f"this is the library of {ROOT}, not of {place}: run `make setup` in {place}, "
-                    "and start the notebook with that environment"
-                )
-            return
-
-
 def require(ahead: Sequence[Job]) -> None:
-    """Raise an error if no job is possible here, instead of leaving every point `not run`.
+    """Raise an error if there are jobs and none is possible here, or every point stays `not run`.
 
     Raises:
         InputError: why, and what to do; also if a folder for results cannot be written.
     """
-    if all(job.does == "impossible" for job in ahead):
+    if ahead and all(job.does == "impossible" for job in ahead):
         raise _refusal(ahead)
     _check_writable(ahead)
 

@@ -74,14 +74,14 @@ def _line(curve: Mapping[str, Sequence[float]], epoch: int) -> str:
 def read_curve(path: Path) -> pd.DataFrame:
     """Return one row for each epoch: point (the run's name), seed, id, epoch, then the curves.
 
-    A last line that is not whole yet is left out.
+    A last line that is not whole yet is left out; of a file that was just begun, there is no row.
 
     Raises:
         InputError: the file cannot be read, or is no curve.
     """
     try:
         whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-        name, *lines = whole.splitlines()
+        name, *lines = whole.splitlines() or [""]
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is not a readable curve ({error}): move it away") from error

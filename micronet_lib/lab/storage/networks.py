@@ -18,7 +18,7 @@ from torch import Tensor
 import micronet_lib.adjustable_quantization
 import micronet_lib.ternary  # noqa: F401  both register networks
 from micronet_lib.architecture.network import Network, NetworkSpec, build
-from micronet_lib.beyond.conversion import network_bytes, packed, unpacked
+from micronet_lib.beyond.conversion import check_packable, network_bytes, unpacked
 from micronet_lib.beyond.packed import SUFFIX as PACKED
 from micronet_lib.beyond.packed import load_packed
 from micronet_lib.errors import InputError
@@ -140,7 +140,7 @@ def check_exportable(network: Network, path: Path) -> None:
         InputError: a packed file for a network that is not in integers, or an ONNX file for one
             that is quantised.
     """
-    checks: dict[str, Callable[[Network], object]] = {PACKED: packed, ONNX: check_onnx}
+    checks: dict[str, Callable[[Network], object]] = {PACKED: check_packable, ONNX: check_onnx}
     if path.suffix in checks:
         try:
             checks[path.suffix](network)

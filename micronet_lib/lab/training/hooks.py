@@ -1,6 +1,5 @@
 """Hooks of the training loop itself: targets, frozen modules, momentum, weight average."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.folding import copy_of
 from micronet_lib.architecture.layers import weight_of
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
@@ -115,7 +115,7 @@ class WeightAverage(Hook):
     """
 
     def __init__(self, network: Network, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.network = copy_of(network).requires_grad_(False)
         self._decay = decay
         own, trained = self.network.state_dict(), network.state_dict()
         self._pairs = [(own[name], trained[name]) for name in own]

@@ -11,7 +11,7 @@ from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.network import IntegerMicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
-from micronet_lib.lab.host.places import MEASURED, of_checkout, runs_root
+from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.running.measures.found import RATINGS, Found
 from micronet_lib.lab.running.networks import content_of, network_of
@@ -88,12 +88,9 @@ def _answers(case: "Case") -> Tensor:
 def _touches(case: "Case") -> int:
     """Return how many networks of a case's sweep were rated on the test images, its own included.
 
-    Networks with a record, here or committed, at any seed of this profile.
+    Networks with a record, here or committed, at any seed of this profile. A copy of the library
+    without the repository has only its own.
     """
     folder = Path(case.profile.name) / case.sweep.name
-    there = {
-        p.name
-        for root in (runs_root(), of_checkout(MEASURED))
-        for p in (root / folder).glob("*.json")
-    }
+    there = {p.name for root in (runs_root(), MEASURED) for p in (root / folder).glob("*.json")}
     return len(there | {case.record_path.name})
