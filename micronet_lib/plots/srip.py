@@ -127,9 +127,7 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     return fig
 
 
-def srip_placement(
-    gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, source: str
-) -> Figure:
+def srip_placement(gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, source: str) -> Figure:
     """Draw the gain over no SRIP by placement: the paper's 600 epochs, then ours, axis by axis.
 
     Args:
