@@ -97,6 +97,29 @@ def test_sides_by_hand_and_of_nothing():
 # ------------------------------------------------------------------------------------ the figures
 
 
+def test_ellipse_is_the_circle_that_a_matrix_makes_with_its_singular_values():
+    turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+    path = np.stack([turn @ np.diag(values) for values in ([2, 0.5], [1.5, 0.75], [1, 1])])
+    fig = plots.srip_ellipse(path, [0, 2], "computed somewhere")
+    before, after, values = fig.axes
+    assert [before.get_title(), after.get_title()] == ["before", "after 2 steps"]
+    assert [before.get_xlabel(), after.get_xlabel()] == ["2.00 and 0.50", "1.00 and 1.00"]
+    circle, ellipse, longest, shortest = (np.stack(line.get_data()) for line in before.lines)
+    assert np.linalg.norm(circle, axis=0) == pytest.approx(1)
+    assert np.abs(ellipse).max(axis=1) == pytest.approx([0.5, 2])  # turned by a right angle
+    assert [np.linalg.norm(axis[:, 1]) for axis in (longest, shortest)] == [2, 0.5]
+    (inputs,) = before.collections
+    across, up = np.asarray(inputs.get_offsets()).T
+    angles = np.arange(20) * np.pi / 10
+    assert across == pytest.approx(-0.5 * np.sin(angles))
+    assert up == pytest.approx(2 * np.cos(angles))
+    assert [line.get_ydata().tolist() for line in values.lines[1:3]] == [
+        pytest.approx([2, 1.5, 1]),
+        pytest.approx([0.5, 0.75, 1]),
+    ]
+    assert "computed somewhere" in texts(fig)
+
+
 def test_floor_draws_both_definitions_and_marks_the_matrices():
     ratios = [0.25, 1.0, 4.0]
     lines = [
@@ -188,8 +211,11 @@ def test_placement_shows_what_was_measured_and_what_was_not():
         columns=["point", "seed", "top1"],
     )  # fmt: skip
     gains = records.gain(runs, "none", scale=100)
-    fig = plots.srip_placement(gains, records.paper("srip"), "measured somewhere")
-    left, right = fig.axes
+    tables = {"ours, day": gains.assign(gain=np.nan, high=np.nan), "ours, quick": gains}
+    fig = plots.srip_placement(tables, records.paper("srip"), "measured somewhere")
+    left, middle, right = fig.axes
+    assert [ax.get_title() for ax in fig.axes[1:]] == list(tables)
+    assert [text.get_text() for text in middle.texts] == ["not run"] * 3
     assert [bar.get_height() for bar in left.patches] == [3.56, 3.35, 6.05]
     heights = [bar.get_height() for bar in right.patches]
     assert [heights[0], heights[2]] == pytest.approx([-1.0, 1.5])  # a negative effect stays
@@ -197,7 +223,7 @@ def test_placement_shows_what_was_measured_and_what_was_not():
     assert [segment[:, 1].tolist() for segment in errors] == [
         pytest.approx(gains[["low", "high"]].iloc[2].tolist())  # one run has no interval
     ]
-    assert texts(fig).count("not run") == 1
+    assert [text.get_text() for text in right.texts] == ["not run"]
     assert "measured somewhere" in texts(fig)
 
 
@@ -218,6 +244,6 @@ def test_placement_of_nothing_and_of_what_is_committed():
     for profile in ("quick", "full"):
         gains = records.gain(records.runs(sweep, profile), "none")
         missing = int(gains["gain"].isna().sum()) - len(gains.attrs["diverged"])
-        fig = plots.srip_placement(gains, paper, "")
+        fig = plots.srip_placement({profile: gains}, paper, "")
         assert texts(fig).count("not run") == missing
         assert len(fig.axes[0].patches) == 4

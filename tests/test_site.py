@@ -37,10 +37,10 @@ PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 # Screens of 800 px that a page may be long, and those that are longer than a page should be.
 MAX_SCREENS = 24
-LONG = {"02_srip": 38, "04_augmentation": 37, "05_pruning": 34, "01_architecture": 27}
+LONG = {"04_augmentation": 37, "05_pruning": 34, "01_architecture": 27}
 # Pages that still begin without a picture, and one with a line of code that is too long.
 WITHOUT_PICTURE = {
-    *("01_architecture", "02_srip", "03_label_smoothing", "04_augmentation", "05_pruning"),
+    *("01_architecture", "03_label_smoothing", "04_augmentation", "05_pruning"),
     *("06_scoring", "11_beyond_in_depth", "99_status"),
 }
 WIDE_CODE = {"04_augmentation"}

@@ -1,4 +1,4 @@
-"""Figures of chapter `02_srip`: penalty, effect and gain. `srip_spectra` has the rest."""
+"""Figures of chapter `02_srip`: circle, penalty, effect, gain. `srip_spectra` has the rest."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,41 @@ from micronet_lib.architecture.layers import POINTWISE
 from micronet_lib.plots.srip_spectra import ratio_axis
 from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
-__all__ = ["srip_descent", "srip_floor", "srip_placement", "srip_starts"]
+__all__ = ["srip_descent", "srip_ellipse", "srip_floor", "srip_placement", "srip_starts"]
+
+
+def srip_ellipse(path: np.ndarray, shown: Sequence[int], source: str) -> Figure:
+    """Draw what a matrix makes of the unit circle, at some steps, and its singular values at all.
+
+    Args:
+        path: the matrix before every step, `[steps, 2, 2]`.
+        shown: steps at which the circle is drawn.
+    """
+    fig, axes = figure(height=2.5, columns=len(shown) + 1)
+    angles = np.linspace(0, 2 * np.pi, 181)
+    circle = np.stack([np.cos(angles), np.sin(angles)])  # [2, 181]
+    reach = 1.1 * max(1.0, np.linalg.svd(path[list(shown)], compute_uv=False).max())
+    for ax, step in zip(axes, shown, strict=False):
+        left, values, _ = np.linalg.svd(path[step])
+        ax.plot(*circle, color=GREY, lw=1, ls="--")
+        ax.plot(*(path[step] @ circle), color="#222222", lw=1.2)
+        evenly = circle[:, :-1:9]  # 20 inputs, the same angle apart
+        ax.scatter(*(path[step] @ evenly), c=angles[:-1:9], cmap="twilight", s=22, zorder=3)
+        for axis, value, colour in zip(left.T, values, (BLUE, ORANGE), strict=True):
+            ax.plot(*np.stack([0 * axis, value * axis], axis=1), color=colour, lw=2)
+        ax.set(title=f"after {step} steps" if step else "before", aspect="equal")
+        ax.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+        ax.set_xlabel(" and ".join(f"{value:.2f}" for value in values))
+        ax.spines[:].set_visible(False)
+    last = axes[-1]
+    last.axhline(1, color=GREY, lw=1, ls="--")
+    for values, colour in zip(np.linalg.svd(path, compute_uv=False).T, (BLUE, ORANGE), strict=True):
+        last.plot(values, color=colour, lw=1.5)
+    for step in shown:
+        last.axvline(step, color="#e6e6e6", lw=1.5, zorder=0)
+    last.set(title="singular values", xlabel="steps", ylim=(0, None))
+    last.grid(axis="x", visible=False)
+    return footer(fig, source)
 
 
 def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
@@ -93,40 +127,38 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     return fig
 
 
-def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Figure:
-    """Draw the gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
+def srip_placement(gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, source: str) -> Figure:
+    """Draw the gain over no SRIP by placement: the paper's 600 epochs, then ours, axis by axis.
 
     Args:
-        gains: from `records.gain` over the point `none`, in points of top-1. A point all of whose
-            runs failed says so.
+        gains: title of the panel -> table from `records.gain` over the point `none`, in points of
+            top-1, with the same points. A point all of whose runs failed says so.
         paper: transcribed numbers with `gain_percent` by point.
     """
-    fig, (left, right) = figure(height=3.0, columns=2)
-    place = np.arange(len(gains))
+    fig, (left, *others) = figure(height=3.0, columns=1 + len(gains))
+    points = next(iter(gains.values()))["point"]
+    place = np.arange(len(points))
     printed = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
-    left.bar(place, printed.reindex(gains["point"]), 0.6, color=GREY)
-    left.set(title="paper, Table 6 (600 epochs)", ylabel="gain in top-1 (points)")
-    right.bar(place, gains["gain"], 0.6, color=BLUE)
-    run = gains["gain"].notna().to_numpy()
-    known = gains["high"].notna().to_numpy()  # a single run has no interval
-    margin = (gains["high"] - gains["gain"])[known]
-    style: dict[str, Any] = {"fmt": "none", "ecolor": "#222222", "capsize": 3}
-    right.errorbar(place[known], gains["gain"][known], margin, **style)
-    diverged = gains.attrs.get("diverged", {})
-    for x in place[~run]:
-        said = (
-            diverged.get(gains["point"].iloc[x], "not run")
-            .replace(" (", "\n(")
-            .replace(", ", ",\n")
-        )
-        right.text(x, 0, said, ha="center", va="bottom", size=8)
-    right.set_title("measured, short runs: 95 % interval")
-    for ax in (left, right):
+    left.bar(place, printed.reindex(points), 0.6, color=GREY)
+    left.set(title="paper, 600 epochs", ylabel="gain in top-1 (points)")
+    for ax, (title, table) in zip(others, gains.items(), strict=True):
+        ax.bar(place, table["gain"], 0.6, color=BLUE)
+        ax.set_title(title)
+        run = table["gain"].notna().to_numpy()
+        known = table["high"].notna().to_numpy()  # a single run has no interval
+        margin = (table["high"] - table["gain"])[known]
+        style: dict[str, Any] = {"fmt": "none", "ecolor": "#222222", "capsize": 3}
+        ax.errorbar(place[known], table["gain"][known], margin, **style)
+        diverged = table.attrs.get("diverged", {})
+        for x in place[~run]:
+            said = diverged.get(points.iloc[x], "not run").replace(" (", "\n(")
+            ax.text(x, 0, said, ha="center", va="bottom", size=8, rotation=90)
+        if not run.any():
+            ax.set(yticks=[], ylim=(-1, 2))
+    for ax in (left, *others):
         ax.axhline(0, color="#222222", lw=0.8)
-        ax.set_xticks(place, gains["point"])
-        ax.set_xlim(-0.5, len(gains) - 0.5)
+        ax.set_xticks(place, points, rotation=25, ha="right")
+        ax.set_xlim(-0.5, len(points) - 0.5)
         ax.tick_params(axis="x", labelsize=8.5)
         ax.grid(axis="x", visible=False)
-    if not run.any():
-        right.set_yticks([])
     return footer(fig, source)
