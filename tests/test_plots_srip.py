@@ -233,10 +233,10 @@ def test_placement_tells_what_diverged_from_what_was_not_run():
         columns=["point", "seed", "top1"],
     )
     runs.attrs["diverged"] = {"fc": "diverged (epoch 1, 3 of 3 seeds)"}
-    fig = plots.srip_placement(records.gain(runs, "none"), records.paper("srip"), "")
-    shown = texts(fig)
+    gains = {"quick": records.gain(runs, "none")}
+    shown = texts(plots.srip_placement(gains, records.paper("srip"), ""))
     assert shown.count("not run") == 1
-    assert "diverged\n(epoch 1,\n3 of 3 seeds)" in shown
+    assert "diverged\n(epoch 1, 3 of 3 seeds)" in shown
 
 
 def test_placement_of_nothing_and_of_what_is_committed():
