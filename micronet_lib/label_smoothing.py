@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -203,3 +204,28 @@ def nearest_classes(similarity: Tensor, k: int) -> Tensor:
     itself = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     others = similarity.masked_fill(itself, -torch.inf)
     return others.argsort(dim=1, descending=True, stable=True)[:, :k]
+
+
+def class_tree(similarity: np.ndarray) -> np.ndarray:
+    """Return the average linkage of the classes at distance 1 - cosine, as scipy's linkage matrix.
+
+    The most similar classes are joined first. Neighbours among the leaves are as similar as the
+    tree allows (optimal leaf ordering). Needs scipy.
+
+    Args:
+        similarity: `[C, C]` of cosines.
+    """
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
+    distance = 1 - np.asarray(similarity, dtype=np.float64)
+    distance = (distance + distance.T) / 2
+    np.fill_diagonal(distance, 0)
+    return linkage(squareform(distance), "average", optimal_ordering=True)
+
+
+def class_clusters(similarity: np.ndarray, count: int) -> np.ndarray:
+    """Return the cluster of each class, numbered from 1, `[C]`: `class_tree` cut into `count`."""
+    from scipy.cluster.hierarchy import fcluster
+
+    return fcluster(class_tree(similarity), count, "maxclust")

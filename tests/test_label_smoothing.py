@@ -23,7 +23,9 @@ from micronet_lib.label_smoothing import (
     RELEASED_UNIFORM,
     SLIDE,
     SmoothingConfig,
+    class_clusters,
     class_similarity,
+    class_tree,
     nearest_classes,
     smoothed_targets,
     smoothing_distribution,
@@ -43,7 +45,7 @@ every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 every_distribution = pytest.mark.parametrize(
     "config", [PAPER_SMOOTHING, RELEASED_DENSE, RELEASED_UNIFORM], ids=lambda config: config.form
 )
-# Classes 0 and 1 at 60 degrees, 2 opposite to 0, 3 upright to all; lengths must not matter.
+# Classes 0 and 1 at 60 degrees, 2 opposite to 0, 3 at right angles to all; lengths must not matter.
 ROWS = torch.tensor(
     [[2.0, 0, 0], [0.5, math.sqrt(3) / 2, 0], [-3.0, 0, 0], [0, 0, 0.1]], dtype=torch.float64
 )
@@ -96,6 +98,22 @@ def test_nearest_classes() -> None:
     for k in (0, 4):
         with pytest.raises(InputError, match="from 1 to 3"):
             nearest_classes(similarity, k)
+
+
+def test_tree_and_clusters_by_hand() -> None:
+    # At 0, 10, 90, 95 and 200 degrees: 90 and 95 are joined first, then 0 and 10, then those two
+    # pairs at the mean of four distances; 200 degrees is left.
+    angles = torch.tensor([0, 10, 90, 95, 200], dtype=torch.float64).deg2rad()
+    similarity = (angles[:, None] - angles).cos().numpy()
+    tree = class_tree(similarity)
+    assert [set(row[:2]) for row in tree] == [{2, 3}, {0, 1}, {5, 6}, {4, 7}]
+    assert tree[0, 2] == pytest.approx(1 - math.cos(math.radians(5)))
+    between = sum(math.cos(math.radians(angle)) for angle in (90, 95, 80, 85)) / 4
+    assert tree[2, 2] == pytest.approx(1 - between)
+    for count, groups in ((3, [{0, 1}, {2, 3}, {4}]), (2, [{0, 1, 2, 3}, {4}])):
+        found = class_clusters(similarity, count)
+        named = [{i for i in range(5) if found[i] == k} for k in range(1, count + 1)]
+        assert sorted(named, key=min) == groups
 
 
 # ------------------------------------------------------------------------------ distributions
@@ -213,10 +231,10 @@ def test_the_sign_of_the_similarity() -> None:
     assert_close(smoothing_distribution(turned, RELEASED_DENSE), released)
     assert smoothing_distribution(turned, PAPER_SMOOTHING)[0].argmax() == 2
     # Without a negative similarity the two are one.
-    upright = random_weight().abs()
+    positive = random_weight().abs()
     assert_close(
-        smoothing_distribution(upright, PAPER_SMOOTHING),
-        smoothing_distribution(upright, replace(RELEASED_DENSE, temperature=0.2)),
+        smoothing_distribution(positive, PAPER_SMOOTHING),
+        smoothing_distribution(positive, replace(RELEASED_DENSE, temperature=0.2)),
     )
 
 

@@ -204,21 +204,39 @@ def test_forms_show_what_the_tables_say():
     assert all(word in texts(fig) for word in ("uniform", "paper", "|cos|", "measured somewhere"))
 
 
+def test_target_bars_are_the_targets_and_only_the_true_class_is_cut_off():
+    forms = {"none": [1, 0, 0.0], "uniform": [0.8, 0.1, 0.1], "paper": [0.8, 0.15, 0.05]}
+    targets = pd.DataFrame(forms, index=["maple_tree", "oak_tree", "castle"])
+    targets = targets.reindex(["maple_tree", "oak_tree", "…", "castle"])
+    fig = plots.target_bars(targets, "measured somewhere")
+    for ax, form in zip(fig.axes, targets, strict=True):
+        widths = [bar.get_width() for bar in ax.patches]
+        assert widths[1:] == pytest.approx(list(targets[form])[1:], nan_ok=True)
+        assert ax.get_xlim() == (0, widths[0])
+        assert widths[0] < 0.3
+    shown = texts(fig)
+    for text in ("maple tree", "oak tree", "…", "0.8", "0.1500", "0.0500", "hard", "adaptive smoothing"):
+        assert text in shown
+    assert "measured somewhere" in shown
+
+
 def test_sweep_is_drawn_with_whatever_was_measured():
     gain = plots.als_gain(PAPER)
     assert list(gain["i"]) == ["1.0", "1.5", "2.0", "2.5", "3.0", "3.5", "4.0"]
     assert list(gain["gain"].round(2)) == [1.03, 0.02, 0.16, 0.09, 0.41, 0.31, 0.44]
     everything = {point.name: [0.2, 0.3] for point in SWEEP.points()}
-    for top1, missing in (({}, 5), ({"paper": [0.3]}, 4), (everything, 0)):
+    # A panel of nothing says so once.
+    for top1, missing in (({}, 1), ({"paper": [0.3]}, 4), (everything, 0)):
         measured = top1_table("label_smoothing", top1)
-        fig = plots.smoothing_sweep(measured, gain, "measured somewhere")
+        fig = plots.smoothing_sweep({"ours": measured}, gain, "measured somewhere")
         shown = texts(fig)
         assert shown.count("not run") == missing
-        assert all(point.name in shown for point in SWEEP.points())
-        assert "+1.03" in shown
-        drawn = [bar for bar in fig.axes[0].containers if type(bar).__name__ == "ErrorbarContainer"]
-        heights = [bar.lines[0].get_ydata()[0] for bar in drawn]
-        assert heights == pytest.approx([100 * np.mean(values) for values in top1.values()])
-    committed = records.measured(SWEEP, "quick")
+        assert not top1 or all(point.name in shown for point in SWEEP.points())
+        assert all(text in shown for text in ("+1.03", "ours", "measured somewhere"))
+        drawn = [bar for bar in fig.axes[1].containers if type(bar).__name__ == "ErrorbarContainer"]
+        values = [bar.lines[0].get_xdata()[0] for bar in drawn]
+        assert values == pytest.approx([100 * np.mean(each) for each in top1.values()])
+    committed = {p: records.measured(SWEEP, p) for p in ("day", "quick")}
     fig = plots.smoothing_sweep(committed, gain, "")
-    assert texts(fig).count("not run") == (committed["n"] == 0).sum()
+    missing = [(t["n"] == 0).sum() if t["n"].any() else 1 for t in committed.values()]
+    assert texts(fig).count("not run") == sum(missing)

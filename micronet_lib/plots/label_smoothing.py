@@ -1,14 +1,25 @@
 """Figures and tables of chapter `03_label_smoothing`, except its matrices."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer, note
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    YELLOW,
+    figure,
+    footer,
+    not_run,
+    note,
+)
 
-__all__ = ["als_gain", "smoothing_forms", "smoothing_sweep"]
+__all__ = ["als_gain", "smoothing_forms", "smoothing_sweep", "target_bars"]
 
 _COLOURS = {
     "none": GREY,
@@ -18,6 +29,45 @@ _COLOURS = {
     "released, pruning": YELLOW,
     "slide": PURPLE,
 }
+
+
+_TITLES = {"none": "hard", "uniform": "uniform smoothing", "paper": "adaptive smoothing"}
+
+
+def target_bars(targets: pd.DataFrame, source: str) -> Figure:
+    """Draw the targets of one class as bars, one panel for each form, with the value at each bar.
+
+    All bars but those of the first row are on one scale. The first row's are cut off, as they are
+    many times longer.
+
+    Args:
+        targets: one row per class, its name as the index, the true class first; one column per
+            form: the target's entries, not negative. A row of `NaN` is a gap.
+    """
+    fig, axes = figure(height=0.26 * len(targets) + 1.0, columns=len(targets.columns))
+    end = 1.55 * targets.iloc[1:].max(axis=None)
+    names = [str(name).replace("_", " ") for name in targets.index]
+    for ax, form in zip(axes, targets, strict=True):
+        colour = _COLOURS[str(form)]
+        values = targets[form].to_numpy()
+        ax.barh(range(len(values)), np.minimum(values, end), color=colour, height=0.7)
+        for place, value in enumerate(values):
+            if np.isnan(value):
+                continue
+            if value > end:  # a white gap says that the bar goes on
+                ax.plot([0.55 * end, 0.6 * end], [place + 0.5, place - 0.5], color="white", lw=3)
+                style = {"color": "white", "weight": "bold", "ha": "right"}
+                note(ax, f"{value:.3g}", (end, place), (-4, 0), va="center", **style)
+            else:
+                text = f"{value:.4f}" if value else "0"
+                note(ax, text, (value, place), (3, 0), va="center")
+        ax.set(title=_TITLES.get(str(form), str(form)), xlim=(0, end), xticks=[])
+        ax.set_yticks(range(len(values)), names if ax is axes[0] else [])
+        ax.set_ylim(len(values) - 0.4, -0.6)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["bottom"].set_visible(False)
+        ax.grid(visible=False)
+    return footer(fig, source)
 
 
 def smoothing_forms(
@@ -68,31 +118,37 @@ def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: list(values) for name, values in columns.items()})
 
 
-def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> Figure:
-    """Draw the measured forms, and separately the paper's numbers, on another scale.
+def smoothing_sweep(
+    measured: Mapping[str, pd.DataFrame], gain: pd.DataFrame, source: str
+) -> Figure:
+    """Draw the paper's gains, and the measured forms, each panel on a scale of its own.
 
     Args:
-        measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std.
+        measured: title of the panel -> a table of the sweep `label_smoothing`: point, n, top1,
+            top1_std.
         gain: from `als_gain`.
     """
-    fig, (left, right) = figure(height=3.5, columns=2)
-    for place, row in enumerate(measured.to_dict("records")):
-        if row["n"]:
-            spread = 100 * row["top1_std"] if row["n"] > 1 else None
-            colour = _COLOURS[row["point"]]
-            left.errorbar(place, 100 * row["top1"], spread, fmt="o", capsize=4, color=colour)
-        else:
-            style: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "size": 8}
-            middle = left.get_xaxis_transform()
-            left.text(place, 0.5, "not run", transform=middle, color=GREY, **style)
-    if not measured["n"].any():
-        left.set_yticks([])
-    left.set_xticks(range(len(measured)), measured["point"])
-    left.set(title="measured, few epochs", xlim=(-0.6, len(measured) - 0.4), ylabel="top-1 (%)")
-    bars = right.bar(gain["i"], gain["gain"], color=BLUE, width=0.7)
-    right.bar_label(bars, fmt="%+.2f", fontsize=8)
-    right.set_title("paper, Table 3: + ALS over + ORN")
-    right.set(xlabel="expansion ratio i", ylabel="points of top-1")
-    for ax in (left, right):
-        ax.grid(axis="x", visible=False)
+    fig, (left, *others) = figure(height=3.3, columns=1 + len(measured))
+    bars = left.barh(gain["i"], gain["gain"], color=BLUE, height=0.7)
+    left.bar_label(bars, fmt="%+.2f", fontsize=8, padding=2)
+    left.invert_yaxis()
+    left.set(title="paper, 600 epochs", xlabel="+ ALS over + ORN (points)", ylabel="ratio i")
+    left.set_xlim(0, 1.25 * gain["gain"].max())
+    for ax, (title, table) in zip(others, measured.items(), strict=True):
+        ax.set(title=title)
+        if not table["n"].any():
+            not_run(ax)
+            continue
+        for place, row in enumerate(table.to_dict("records")):
+            if row["n"]:
+                spread = 100 * row["top1_std"] if row["n"] > 1 else None
+                colour = _COLOURS[row["point"]]
+                ax.errorbar(100 * row["top1"], place, xerr=spread, fmt="o", capsize=3, color=colour)
+            else:
+                at = ax.get_yaxis_transform()
+                ax.text(0.5, place, "not run", transform=at, size=8, ha="center", va="center")
+        ax.set_yticks(range(len(table)), table["point"])
+        ax.set(xlabel="top-1 (%)", ylim=(len(table) - 0.5, -0.5))
+    for ax in (left, *others):
+        ax.grid(axis="y", visible=False)
     return footer(fig, source)

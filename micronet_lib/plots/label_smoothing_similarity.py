@@ -16,6 +16,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from micronet_lib.errors import InputError, check_choice
+from micronet_lib.label_smoothing import class_clusters, class_tree
 from micronet_lib.plots.style import apply_style, component, figure, footer
 
 __all__ = [
@@ -29,27 +30,6 @@ __all__ = [
 
 # Blue for opposite, white for orthogonal, red for alike; safe for colour-blind readers.
 _COLOURS = "RdBu_r"
-
-
-def _linkage(similarity: np.ndarray) -> np.ndarray:
-    """Return the average linkage of the classes at distance 1 - cosine, as scipy's linkage matrix.
-
-    Neighbours on the page are as similar as the tree allows (optimal leaf ordering).
-    """
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
-
-    distance = 1 - np.asarray(similarity, dtype=np.float64)
-    distance = (distance + distance.T) / 2
-    np.fill_diagonal(distance, 0)
-    return linkage(squareform(distance), "average", optimal_ordering=True)
-
-
-def _clusters(tree: np.ndarray, count: int) -> np.ndarray:
-    """Return the tree cut into `count` clusters, numbered from 1, `[C]`."""
-    from scipy.cluster.hierarchy import fcluster
-
-    return fcluster(tree, count, "maxclust")
 
 
 def superclass_agreement(similarity: np.ndarray, superclasses: pd.Series) -> dict[str, float]:
@@ -71,7 +51,7 @@ def superclass_agreement(similarity: np.ndarray, superclasses: pd.Series) -> dic
     from sklearn.metrics import adjusted_rand_score
 
     truth = pd.factorize(superclasses)[0]
-    found = _clusters(_linkage(similarity), truth.max() + 1)
+    found = class_clusters(similarity, truth.max() + 1)
     same = truth[:, None] == truth
     others = ~np.eye(len(truth), dtype=bool)
     nearest = np.where(others, similarity, -np.inf).argmax(axis=1)
@@ -167,7 +147,7 @@ def similarity_clustermap(similarity: np.ndarray, classes: pd.DataFrame, source:
     superclasses = sorted(classes["superclass"].unique())
     colours = dict(zip(superclasses, sns.color_palette("husl", len(superclasses)), strict=True))
     strip = pd.Series([colours[name] for name in classes["superclass"]], index=names, name="")
-    tree, limit = _linkage(similarity), _limit(similarity)
+    tree, limit = class_tree(similarity), _limit(similarity)
     grid = sns.clustermap(
         table, row_linkage=tree, col_linkage=tree, row_colors=strip, cmap=_COLOURS,
         vmin=-limit, vmax=limit, figsize=(7.2, 8.2), dendrogram_ratio=(0.12, 0.12),
@@ -235,14 +215,13 @@ def similarity_explorer(
         known = [k for k, each in enumerate(sets) if each["classes"] == entry["classes"]]
         if not known:
             sets.append(entry)
-        tree = _linkage(network.matrix)
         shown.append(
             {
                 "label": network.label,
                 "source": network.source,
                 "confusions": None if network.confusions is None else network.confusions.tolist(),
                 "set": known[0] if known else len(sets) - 1,
-                **_tree(tree, len(entry["superclasses"])),
+                **_tree(network.matrix, len(entry["superclasses"])),
                 "thousandths": np.rint(
                     1000 * network.matrix[np.tril_indices(len(network.matrix), -1)]
                 )
@@ -277,15 +256,16 @@ def _class_set(network: Similarity) -> dict[str, Any]:
     return found
 
 
-def _tree(tree: np.ndarray, count: int) -> dict[str, Any]:
-    """Return a tree for the explorer: its leaves in order, sizes of `count` clusters, its merges.
+def _tree(similarity: np.ndarray, count: int) -> dict[str, Any]:
+    """Return the tree for the explorer: its leaves in order, sizes of `count` clusters, its merges.
 
     A merge is `[one, other, height]`; numbers from C on are earlier merges.
     """
     from scipy.cluster.hierarchy import leaves_list
 
+    tree = class_tree(similarity)
     leaves = [int(leaf) for leaf in leaves_list(tree)]
-    cluster = pd.Series(_clusters(tree, count)[leaves])
+    cluster = pd.Series(class_clusters(similarity, count)[leaves])
     return {
         "leaves": leaves,
         "clusters": cluster.groupby(cluster, sort=False).size().tolist(),

@@ -28,7 +28,8 @@ SWEEPS = (
         chapter="03_label_smoothing",
         axes={"form": tuple(_SMOOTHINGS)},
         make=lambda form: replace(ORN, smoothing=_SMOOTHINGS[form]),
-        metrics=TRAINED,
+        metrics=(*TRAINED, "ece", "superclass_ari", "published_ari", "published_correlation"),
+        measures=("accuracy", "matrix_agreement"),
         printed=(
             Printed("label_smoothing", "top1_orn_percent", "top1", {"none": "ratio_3.0"}, 100),
             Printed("label_smoothing", "top1_als_percent", "top1", {"paper": "ratio_3.0"}, 100),

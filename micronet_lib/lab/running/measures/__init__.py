@@ -5,6 +5,7 @@ from micronet_lib.lab.running.measures import (
     compression,
     corruptions,
     early_exit,
+    label_smoothing,
     ratings,
     ternary,
     weights,
@@ -24,6 +25,7 @@ MEASURES = {
         adjustable_quantization.adjustable_quantization, on_test=True
     ),
     "class_similarity": Measure(weights.similarity),
+    "matrix_agreement": Measure(label_smoothing.matrix_agreement),
     "spectrum": Measure(weights.spectra),
     "sparsity": Measure(weights.sparsity),
     "bill": Measure(weights.bill),
