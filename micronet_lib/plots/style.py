@@ -18,7 +18,10 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
+
+from micronet_lib.plots.layouts import FOOTER, parts_of
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     *("#0072B2", "#D55E00", "#009E73", "#CC3311"),
@@ -70,15 +73,22 @@ def sharp_png(fig: Figure) -> tuple[bytes, dict[str, int]]:
     """Return a figure as PNG with two pixels for one, and the size at which a page shows it.
 
     A chart keeps 256 colours, so that it is no larger than all its colours at one pixel for one.
+    The file says where the parts of the figure lie (`layouts.Parts`).
     """
     drawn, written = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=2 * fig.dpi, bbox_inches="tight")
+    dpi = fig.dpi
+    fig.set_dpi(2 * dpi)
+    fig.draw_without_rendering()
+    shown = Bbox(fig.get_tightbbox()).padded(mpl.rcParams["savefig.pad_inches"])
+    parts = parts_of(fig, shown)
+    fig.savefig(drawn, format="png", dpi=fig.dpi, bbox_inches=shown)
+    fig.set_dpi(dpi)
     picture = Image.open(drawn).convert("RGB")
     size = picture.width * picture.height
     commonest = sorted(n for n, _ in picture.getcolors(size) or [])[-12:]
     if sum(commonest) > CHART * size:
         picture = picture.quantize(256, dither=Image.Dither.NONE)
-    picture.save(written, "png", optimize=True)
+    picture.save(written, "png", optimize=True, pnginfo=parts.note())
     return written.getvalue(), {"width": picture.width // 2, "height": picture.height // 2}
 
 
@@ -112,7 +122,7 @@ def figure(
 
 def footer(fig: Figure, text: str) -> Figure:
     """Write the source of the numbers under a figure, and return the figure."""
-    fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left")
+    fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left").set_gid(FOOTER)
     return fig
 
 
