@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
+from made_records import top1_table
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -144,6 +145,73 @@ def test_a_figure_ignores_the_readers_matplotlibrc():
     odd = {"text.usetex": True, "font.size": 30, "axes.facecolor": "black", "figure.dpi": 20}
     with mpl.rc_context(odd):
         assert np.array_equal(drawn(), expected)
+
+
+def _own(sweep: str, point: str, top1: float) -> pd.DataFrame:
+    return top1_table(sweep, {point: [top1]} if point else {}, "quick").assign(source="yours")
+
+
+def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
+    """A figure that shows measured effects, with nothing committed."""
+    nothing = top1_table(mine["sweep"].iloc[0], {}, "quick")
+    paper = pd.concat([records.paper(s) for s in ("srip", "label_smoothing", "augmentation")])
+    if name == "srip_placement":
+        runs = nothing.assign(seed=0)[["point", "seed", "top1"]]
+        return plots.srip_placement(records.gain(runs, "none"), paper, "", mine=mine)
+    if name == "smoothing_sweep":
+        gain = plots.als_gain(records.paper("label_smoothing"))
+        return plots.smoothing_sweep(nothing, gain, "", mine=mine)
+    if name == "stage_steps":
+        tables = {f"ours, {p}": plots.stage_table(nothing, paper) for p in ("day", "quick")}
+        return plots.stage_steps(tables, "", mine=mine)
+    if name == "augmentation_sweep":
+        return plots.augmentation_sweep(nothing, "", mine=mine)
+    files = plots.pruned_files(PUBLISHED[PUBLISHED["point"].str.startswith("v2")])
+    if name == "short_rounds":
+        return plots.short_rounds(nothing, files, "", mine=mine)
+    printed, rounds = plots.printed_curve(records.paper("pruning")), plots.rounds_table(nothing)
+    return plots.pruning_curve(printed, files, rounds, rounds, "", mine=mine)
+
+
+@pytest.mark.parametrize(
+    ("name", "sweep", "point", "top1", "places"),
+    [
+        ("smoothing_sweep", "label_smoothing", "paper", 0.3, {0: (2, 30)}),
+        ("stage_steps", "stages", "3.0-als", 0.3, {2: (30, 3)}),
+        ("augmentation_sweep", "augmentation", "random", 0.3, {0: (30, 2), 1: (3.5, 2)}),
+        ("short_rounds", "rounds", "linear-2", 0.7, {0: (45, 70)}),
+        ("pruning_curve", "pipeline", "0.30", 0.7, {2: (30, 70)}),
+        ("pruning_curve", "pipeline", "0.30", 0.8, {0: (30, 80), 1: (0.01, 80)}),
+    ],
+)
+def test_the_readers_own_runs_are_a_third_marker(name, sweep, point, top1, places):
+    mine = _own(sweep, point, top1)
+    if sweep == "rounds":
+        mine["sparsity"] = 0.45
+    fig = _with_mine(name, mine)
+    found = {
+        at: line
+        for at, ax in enumerate(fig.axes)
+        for line in ax.lines
+        if str(line.get_label()).startswith("yours")
+    }
+    assert {at: (line.get_xdata()[0], line.get_ydata()[0]) for at, line in found.items()} == {
+        at: pytest.approx(place) for at, place in places.items()
+    }
+    assert {line.get_label() for line in found.values()} == {"yours, quick, n=1"}
+    assert "yours, quick, n=1" in texts(fig)
+    assert "yours" not in texts(_with_mine(name, _own(sweep, "", top1)))
+
+
+def test_an_own_gain_needs_both_points():
+    both = top1_table("srip_placement", {"none": [0.1], "fc": [0.3]}, "quick")
+    (line,) = (
+        line
+        for line in _with_mine("srip_placement", both).axes[1].lines
+        if str(line.get_label()).startswith("yours")
+    )
+    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == pytest.approx({0: 20})
+    assert "yours" not in texts(_with_mine("srip_placement", both.assign(top1=np.nan)))
 
 
 def test_a_page_gets_two_pixels_for_one_and_a_chart_few_colours():

@@ -81,12 +81,10 @@ def parts_of(fig: Figure, shown: Bbox) -> Parts:
     # A legend outside the axes moves while the figure is saved, so no box of its own is asked for.
     columns = [box(_tight(ax) for ax in column) for column in _columns(fig)]
     apart = all(one[2] <= other[0] for one, other in pairwise(columns))
-    above = (0, 0, columns[-1][2], min(top for _, top, _, _ in columns)) if columns else None
+    top = min((top for _, top, _, _ in columns), default=0)
     return Parts(
         panels=columns if apart else [],
-        legend=[(0, 0, columns[-1][2], min(top for _, top, _, _ in columns))]
-        if fig.legends
-        else [],
+        legend=[(0, 0, columns[-1][2], top)] if fig.legends and columns else [],
         footer=[box([text.get_window_extent()]) for text in fig.findobj(_is_footer)],
         data=[box([ax.get_window_extent()]) for ax in fig.axes if _shows_colours(ax)],
     )

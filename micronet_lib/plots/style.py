@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -131,6 +132,26 @@ def note(
 ) -> None:
     """Write a small text beside a point; `shift` is in points of type."""
     ax.annotate(text, at, shift, textcoords="offset points", **{"size": 8, **style})
+
+
+def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool = True) -> None:
+    """Mark the runs of the reader's machine, with an entry in the legend; nothing without any.
+
+    Args:
+        ax: the axes.
+        mine: from `records.mine`.
+        x: where each row of it lies; NaN leaves it out.
+        y: the same.
+        legend: draw the legend of the axes, where the figure has none for all of them.
+    """
+    run = (mine["n"] > 0) & x.notna() & y.notna()
+    if run.any():
+        n = "/".join(str(n) for n in sorted(set(mine["n"][run])))
+        style: dict[str, Any] = {"color": RED, "mec": "white", "ms": 11, "zorder": 5}
+        label = f"yours, {mine['profile'].iloc[0]}, n={n}"
+        ax.plot(x[run], y[run], "*", clip_on=False, label=label, **style)
+        if legend:
+            ax.legend(fontsize=8.5)
 
 
 def not_run(ax: Axes) -> None:
