@@ -125,6 +125,13 @@ def test_what_a_table_of_gains_allows_to_say():
     assert plots.said_gains(fewer) == f"a against b: {low:.2f} to {high:.2f} points less"
 
 
+def test_statements_are_counted_and_those_that_do_not_hold_are_named():
+    assert plots.said_checks({"a": np.True_}) == "checked: 1 statement holds"
+    assert plots.said_checks({"a": True, "b": 1}) == "checked: 2 statements hold"
+    some = plots.said_checks({"a": True, "b is a": np.False_, "c": True})
+    assert some == "checked: 2 of 3 statements hold\ndoes not hold: b is a"
+
+
 def test_a_difference_below_the_last_printed_digit_is_none():
     assert plots.show_difference(80.07, 80.07000732) == "equal as printed"
     assert plots.show_difference(0.0054, 0.00536) == "equal as printed"
