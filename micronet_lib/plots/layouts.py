@@ -7,7 +7,7 @@ site makes both layouts from this one picture, so a notebook holds a figure once
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,7 @@ FOOTER = "footer"
 NARROW = 0.75
 """Panels are stacked where that takes at most this share of the picture's width."""
 _KEY = "Parts"
-_WORD_GAP, _ENTRY_GAP = 5, 27  # columns without ink between words, and entries of a legend
-_ROOM = 12  # pixels between two pieces
+_WORD_GAP, _MARGIN = 5, 12  # columns without ink between words; pixels around a line of boxes
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,20 @@ class Parts:
     """Where the parts of a picture lie.
 
     Args:
-        panels: columns of axes with their labels, from left to right; none if they overlap.
-        legend: what is above the panels, if the figure has legends of its own.
+        panels: axes with their labels, in the order of reading. Axes that share labels with others
+            of their column are one panel. None if panels overlap.
+        legend: entries and titles of the legends that are the figure's own, line by line.
         footer: the lines that name the source.
-        data: areas whose colours are data: photographs, heat maps, colour bars.
+        data: areas whose colours are data: photographs, heat maps, colour bars, and handles of
+            legends beside them.
+        holed: those of them in which white is paper.
     """
 
     panels: Sequence[Box] = field(default_factory=list)
     legend: Sequence[Box] = field(default_factory=list)
     footer: Sequence[Box] = field(default_factory=list)
     data: Sequence[Box] = field(default_factory=list)
+    holed: Sequence[Box] = field(default_factory=list)
 
     @classmethod
     def read(cls, picture: Image.Image) -> "Parts | None":
@@ -73,27 +76,37 @@ def parts_of(fig: Figure, shown: Bbox) -> Parts:
     def box(extents: Iterable[Bbox]) -> Box:
         x0, y0, x1, y1 = Bbox.union(list(extents)).extents
         left, top = shown.x0 * fig.dpi, shown.y1 * fig.dpi
-        return (
-            *(max(0, int(x0 - left)), max(0, int(top - y1))),
-            *(int(np.ceil(x1 - left)), int(np.ceil(top - y0))),
-        )
+        edges = (x0 - left, top - y1, x1 - left, top - y0)
+        first, second, third, last = (max(0, round(edge)) for edge in edges)
+        return first, second, third, last
 
-    # A legend outside the axes moves while the figure is saved, so no box of its own is asked for.
-    columns = [box(_tight(ax) for ax in column) for column in _columns(fig)]
-    apart = all(one[2] <= other[0] for one, other in pairwise(columns))
-    top = min((top for _, top, _, _ in columns), default=0)
+    def box_of(ax: Axes) -> Box:
+        return box([ax.get_window_extent()])
+
+    groups = _columns(fig)
+    panels = [box(map(_tight, group)) for group in groups]
+    top = min((panel[1] for panel in panels), default=0)
+    bottom = max((panel[3] for panel in panels), default=0)
+    if all(map(_stands_alone, fig.axes)):
+        panels = [box([_tight(ax)]) for ax in fig.axes]  # made row by row
+    else:
+        panels = [(left, top, right, bottom) for left, _, right, _ in panels]
+    coloured = [ax for ax in fig.axes if _shows_colours(ax)]
+    # The legend explains the colours of data.
+    handles = [box([handle]) for handle, text in _entries(fig) if coloured and handle is not text]
     return Parts(
-        panels=columns if apart else [],
-        legend=[(0, 0, columns[-1][2], top)] if fig.legends and columns else [],
+        panels=[] if any(map(_overlap, combinations(panels, 2))) else panels,
+        legend=[box([handle, text]) for handle, text in _entries(fig)],
         footer=[box([text.get_window_extent()]) for text in fig.findobj(_is_footer)],
-        data=[box([ax.get_window_extent()]) for ax in fig.axes if _shows_colours(ax)],
+        data=[*map(box_of, coloured), *handles],
+        holed=[*map(box_of, filter(_lacks_data, coloured)), *handles],
     )
 
 
 def _tight(ax: Axes) -> Bbox:
     """Return the extent of axes with labels, title and all that is drawn around them."""
     found = ax.get_tightbbox()
-    return Bbox.null() if found is None else Bbox(found)
+    return ax.get_window_extent() if found is None else Bbox(found)
 
 
 def _is_footer(artist: Any) -> bool:
@@ -104,6 +117,36 @@ def _shows_colours(ax: Axes) -> bool:
     return bool(ax.images) or any(isinstance(each, QuadMesh) for each in ax.collections)
 
 
+def _lacks_data(ax: Axes) -> bool:
+    return any(np.ma.is_masked(image.get_array()) for image in ax.images)
+
+
+def _entries(fig: Figure) -> Iterator[tuple[Bbox, Bbox]]:
+    """Yield where handle and text of each entry of the figure's legends lie; a title is twice."""
+    for legend in fig.legends:
+        if legend.get_title().get_text():
+            title = legend.get_title().get_window_extent()
+            yield title, title
+        for text in legend.get_texts():
+            extent = text.get_window_extent()
+            em = float(text.get_fontsize()) * fig.dpi / 72
+            right = extent.x0 - legend.handletextpad * em
+            left = right - legend.handlelength * em
+            yield Bbox([[left, extent.y0], [right, extent.y1]]), extent
+
+
+def _stands_alone(ax: Axes) -> bool:
+    """Say whether axes can be read without those around them."""
+    labelled = not ax.axison or ax.xaxis.get_tick_params().get("labelbottom", True)
+    return ax.get_subplotspec() is not None and bool(ax.get_title()) and labelled
+
+
+def _overlap(pair: tuple[Box, Box]) -> bool:
+    one, other = pair
+    across = one[0] < other[2] and other[0] < one[2]
+    return across and one[1] < other[3] and other[1] < one[3]
+
+
 def _columns(fig: Figure) -> list[list[Axes]]:
     """Return the axes by column. Colour bars and insets belong to the axes they are nearest to."""
     columns: dict[int, list[Axes]] = {}
@@ -111,14 +154,12 @@ def _columns(fig: Figure) -> list[list[Axes]]:
         place = ax.get_subplotspec()
         if place is not None:
             columns.setdefault(place.colspan.start, []).append(ax)
+    found = [columns[key] for key in sorted(columns)]
+    edges = [column[0].get_window_extent().x1 for column in found]
     for ax in fig.axes:
-        if ax.get_subplotspec() is None and columns:
-            middle = ax.get_window_extent().x0
-            nearest = min(
-                columns.values(), key=lambda column: abs(column[0].get_window_extent().x1 - middle)
-            )
-            nearest.append(ax)
-    return [columns[key] for key in sorted(columns)]
+        if ax.get_subplotspec() is None and found:
+            found[np.abs(np.subtract(edges, ax.get_window_extent().x0)).argmin()].append(ax)
+    return found
 
 
 # --------------------------------------------------------------------------------- for a phone
@@ -127,61 +168,64 @@ def _columns(fig: Figure) -> list[list[Axes]]:
 def stacked(picture: Image.Image, parts: Parts) -> Image.Image | None:
     """Return a picture with its panels below each other, or None where that gains nothing.
 
-    Entries of the legend and words of the footer go onto as many lines as they need.
+    Narrow panels share a line. Entries of the legend and words of the footer go onto as many lines
+    as they need.
     """
     if len(parts.panels) < 2:
         return None
     pixels = np.asarray(picture.convert("RGB"))
-    height, width = pixels.shape[:2]
-    top = min((box[3] for box in parts.legend), default=0)
-    bottom = min((box[1] for box in parts.footer), default=height)
-    panels = [(left, top, right, bottom) for left, _, right, _ in parts.panels]
-    pieces = [*_pieces(pixels, parts.legend, _ENTRY_GAP), panels]
-    wide = max(width // 2, *(box[2] - box[0] for line in pieces for box in line))
+    width = pixels.shape[1]
+    wide = max(right - left for left, _, right, _ in [*parts.legend, *parts.panels])
+    wide = max(wide, width // 2)
     if wide > NARROW * width:
         return None
-    pieces += _pieces(pixels, parts.footer, _WORD_GAP)
-    return Image.fromarray(
-        _set(pixels, [row for line in pieces for row in _lines(line, wide)], wide)
-    )
+    rows = [
+        _row(pixels, line, wide, gap, middle)
+        for pieces, gap, middle in (
+            ([parts.legend], 3 * _MARGIN, False),
+            ([parts.panels], 2 * _MARGIN, True),
+            (_words(pixels, parts.footer), 2 * _WORD_GAP, False),
+        )
+        for piece in pieces
+        for line in _lines(piece, wide, gap)
+    ]
+    return Image.fromarray(np.concatenate(rows))
 
 
-def _lines(boxes: Sequence[Box], wide: int) -> list[list[Box]]:
-    """Return boxes in lines that are at most so wide."""
-    lines: list[list[Box]] = []
-    left = wide
+def _lines(boxes: Sequence[Box], wide: int, gap: int) -> Iterator[list[Box]]:
+    """Yield boxes in lines that are at most so wide."""
+    line: list[Box] = []
     for box in boxes:
-        size = box[2] - box[0] + _ROOM
-        if size > left + _ROOM or not lines:
-            lines.append([])
-            left = wide
-        lines[-1].append(box)
-        left -= size
-    return lines
+        if line and sum(right - left + gap for left, _, right, _ in [*line, box]) - gap > wide:
+            yield line
+            line = []
+        line.append(box)
+    if line:
+        yield line
 
 
-def _set(pixels: NDArray[np.uint8], lines: Sequence[Sequence[Box]], wide: int) -> Any:
-    """Return the lines of boxes below each other."""
-    ground = pixels[0, 0]
-    rows = []
-    for line in lines:
-        height = max(bottom - top for _, top, _, bottom in line)
-        row = np.tile(ground, (height + _ROOM // 2, wide + 2 * _ROOM, 1))
-        at = _ROOM
-        for left, top, right, bottom in line:
-            cut = pixels[top:bottom, left : min(right, left + wide + _ROOM - at)]
-            row[: cut.shape[0], at : at + cut.shape[1]] = cut
-            at += right - left + _ROOM
-        rows.append(row)
-    return np.concatenate(rows)
+def _row(
+    pixels: NDArray[np.uint8], line: Sequence[Box], wide: int, gap: int, middle: bool
+) -> NDArray[np.uint8]:
+    """Return a line of boxes on the ground of the picture, with a margin on all sides."""
+    height = max(bottom - top for _, top, _, bottom in line)
+    row = np.tile(pixels[0, 0], (height + _MARGIN, wide + 2 * _MARGIN, 1))
+    at = _MARGIN
+    if middle:
+        at += (wide + gap - sum(right - left + gap for left, _, right, _ in line)) // 2
+    for left, top, right, bottom in line:
+        cut = pixels[top:bottom, left:right]
+        row[_MARGIN // 2 :][: cut.shape[0], at : at + cut.shape[1]] = cut
+        at += right - left + gap
+    return row
 
 
-def _pieces(pixels: NDArray[np.uint8], boxes: Sequence[Box], gap: int) -> Iterator[list[Box]]:
-    """Yield the pieces of each line in the boxes, parted at so many columns without ink."""
+def _words(pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> Iterator[list[Box]]:
+    """Yield the words of each line of text in the boxes."""
     for left, top, right, bottom in boxes:
         ink = (pixels[top:bottom, left:right] != pixels[0, 0]).any(axis=2)
         for first, last in _runs(ink.any(axis=1), 1):
-            words = _runs(ink[first:last].any(axis=0), gap)
+            words = _runs(ink[first:last].any(axis=0), _WORD_GAP)
             yield [(left + start, top + first, left + end, top + last) for start, end in words]
 
 
@@ -209,6 +253,9 @@ def dark(picture: Image.Image, parts: Parts) -> Image.Image:
     pixels = np.asarray(picture.convert("RGB"))
     turned = 255 * INVERTED + (1 - 2 * INVERTED) * pixels.astype(np.float32)
     found = np.clip(turned @ _HUES.T.astype(np.float32), 0, 255).round().astype(np.uint8)
-    for left, top, right, bottom in parts.data:
-        found[top:bottom, left:right] = pixels[top:bottom, left:right]
+    for box in parts.data:
+        left, top, right, bottom = box
+        own, there = pixels[top:bottom, left:right], found[top:bottom, left:right]
+        paper = box in parts.holed and (own == 255).all(axis=2, keepdims=True)
+        there[:] = np.where(paper, there, own)
     return Image.fromarray(found)

@@ -81,8 +81,17 @@ def sharp_png(fig: Figure) -> tuple[bytes, dict[str, int]]:
     fig.set_dpi(2 * dpi)
     fig.draw_without_rendering()
     shown = Bbox(fig.get_tightbbox()).padded(mpl.rcParams["savefig.pad_inches"])
+    # A legend of the figure is placed by the box of what is saved. It stays where it is drawn here.
+    engine = fig.get_layout_engine()
+    fig.set_layout_engine("none")
+    moving = [legend for legend in fig.legends if legend.get_bbox_to_anchor() is fig.bbox]
+    for legend in moving:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), fig.transFigure)
     parts = parts_of(fig, shown)
     fig.savefig(drawn, format="png", dpi=fig.dpi, bbox_inches=shown)
+    for legend in moving:
+        legend.set_bbox_to_anchor(None)
+    fig.set_layout_engine(engine)
     fig.set_dpi(dpi)
     picture = Image.open(drawn).convert("RGB")
     size = picture.width * picture.height
