@@ -17,6 +17,7 @@ from micronet_lib import plots
 from micronet_lib.architecture.layers import KINDS
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.records import status
 from micronet_lib.plots import style
 from micronet_lib.plots.style import KIND_STYLES
 
@@ -123,6 +124,21 @@ def test_what_a_table_of_gains_allows_to_say():
     assert "taken alone; not after 2 comparisons" in plots.said_gains(gains).splitlines()[0]
     fewer = records.gain(runs.astype({"top1": float}), {"a": "b"})
     assert plots.said_gains(fewer) == f"a against b: {low:.2f} to {high:.2f} points less"
+
+
+def test_the_points_of_a_chapter_are_counted_by_profile():
+    covered = status.coverage()
+    fig = plots.points_measured(covered, "committed records")
+    shown = texts(fig)
+    assert "committed records" in shown
+    assert all(chapter in shown for chapter in covered["chapter"])
+    for (chapter, profile), own in covered.groupby(["chapter", "profile"]):
+        count = f"{own['measured'].sum()} of {own['points'].sum()}"
+        place = list(dict.fromkeys(covered["chapter"])).index(str(chapter))
+        (bars,) = (c for c in fig.axes[0].containers if c.get_label() == profile)
+        share = 100 * own["measured"].sum() / own["points"].sum()
+        assert bars[place].get_width() == pytest.approx(share)
+        assert count in shown
 
 
 def test_statements_are_counted_and_those_that_do_not_hold_are_named():
