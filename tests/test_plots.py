@@ -178,12 +178,6 @@ def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
     """A figure that shows measured effects, with nothing committed."""
     nothing = top1_table(mine["sweep"].iloc[0], {}, "quick")
     paper = pd.concat([records.paper(s) for s in ("srip", "label_smoothing", "augmentation")])
-    if name == "srip_placement":
-        runs = nothing.assign(seed=0)[["point", "seed", "top1"]]
-        return plots.srip_placement(records.gain(runs, "none"), paper, "", mine=mine)
-    if name == "smoothing_sweep":
-        gain = plots.als_gain(records.paper("label_smoothing"))
-        return plots.smoothing_sweep(nothing, gain, "", mine=mine)
     if name == "stage_steps":
         tables = {f"ours, {p}": plots.stage_table(nothing, paper) for p in ("day", "quick")}
         return plots.stage_steps(tables, "", mine=mine)
@@ -199,7 +193,6 @@ def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
 @pytest.mark.parametrize(
     ("name", "sweep", "point", "top1", "places"),
     [
-        ("smoothing_sweep", "label_smoothing", "paper", 0.3, {0: (2, 30)}),
         ("stage_steps", "stages", "3.0-als", 0.3, {2: (30, 3)}),
         ("augmentation_sweep", "augmentation", "random", 0.3, {0: (30, 2), 1: (3.5, 2)}),
         ("short_rounds", "rounds", "linear-2", 0.7, {0: (45, 70)}),
@@ -224,17 +217,6 @@ def test_the_readers_own_runs_are_a_third_marker(name, sweep, point, top1, place
     assert {line.get_label() for line in found.values()} == {"yours, quick, n=1"}
     assert "yours, quick, n=1" in texts(fig)
     assert "yours" not in texts(_with_mine(name, _own(sweep, "", top1)))
-
-
-def test_an_own_gain_needs_both_points():
-    both = top1_table("srip_placement", {"none": [0.1], "fc": [0.3]}, "quick")
-    (line,) = (
-        line
-        for line in _with_mine("srip_placement", both).axes[1].lines
-        if str(line.get_label()).startswith("yours")
-    )
-    assert dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) == pytest.approx({0: 20})
-    assert "yours" not in texts(_with_mine("srip_placement", both.assign(top1=np.nan)))
 
 
 def test_a_page_gets_two_pixels_for_one_and_a_chart_few_colours():

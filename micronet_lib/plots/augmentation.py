@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, figure, footer, yours
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    WIDTH,
+    figure,
+    footer,
+    panel_of,
+    yours,
+)
 
 __all__ = [
     "augmentation_sweep",
@@ -236,11 +247,10 @@ def stage_steps(
     for ax, (title, table) in zip(others, tables.items(), strict=True):
         _points(ax, labels, table["top1"], table["spread"], BLUE)
         ax.set(title=title, xlabel="top-1 (%)", yticklabels=[])
-        if mine is not None and title.endswith(mine["profile"].iloc[0]):
-            left = ax
     if mine is not None:
         rows = {f"3.0-{stage}": place for place, stage in enumerate(_STAGES)}
-        yours(left, mine, 100 * mine["top1"], mine["point"].map(rows))
+        panel = panel_of(mine, [left, *others])
+        yours(panel, mine, 100 * mine["top1"], mine["point"].map(rows))
     return footer(fig, source)
 
 

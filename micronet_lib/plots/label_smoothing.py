@@ -6,18 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    YELLOW,
-    figure,
-    footer,
-    note,
-    yours,
-)
+from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, YELLOW, figure, footer, note
 
 __all__ = ["als_gain", "smoothing_forms", "smoothing_sweep"]
 
@@ -79,15 +68,12 @@ def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({name: list(values) for name, values in columns.items()})
 
 
-def smoothing_sweep(
-    measured: pd.DataFrame, gain: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
-) -> Figure:
+def smoothing_sweep(measured: pd.DataFrame, gain: pd.DataFrame, source: str) -> Figure:
     """Draw the measured forms, and separately the paper's numbers, on another scale.
 
     Args:
         measured: a table of the sweep `label_smoothing`: point, n, top1, top1_std.
         gain: from `als_gain`.
-        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (left, right) = figure(height=3.5, columns=2)
     for place, row in enumerate(measured.to_dict("records")):
@@ -99,10 +85,7 @@ def smoothing_sweep(
             style: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "size": 8}
             middle = left.get_xaxis_transform()
             left.text(place, 0.5, "not run", transform=middle, color=GREY, **style)
-    if mine is not None:
-        places = {name: place for place, name in enumerate(measured["point"])}
-        yours(left, mine, mine["point"].map(places), 100 * mine["top1"])
-    if not measured["n"].any() and left.get_legend() is None:
+    if not measured["n"].any():
         left.set_yticks([])
     left.set_xticks(range(len(measured)), measured["point"])
     left.set(title="measured, few epochs", xlim=(-0.6, len(measured) - 0.4), ylabel="top-1 (%)")

@@ -9,17 +9,7 @@ from matplotlib.figure import Figure
 
 from micronet_lib.architecture.layers import POINTWISE
 from micronet_lib.plots.srip_spectra import ratio_axis
-from micronet_lib.plots.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    KIND_STYLES,
-    ORANGE,
-    SKY,
-    figure,
-    footer,
-    yours,
-)
+from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
 __all__ = ["srip_descent", "srip_floor", "srip_placement", "srip_starts"]
 
@@ -103,15 +93,12 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     return fig
 
 
-def srip_placement(
-    gains: pd.DataFrame, paper: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
-) -> Figure:
+def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Figure:
     """Draw the gain over no SRIP by placement: the paper's 600 epochs on one axis, ours on another.
 
     Args:
         gains: from `records.gain` over the point `none`, in points of top-1.
         paper: transcribed numbers with `gain_percent` by point.
-        mine: from `records.mine` of the sweep: the reader's own runs, a marker more.
     """
     fig, (left, right) = figure(height=3.0, columns=2)
     place = np.arange(len(gains))
@@ -124,10 +111,6 @@ def srip_placement(
     margin = (gains["high"] - gains["gain"])[known]
     style: dict[str, Any] = {"fmt": "none", "ecolor": "#222222", "capsize": 3}
     right.errorbar(place[known], gains["gain"][known], margin, **style)
-    if mine is not None:
-        top1 = mine.set_index("point")["top1"]
-        own = 100 * mine["point"].map(top1 - top1["none"])
-        yours(right, mine, mine["point"].map(dict(zip(gains["point"], place, strict=True))), own)
     for x in place[~run]:
         right.text(x, 0, "not run", ha="center", va="bottom", size=8)
     right.set_title("measured, short runs: 95 % interval")
@@ -137,6 +120,6 @@ def srip_placement(
         ax.set_xlim(-0.5, len(gains) - 0.5)
         ax.tick_params(axis="x", labelsize=8.5)
         ax.grid(axis="x", visible=False)
-    if not run.any() and right.get_legend() is None:
+    if not run.any():
         right.set_yticks([])
     return footer(fig, source)

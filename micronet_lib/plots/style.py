@@ -163,6 +163,12 @@ def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool
             ax.legend(fontsize=8.5)
 
 
+def panel_of(mine: pd.DataFrame, axes: Sequence[Axes]) -> Axes:
+    """Return the axes whose title ends in the profile of the reader's runs, or the first ones."""
+    profile = str(mine["profile"].iloc[0])
+    return next((ax for ax in axes if ax.get_title().endswith(profile)), axes[0])
+
+
 def not_run(ax: Axes) -> None:
     """Say that there is nothing to draw."""
     ax.set(xticks=[], yticks=[])
