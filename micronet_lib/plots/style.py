@@ -151,16 +151,17 @@ def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool
         mine: from `records.mine`.
         x: where each row of it lies; NaN leaves it out.
         y: the same.
-        legend: draw the legend of the axes, where the figure has none for all of them.
+        legend: draw one above the axes, where the figure has none for all of them.
     """
     run = (mine["n"] > 0) & x.notna() & y.notna()
     if run.any():
         n = "/".join(str(n) for n in sorted(set(mine["n"][run])))
         style: dict[str, Any] = {"color": RED, "mec": "white", "ms": 11, "zorder": 5}
         label = f"yours, {mine['profile'].iloc[0]}, n={n}"
-        ax.plot(x[run], y[run], "*", clip_on=False, label=label, **style)
-        if legend:
-            ax.legend(fontsize=8.5)
+        handles = ax.plot(x[run], y[run], "*", clip_on=False, label=label, **style)
+        fig = ax.get_figure(root=True)
+        if legend and fig is not None:
+            fig.legend(handles=handles, loc="outside upper right", fontsize=8.5)
 
 
 def panel_of(mine: pd.DataFrame, axes: Sequence[Axes]) -> Axes:
