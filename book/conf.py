@@ -300,8 +300,8 @@ def _rules(picture: Image.Image, parts: Parts, name: str, folder: Path) -> Itera
     in_dark = instead("dark", turned) if turned else TURNED
     yield f'{dark_page} :is({shown}, dialog img[src$="{name}"]) {{ {in_dark} }}'
     if narrow:
-        content = instead("phone", narrow)
-        yield f"@media ({PHONE}) {{ {shown} {{ {content} width: {narrow.width // 2}px; max-width: 100%; }} }}"
+        content = f"{instead('phone', narrow)} width: {narrow.width // 2}px; max-width: 100%;"
+        yield f"@media ({PHONE}) {{ {shown} {{ {content} }} }}"
         below = stacked(turned, parts) if turned else None
         if below:
             content = instead("phone-dark", below)
