@@ -3,13 +3,13 @@
 import ast
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from docutils import nodes
 from PIL import Image
 from pygments import highlight
@@ -18,7 +18,7 @@ from pygments.lexers import PythonLexer
 from sphinx import addnodes
 from sphinx.application import Sphinx
 
-from micronet_lib.plots.style import CHART
+from micronet_lib.plots.layouts import INVERTED, Parts, dark, stacked
 
 project = "The MicroNet book"
 author = "The MicroNet book authors"
@@ -75,7 +75,7 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static", _mathjax_bundle()]
-html_css_files = ["custom.css", "dark_figures.css"]
+html_css_files = ["custom.css", "figures/figures.css"]
 html_js_files = ["enlarge.js", "unrun.js", "tables.js"]
 html_show_sourcelink = False
 html_copy_source = True
@@ -263,26 +263,49 @@ def _add_texts(app: Any, pagename: str, *_: Any) -> None:
         app.add_js_file("search_sections.js")
 
 
-# ---------------------------------------------------------------------------- figures in the dark
-# A chart is turned over on a dark page: what is white there becomes dark, and hues stay. Pictures
-# and heat maps stay as they are.
+# ------------------------------------------------------- figures in the dark, and on a phone
+# On a dark page a figure is turned over: white becomes dark, and hues stay. A style sheet can do
+# that, but for a figure with areas whose colours are data. That one gets a second picture, and a
+# figure whose panels fit below each other gets one for a phone.
+
+PHONE = "max-width: 600px"
+TURNED = f"filter: invert({INVERTED}) hue-rotate(180deg);"
 
 
-def _is_chart(path: Path) -> bool:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    counts = np.unique(pixels, axis=0, return_counts=True)[1]
-    return bool(np.sort(counts)[-12:].sum() > CHART * len(pixels))
-
-
-def _write_dark_figures(app: Any, exception: Exception | None) -> None:
+def _write_layouts(app: Any, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
-        images = sorted((Path(app.outdir) / "_images").glob("*.png"))
-        charts = ",\n".join(f'[src$="{path.name}"]' for path in images if _is_chart(path))
-        filters = "filter: invert(0.93) hue-rotate(180deg);"
-        rule = f'html[data-theme="dark"] img:is({charts}) {{\n  {filters}\n}}\n'
-        target = Path(app.outdir) / "_static" / "dark_figures.css"
-        target.write_text(rule if charts else "", encoding="utf-8")
+        folder = Path(app.outdir) / "_static" / "figures"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rules: list[str] = []
+        for path in sorted((Path(app.outdir) / "_images").glob("*.png")):
+            with Image.open(path) as picture:
+                parts = Parts.read(picture)
+                if parts is not None:
+                    rules += _rules(picture, parts, path.name, folder)
+        (folder / "figures.css").write_text("\n".join(rules), encoding="utf-8")
+
+
+def _rules(picture: Image.Image, parts: Parts, name: str, folder: Path) -> Iterator[str]:
+    """Write the other layouts of a picture, and yield the rules that show them."""
+    dark_page, shown = 'html[data-theme="dark"]', f'.bd-article .cell_output img[src$="{name}"]'
+    turned = dark(picture, parts) if parts.data else None
+    narrow = stacked(picture, parts)
+
+    def instead(layout: str, image: Image.Image) -> str:
+        file = folder / f"{Path(name).stem}-{layout}.png"
+        (image.quantize(256) if picture.mode == "P" else image).save(file, optimize=True)
+        return f'content: url("{file.name}"); filter: none;'
+
+    in_dark = instead("dark", turned) if turned else TURNED
+    yield f'{dark_page} :is({shown}, dialog img[src$="{name}"]) {{ {in_dark} }}'
+    if narrow:
+        content = f"{instead('phone', narrow)} width: {narrow.width // 2}px; max-width: 100%;"
+        yield f"@media ({PHONE}) {{ {shown} {{ {content} }} }}"
+        below = stacked(turned, parts) if turned else None
+        if below:
+            content = instead("phone-dark", below)
+            yield f"@media ({PHONE}) {{ {dark_page} {shown} {{ {content} }} }}"
 
 
 def setup(app: Sphinx) -> None:
@@ -294,4 +317,4 @@ def setup(app: Sphinx) -> None:
     app.connect("html-collect-pages", show_code)
     app.connect("html-page-context", _add_texts)
     app.connect("build-finished", _write_texts)
-    app.connect("build-finished", _write_dark_figures)
+    app.connect("build-finished", _write_layouts)

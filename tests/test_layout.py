@@ -120,7 +120,7 @@ def test_what_is_named_after_a_chapter_has_one():
     figures = {path.stem for path in (LIBRARY / "plots").glob("[a-z]*.py")}
     pages = {path.stem[3:] for path in PAGES if path.stem != "explore"}
     others = {f for f in figures if not f.startswith(tuple(STEMS))}
-    assert others == {*pages, "front", "style", "tables"}
+    assert others == {*pages, "front", "layouts", "style", "tables"}
 
 
 def test_every_sweep_is_shown_in_its_chapter():

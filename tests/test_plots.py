@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
+from made_records import top1_table
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,6 +17,7 @@ from micronet_lib import plots
 from micronet_lib.architecture.layers import KINDS
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.records import status
 from micronet_lib.plots import style
 from micronet_lib.plots.style import KIND_STYLES
 
@@ -137,6 +139,28 @@ def test_what_a_table_of_gains_allows_to_say():
     assert plots.said_gains(fewer) == f"a against b: {low:.2f} to {high:.2f} points less"
 
 
+def test_the_points_of_a_chapter_are_counted_by_profile():
+    covered = status.coverage()
+    fig = plots.points_measured(covered, "committed records")
+    shown = texts(fig)
+    assert "committed records" in shown
+    assert all(chapter in shown for chapter in covered["chapter"])
+    for (chapter, profile), own in covered.groupby(["chapter", "profile"]):
+        count = f"{own['measured'].sum()} of {own['points'].sum()}"
+        place = list(dict.fromkeys(covered["chapter"])).index(str(chapter))
+        (bars,) = (c for c in fig.axes[0].containers if c.get_label() == profile)
+        share = 100 * own["measured"].sum() / own["points"].sum()
+        assert bars[place].get_width() == pytest.approx(share)
+        assert count in shown
+
+
+def test_statements_are_counted_and_those_that_do_not_hold_are_named():
+    assert plots.said_checks({"a": np.True_}) == "checked: 1 statement holds"
+    assert plots.said_checks({"a": True, "b": 1}) == "checked: 2 statements hold"
+    some = plots.said_checks({"a": True, "b is a": np.False_, "c": True})
+    assert some == "checked: 2 of 3 statements hold\ndoes not hold: b is a"
+
+
 def test_a_difference_below_the_last_printed_digit_is_none():
     assert plots.show_difference(80.07, 80.07000732) == "equal as printed"
     assert plots.show_difference(0.0054, 0.00536) == "equal as printed"
@@ -157,6 +181,55 @@ def test_a_figure_ignores_the_readers_matplotlibrc():
     odd = {"text.usetex": True, "font.size": 30, "axes.facecolor": "black", "figure.dpi": 20}
     with mpl.rc_context(odd):
         assert np.array_equal(drawn(), expected)
+
+
+def _own(sweep: str, point: str, top1: float) -> pd.DataFrame:
+    return top1_table(sweep, {point: [top1]} if point else {}, "quick").assign(source="yours")
+
+
+def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
+    """A figure that shows measured effects, with nothing committed."""
+    nothing = top1_table(mine["sweep"].iloc[0], {}, "quick")
+    paper = pd.concat([records.paper(s) for s in ("srip", "label_smoothing", "augmentation")])
+    if name == "stage_steps":
+        tables = {f"ours, {p}": plots.stage_table(nothing, paper) for p in ("day", "quick")}
+        return plots.stage_steps(tables, "", mine=mine)
+    if name == "augmentation_sweep":
+        return plots.augmentation_sweep(nothing, "", mine=mine)
+    files = plots.pruned_files(PUBLISHED[PUBLISHED["point"].str.startswith("v2")])
+    if name == "short_rounds":
+        return plots.short_rounds(nothing, files, "", mine=mine)
+    printed, rounds = plots.printed_curve(records.paper("pruning")), plots.rounds_table(nothing)
+    return plots.pruning_curve(printed, files, rounds, rounds, "", mine=mine)
+
+
+@pytest.mark.parametrize(
+    ("name", "sweep", "point", "top1", "places"),
+    [
+        ("stage_steps", "stages", "3.0-als", 0.3, {2: (30, 3)}),
+        ("augmentation_sweep", "augmentation", "random", 0.3, {0: (30, 2), 1: (3.5, 2)}),
+        ("short_rounds", "rounds", "linear-2", 0.7, {0: (45, 70)}),
+        ("pruning_curve", "pipeline", "0.30", 0.7, {2: (30, 70)}),
+        ("pruning_curve", "pipeline", "0.30", 0.8, {0: (30, 80), 1: (0.01, 80)}),
+    ],
+)
+def test_the_readers_own_runs_are_a_third_marker(name, sweep, point, top1, places):
+    mine = _own(sweep, point, top1)
+    if sweep == "rounds":
+        mine["sparsity"] = 0.45
+    fig = _with_mine(name, mine)
+    found = {
+        at: line
+        for at, ax in enumerate(fig.axes)
+        for line in ax.lines
+        if str(line.get_label()).startswith("yours")
+    }
+    assert {at: (line.get_xdata()[0], line.get_ydata()[0]) for at, line in found.items()} == {
+        at: pytest.approx(place) for at, place in places.items()
+    }
+    assert {line.get_label() for line in found.values()} == {"yours, quick, n=1"}
+    assert "yours, quick, n=1" in texts(fig)
+    assert "yours" not in texts(_with_mine(name, _own(sweep, "", top1)))
 
 
 def test_a_page_gets_two_pixels_for_one_and_a_chart_few_colours():

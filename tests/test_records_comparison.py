@@ -318,3 +318,15 @@ def test_every_sweep_that_reproduces_something_finds_its_numbers(sweep, monkeypa
         own = found[found["metric"] == each.metric]
         assert len(own) == len(each.points) if each.points else len(own)
     assert (found["paper"] != "").all()
+
+
+def test_own_runs_are_a_table_where_they_can_stand_beside_others(tmp_path):
+    add(tmp_path / "runs", "more", 0.7, 0.8)
+    add(tmp_path / "runs", "more", 0.1, profile="smoke")
+    found = records.mine(SWEEP, "full").set_index("point")
+    assert found["n"].to_dict() == {"file": 0, "none": 0, "more": 2}
+    assert found.at["more", "top1"] == pytest.approx(0.75)
+    assert (records.mine(SWEEP, "smoke")["n"] == 0).all()  # drawn images say nothing
+    assert (records.mine(replace(SWEEP, profiles=("quick",)), "full")["n"] == 0).all()
+    with pytest.raises(InputError):
+        records.mine(SWEEP, "fully")

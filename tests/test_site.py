@@ -26,6 +26,7 @@ from bs4 import BeautifulSoup, Tag
 from PIL import Image
 
 from micronet_lib import plots
+from micronet_lib.plots.layouts import Parts, stacked
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -456,22 +457,40 @@ def test_a_page_opens_in_the_colours_of_the_system(browser: Any, address: str, s
     page.close()
 
 
-def test_charts_turn_dark_and_pictures_do_not(browser: Any, address: str) -> None:
-    page = browser.new_page(color_scheme="dark")
-    page.set_default_timeout(PATIENCE)
-    for name, figure, dark in (
-        ("03_label_smoothing", "fig-forms", True),
-        ("06_scoring", "fig-layer-bill", True),
-        ("03_label_smoothing_in_depth", "fig-similarity", False),
-        ("04_augmentation", "fig-cutmix", False),
-    ):
-        page.goto(f"{address}/{name}.html")
-        image = page.locator(f"#{figure} img").first
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_figures_turn_dark_and_data_keep_their_colours(
+    browser: Any, address: str, size: dict[str, int]
+) -> None:
+    """A chart, a photograph, and maps beside bars."""
+
+    def colours(figure: str, scheme: str) -> tuple[int, set[tuple[int, ...]]]:
+        page = browser.new_page(color_scheme=scheme, viewport=size)
+        page.set_default_timeout(PATIENCE)
+        name, _, number = figure.partition("#")
+        page.goto(f"{address}/{name}.html", wait_until="domcontentloaded")
+        image = page.locator(f"#{number} img").first
         image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete", arg=image.element_handle())
+        page.wait_for_timeout(300)
         with Image.open(io.BytesIO(image.screenshot())) as shown:
-            corner = shown.convert("L").getpixel((3, 3))
-        assert (corner < 60) == dark, figure
-    page.close()
+            pixels = shown.convert("RGB")
+            vivid = [
+                colour
+                for _, colour in pixels.getcolors(pixels.width * pixels.height) or []
+                if max(colour) - min(colour) > 60
+            ]
+            page.close()
+            return sum(pixels.getpixel((3, 3))), set(vivid)
+
+    for figure, same in (
+        ("06_scoring#fig-layer-bill", False),
+        ("00_contest#fig-five-guesses", True),
+        ("01_architecture#fig-feature-maps", True),
+    ):
+        (paper, light), (dark_paper, dark) = (colours(figure, s) for s in ("light", "dark"))
+        assert paper > 740, figure
+        assert dark_paper < 90, figure
+        assert (len(light & dark) > 0.5 * len(light)) == same, figure
 
 
 def test_a_column_of_not_run_becomes_a_sentence(browser: Any, address: str) -> None:
@@ -490,15 +509,28 @@ def test_a_column_of_not_run_becomes_a_sentence(browser: Any, address: str) -> N
 
 
 @pytest.mark.parametrize("stem", CHAPTERS)
-def test_a_figure_on_a_phone_is_large_enough_to_read_and_scrolls_in_its_box(
-    browser: Any, address: str, stem: str
+def test_a_figure_on_a_phone_is_large_enough_to_read(
+    browser: Any, address: str, site: Path, stem: str
 ) -> None:
+    """Panels stand below each other; one that is wide scrolls in its box."""
     page = browser.new_page(viewport=PHONE)
-    page.goto(f"{address}/{stem}.html", wait_until="domcontentloaded")
+    page.goto(f"{address}/{stem}.html", wait_until="load")
     for link in page.locator("figure a.enlarge:has(img)").all():
         link.scroll_into_view_if_needed()
-        image, box = link.locator("img").bounding_box(), link.bounding_box()
-        assert image["width"] >= 600  # of the 792 that a figure is drawn for
+        picture = link.locator("img")
+        image, box = picture.bounding_box(), link.bounding_box()
+        with Image.open(site / str(picture.get_attribute("src"))) as file:
+            parts = Parts.read(file)
+            assert parts, "a figure of ours says where its parts lie"
+            narrow = stacked(file, parts)
+        if narrow:  # shown at once, and at no less than three fifths of its size
+            assert image["width"] <= box["width"] + 1
+            assert image["width"] >= 0.6 * narrow.width / 2
+            assert image["height"] / image["width"] == pytest.approx(
+                narrow.height / narrow.width, rel=0.02
+            )
+        else:
+            assert image["width"] >= 600  # of the 792 that a figure is drawn for
         assert box["width"] <= PHONE["width"]
     page.close()
 

@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, WIDTH, figure, footer
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    WIDTH,
+    figure,
+    footer,
+    panel_of,
+    yours,
+)
 
 __all__ = [
     "augmentation_sweep",
@@ -169,11 +180,14 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
     return footer(fig, source)
 
 
-def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
+def augmentation_sweep(
+    measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw test accuracy by augmentation, mean and spread; beside it the training loss.
 
     Args:
         measured: a table of the sweep `augmentation`: point, top1, top1_std, train_loss.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (left, right) = figure(height=3.6, columns=2)
     points = measured["point"]
@@ -182,6 +196,10 @@ def augmentation_sweep(measured: pd.DataFrame, source: str) -> Figure:
     losses = measured.get("train_loss", pd.Series(np.nan, measured.index))  # no run, no such metric
     _points(right, points, losses, None, ORANGE)
     right.set(xlabel="training loss, last epoch", yticklabels=[])
+    if mine is not None:
+        at = mine["point"].map({name: place for place, name in enumerate(points)})
+        yours(left, mine, 100 * mine["top1"], at)
+        yours(right, mine, mine.get("train_loss", at), at, legend=False)
     return footer(fig, source)
 
 
@@ -210,11 +228,16 @@ def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0")
     return table
 
 
-def stage_steps(tables: Mapping[str, pd.DataFrame], source: str) -> Figure:
+def stage_steps(
+    tables: Mapping[str, pd.DataFrame], source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw the stages in order: the paper's 600 epochs, then ours, each on an axis of its own.
 
     Args:
-        tables: title of the panel -> table from `stage_table`, with the same stages.
+        tables: title of the panel, which ends in a profile -> table from `stage_table`, with the
+            same stages.
+        mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
+            of their profile, or in the first one.
     """
     fig, (left, *others) = figure(height=3.4, columns=1 + len(tables))
     first = next(iter(tables.values()))
@@ -224,6 +247,10 @@ def stage_steps(tables: Mapping[str, pd.DataFrame], source: str) -> Figure:
     for ax, (title, table) in zip(others, tables.items(), strict=True):
         _points(ax, labels, table["top1"], table["spread"], BLUE)
         ax.set(title=title, xlabel="top-1 (%)", yticklabels=[])
+    if mine is not None:
+        rows = {f"3.0-{stage}": place for place, stage in enumerate(_STAGES)}
+        panel = panel_of(mine, [left, *others])
+        yours(panel, mine, 100 * mine["top1"], mine["point"].map(rows))
     return footer(fig, source)
 
 

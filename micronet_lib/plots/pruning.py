@@ -21,6 +21,7 @@ from micronet_lib.plots.style import (
     footer,
     not_run,
     note,
+    yours,
 )
 
 __all__ = [
@@ -222,12 +223,15 @@ def runs_beside_files(
     return pd.concat([runs, *rows], ignore_index=True)
 
 
-def short_rounds(measured: pd.DataFrame, files: pd.DataFrame, source: str) -> Figure:
+def short_rounds(
+    measured: pd.DataFrame, files: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw accuracy against sparsity: short rounds of several ways, and the published files.
 
     Args:
         measured: a table of the sweep `rounds`, points `<way>-<round>`.
         files: from `pruned_files`, of the network that the rounds start from.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (ax,) = figure(height=3.6)
     found = files[files["n"] > 0]
@@ -246,6 +250,8 @@ def short_rounds(measured: pd.DataFrame, files: pd.DataFrame, source: str) -> Fi
     for x, y, name in zip(*at, found["file"], strict=True):
         note(ax, name, (x, y), (7, 5))
     ax.axhline(80, color="#222222", lw=0.8, ls="--")
+    if mine is not None:
+        yours(ax, mine, 100 * mine["sparsity"], 100 * mine["top1"], legend=False)
     missing = measured["way"].drop_duplicates()
     missing = missing[~missing.isin(run["way"])]
     if len(missing):
@@ -302,6 +308,7 @@ def pruning_curve(
     full: pd.DataFrame,
     quick: pd.DataFrame,
     source: str,
+    mine: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw accuracy against sparsity and score; short runs separately, on their own scale.
 
@@ -310,6 +317,8 @@ def pruning_curve(
         files: from `pruned_files`.
         full: from `rounds_table` of the sweep `pipeline` on the paper's schedule.
         quick: the same for short runs, which are not comparable with the paper.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more. Those far
+            below the paper's numbers are among the short runs.
     """
     fig, (left, middle, right) = figure(height=3.5, columns=3)
     found = files[files["n"] > 0]
@@ -324,11 +333,18 @@ def pruning_curve(
         _measured(ax, factor * full[column], full, "ours, full")
     left.set(title="by sparsity", xlabel="pruned (%)", ylabel="top-1 (%)")
     middle.set(title="by score", xlabel="score")
-    handles = left.get_legend_handles_labels()
-    fig.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
     _measured(right, 100 * quick["sparsity"], quick, "ours, quick")
     right.set(title="ours, quick: few epochs", xlabel="pruned (%)")
-    if not quick["n"].any():
+    if mine is not None:
+        gone, top1 = 100 * mine["sparsity"].fillna(0), 100 * mine["top1"]
+        if top1.min() > printed["top1_percent"].min() - 5:
+            yours(left, mine, gone, top1, legend=False)
+            yours(middle, mine, mine["published.score"], top1, legend=False)
+        else:
+            yours(right, mine, gone, top1)
+    handles = left.get_legend_handles_labels()
+    fig.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
+    if not quick["n"].any() and not right.lines:
         not_run(right)
     return footer(fig, source)
 

@@ -15,10 +15,14 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from PIL import Image
+
+from micronet_lib.plots.layouts import FOOTER, parts_of
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     *("#0072B2", "#D55E00", "#009E73", "#CC3311"),
@@ -70,15 +74,31 @@ def sharp_png(fig: Figure) -> tuple[bytes, dict[str, int]]:
     """Return a figure as PNG with two pixels for one, and the size at which a page shows it.
 
     A chart keeps 256 colours, so that it is no larger than all its colours at one pixel for one.
+    The file says where the parts of the figure lie (`layouts.Parts`).
     """
     drawn, written = io.BytesIO(), io.BytesIO()
-    fig.savefig(drawn, format="png", dpi=2 * fig.dpi, bbox_inches="tight")
+    dpi = fig.dpi
+    fig.set_dpi(2 * dpi)
+    fig.draw_without_rendering()
+    shown = Bbox(fig.get_tightbbox()).padded(mpl.rcParams["savefig.pad_inches"])
+    # A legend of the figure is placed by the box of what is saved. It stays where it is drawn here.
+    engine = fig.get_layout_engine()
+    fig.set_layout_engine("none")
+    moving = [legend for legend in fig.legends if legend.get_bbox_to_anchor() is fig.bbox]
+    for legend in moving:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), fig.transFigure)
+    parts = parts_of(fig, shown)
+    fig.savefig(drawn, format="png", dpi=fig.dpi, bbox_inches=shown)
+    for legend in moving:
+        legend.set_bbox_to_anchor(None)
+    fig.set_layout_engine(engine)
+    fig.set_dpi(dpi)
     picture = Image.open(drawn).convert("RGB")
     size = picture.width * picture.height
     commonest = sorted(n for n, _ in picture.getcolors(size) or [])[-12:]
     if sum(commonest) > CHART * size:
         picture = picture.quantize(256, dither=Image.Dither.NONE)
-    picture.save(written, "png", optimize=True)
+    picture.save(written, "png", optimize=True, pnginfo=parts.note())
     return written.getvalue(), {"width": picture.width // 2, "height": picture.height // 2}
 
 
@@ -112,7 +132,7 @@ def figure(
 
 def footer(fig: Figure, text: str) -> Figure:
     """Write the source of the numbers under a figure, and return the figure."""
-    fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left")
+    fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left").set_gid(FOOTER)
     return fig
 
 
@@ -121,6 +141,33 @@ def note(
 ) -> None:
     """Write a small text beside a point; `shift` is in points of type."""
     ax.annotate(text, at, shift, textcoords="offset points", **{"size": 8, **style})
+
+
+def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool = True) -> None:
+    """Mark the runs of the reader's machine, with an entry in the legend; nothing without any.
+
+    Args:
+        ax: the axes.
+        mine: from `records.mine`.
+        x: where each row of it lies; NaN leaves it out.
+        y: the same.
+        legend: draw one above the axes, where the figure has none for all of them.
+    """
+    run = (mine["n"] > 0) & x.notna() & y.notna()
+    if run.any():
+        n = "/".join(str(n) for n in sorted(set(mine["n"][run])))
+        style: dict[str, Any] = {"color": RED, "mec": "white", "ms": 11, "zorder": 5}
+        label = f"yours, {mine['profile'].iloc[0]}, n={n}"
+        handles = ax.plot(x[run], y[run], "*", clip_on=False, label=label, **style)
+        fig = ax.get_figure(root=True)
+        if legend and fig is not None:
+            fig.legend(handles=handles, loc="outside upper right", fontsize=8.5)
+
+
+def panel_of(mine: pd.DataFrame, axes: Sequence[Axes]) -> Axes:
+    """Return the axes whose title ends in the profile of the reader's runs, or the first ones."""
+    profile = str(mine["profile"].iloc[0])
+    return next((ax for ax in axes if ax.get_title().endswith(profile)), axes[0])
 
 
 def not_run(ax: Axes) -> None:

@@ -11,7 +11,14 @@ import pandas as pd
 from IPython.display import Code
 from pandas.io.formats.style import Styler
 
-__all__ = ["said_gains", "show_difference", "show_gains", "show_source", "show_table"]
+__all__ = [
+    "said_checks",
+    "said_gains",
+    "show_difference",
+    "show_gains",
+    "show_source",
+    "show_table",
+]
 
 
 def show_table(
@@ -83,6 +90,18 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
     styler.format(number, na_rep="–", subset=["95 % from", "to"])
     styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
     return styler.format(number.replace("+", ""), na_rep="–", subset=["detectable"])
+
+
+def said_checks(held: Mapping[str, Any]) -> str:
+    """Return how many statements hold, and name those that do not.
+
+    Args:
+        held: statement, in words -> whether it holds.
+    """
+    failed = [statement for statement, holds in held.items() if not holds]
+    count = f"{len(held) - len(failed)} of {len(held)}" if failed else f"{len(held)}"
+    word = "statement holds" if len(held) == 1 else "statements hold"
+    return "\n".join([f"checked: {count} {word}", *(f"does not hold: {text}" for text in failed)])
 
 
 def said_gains(gains: pd.DataFrame, unit: str = "points", digits: int = 2) -> str:

@@ -26,7 +26,13 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed, Sweep
 from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
 from micronet_lib.lab.records.statistics import LEVEL
-from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, provenance, table
+from micronet_lib.lab.records.tables import (
+    NOT_RUN,
+    is_comparable,
+    printed_rows,
+    provenance,
+    table,
+)
 from micronet_lib.scoring.rules import RULE_SETS
 
 SAME, WITHIN, OUTSIDE, UNDECIDED = "same", "within", "outside", "undecided"
@@ -85,7 +91,7 @@ def compared(
     Raises:
         InputError: unknown profile, or a damaged record.
     """
-    own = profile and PROFILES[profile].dataset != "embedded" and profile in sweep.profiles
+    own = bool(profile) and is_comparable(sweep, profile)
     shown = profile if own else _nearest(sweep, root)
     committed, failed = _read(sweep, shown, root)
     mine, mine_failed = _read(sweep, shown, runs_root()) if own or not profile else ([], {})

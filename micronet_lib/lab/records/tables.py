@@ -9,7 +9,8 @@ import pandas as pd
 
 from micronet_lib.architecture.layers import named_kind
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES, of_checkout
+from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES, of_checkout, runs_root
+from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
 
@@ -114,6 +115,20 @@ def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
     """Return the committed records of a sweep as a `table`."""
     found = [*read_sweep(sweep, profile, MEASURED), *failures(sweep, profile, MEASURED)]
     return table(sweep, found, profile=profile)
+
+
+def mine(sweep: Sweep, profile: str) -> pd.DataFrame:
+    """Return this machine's records of a sweep as a `table`, as `compared` reads them.
+
+    No point was run at a profile of drawn images, or at one that the sweep is not defined on.
+    """
+    found = read_sweep(sweep, profile, runs_root()) if is_comparable(sweep, profile) else []
+    return table(sweep, found, "yours", profile)
+
+
+def is_comparable(sweep: Sweep, profile: str) -> bool:
+    """Say whether runs at a profile can stand beside committed records and paper."""
+    return PROFILES[profile].dataset != "embedded" and profile in sweep.profiles
 
 
 def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
