@@ -1,4 +1,4 @@
-"""Robustness against corrupted images, as Assembled CNN measures it (chapter 10).
+"""Robustness and retrieval, as Assembled CNN measures them (chapter 10).
 
 The networks are `architecture.resnet` and `architecture.mobilenet`.
 """
@@ -8,4 +8,10 @@ from micronet_lib.assembled_cnn.corruptions import (
     SEVERITIES,
     corrupt,
     mean_corruption_error,
+)
+from micronet_lib.assembled_cnn.perturbations import (
+    PERTURBATIONS,
+    flip_rate,
+    mean_flip_rate,
+    perturb,
 )

@@ -1,4 +1,4 @@
-"""Chapter 10: the published networks, and those of chapter 11, on corrupted images."""
+"""Chapter 10: published networks, and those of chapter 11, on corrupted and perturbed images."""
 
 from micronet_lib.lab.recipes.grids import beyond
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -20,6 +20,16 @@ SWEEPS = (
         make=lambda network: _NETWORKS[network],
         metrics=("top1", "corrupted_top1"),
         measures=("corruptions",),
+        profiles=("day", "full"),
+    ),
+    Sweep(
+        name="perturbations",
+        title="Do zeros cost stability",
+        chapter="10_assembled_cnn",
+        axes={"network": _PUBLISHED},
+        make=lambda network: _NETWORKS[network],
+        metrics=("top1", "flip_rate"),
+        measures=("perturbations",),
         profiles=("day", "full"),
     ),
 )

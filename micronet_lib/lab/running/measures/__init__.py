@@ -5,6 +5,7 @@ from micronet_lib.lab.running.measures import (
     compression,
     corruptions,
     early_exit,
+    perturbations,
     ratings,
     ternary,
     weights,
@@ -18,6 +19,7 @@ MEASURES = {
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),
     "corruptions": Measure(corruptions.corruptions, on_test=True),
+    "perturbations": Measure(perturbations.perturbations, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(
