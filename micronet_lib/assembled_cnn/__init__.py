@@ -1,4 +1,4 @@
-"""Robustness and retrieval, as Assembled CNN measures them (chapter 10).
+"""Robustness, retrieval and transfer, as Assembled CNN measures them (chapter 10).
 
 The networks are `architecture.resnet` and `architecture.mobilenet`.
 """
@@ -15,3 +15,14 @@ from micronet_lib.assembled_cnn.perturbations import (
     mean_flip_rate,
     perturb,
 )
+from micronet_lib.assembled_cnn.retrieval import (
+    ArcFaceConfig,
+    Embed,
+    EmbeddingNetwork,
+    Embeddings,
+    GeM,
+    arcface_logits,
+    nearest,
+    recall_at_k,
+)
+from micronet_lib.assembled_cnn.transfer import NewClassifier

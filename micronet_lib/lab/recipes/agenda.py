@@ -41,6 +41,8 @@ AGENDA = (
     Item("are learned widths better again", "adjustable_quantization", "[lu]*", THREE),
     Item("does pruning cost robustness", "corruptions"),
     Item("does pruning cost stability", "perturbations"),
+    Item("which head retrieves unseen classes", "retrieval"),
+    Item("do superclasses teach classes", "transfer"),
     Item("the entry from random weights", "pipeline"),
     Item("the paper's stages", "stages", "3.0-*"),
     Item("the stages of small networks", "stages", "[12].0-vanilla"),

@@ -42,6 +42,8 @@ from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
 
 WORK = ("count", "rate", "train")
+ON_IMAGES = {"top1", "recall_at_1"}
+"""A record with one of these was rated on images of the data set."""
 WORTH_A_LINE_S = 5
 
 
@@ -213,7 +215,7 @@ def measure(case: Case, progress: bool = True) -> Record:
         recipe=plain_recipe(recipe),
         profile=case.profile.name,
         seed=case.seed,
-        dataset=case.profile.dataset if "top1" in metrics else "none",
+        dataset=case.profile.dataset if metrics.keys() & ON_IMAGES else "none",
         metrics=metrics,
         env={**content["env"], "wall_s": round(wall_s, 2)},
         layers=layers,

@@ -7,6 +7,7 @@ from micronet_lib.lab.running.measures import (
     early_exit,
     perturbations,
     ratings,
+    retrieval,
     ternary,
     weights,
 )
@@ -20,6 +21,7 @@ MEASURES = {
     "compression": Measure(compression.compression, on_test=True),
     "corruptions": Measure(corruptions.corruptions, on_test=True),
     "perturbations": Measure(perturbations.perturbations, on_test=True),
+    "retrieval": Measure(retrieval.retrieval, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(
