@@ -79,7 +79,7 @@ SWEEPS = (
     Sweep(
         name="retrieval",
         title="Which head finds classes that it has never seen",
-        chapter="10_assembled_cnn_transfer",
+        chapter="10_assembled_cnn",
         axes={"head": tuple(_HEADS)},
         make=_embedding,
         metrics=("recall_at_1", "recall_at_8", "top1"),
@@ -88,7 +88,7 @@ SWEEPS = (
     Sweep(
         name="transfer",
         title="Do superclasses teach classes",
-        chapter="10_assembled_cnn_transfer",
+        chapter="10_assembled_cnn",
         axes={"start": tuple(_TRANSFER)},
         make=lambda start: _TRANSFER[start],
         metrics=("top1", "top5", "loss"),
