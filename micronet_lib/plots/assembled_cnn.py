@@ -98,14 +98,17 @@ def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -
         assembled: columns network, macs and images_per_s.
         pruned: the same and nonzero_macs, the network without zeros first; it may be empty.
     """
-    fig, (left, right) = figure(height=3.2, columns=2)
+    fig, (left, right) = figure(height=3.4, columns=2, widths=(1.6, 1))
     left.scatter(assembled["macs"] / 1e9, assembled["images_per_s"], color=BLUE, s=18)
     for place, row in enumerate(assembled.itertuples()):
-        shift = (4, 4) if place % 2 else (4, -10)
-        note(left, str(row.network), (row.macs / 1e9, row.images_per_s), shift, size=7)
-    left.set(xlabel="billions of MACs", ylabel="images/s", ylim=(0, None))
+        shift, side = ((5, 3), "left") if place % 2 else ((-4, -8), "right")
+        note(left, str(row.network), (row.macs / 1e9, row.images_per_s), shift, size=7, ha=side)
+    left.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
+    left.set_xticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
+    left.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
+    left.minorticks_off()
     left.set_title("rebuilt, 224 or 256 px", fontsize=8.5)
-    left.margins(x=0.25, y=0.15)
+    left.margins(x=0.45, y=0.15)
     right.set_title("pruned, 32 px", fontsize=8.5)
     if pruned.empty:
         not_run(right)
@@ -114,7 +117,8 @@ def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -
     right.scatter(work, speed, color=BLUE, s=18, label="measured")
     right.plot(work, speed.iloc[0] * work.iloc[0] / work, color=ORANGE, label="if zeros were free")
     for row in pruned.itertuples():
-        note(right, str(row.network), (row.nonzero_macs / 1e6, row.images_per_s), (0, -11), size=7)
+        note(right, str(row.network), (row.nonzero_macs / 1e6, row.images_per_s), (-3, -9), size=7,
+             rotation=-60, ha="left", va="top")  # fmt: skip
     right.set(xlabel="millions of MACs that are not by 0", ylim=(0, None))
     right.margins(x=0.2)
     right.legend(fontsize=8)
