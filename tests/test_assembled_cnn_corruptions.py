@@ -99,7 +99,7 @@ def test_motion_smears_along_one_direction():
     """At 0 degrees a pixel is a mean of itself and those to its right, weighted by a Gaussian."""
     x = torch.zeros(1, 1, 32, 32)
     x[..., 16, 16] = 1
-    found = own._smeared(x, 6, 1.0, torch.zeros(1))[0, 0]
+    found = own.smeared(x, 6, 1.0, torch.zeros(1))[0, 0]
     weights = np.exp(-0.5 * np.arange(13) ** 2)
     expected = weights / weights.sum()
     assert found[16, 4:17].flip(0).tolist() == pytest.approx(expected.tolist(), abs=1e-6)
@@ -109,8 +109,8 @@ def test_motion_smears_along_one_direction():
 
 def test_zoom_magnifies_about_the_middle():
     x = torch.arange(32.0).expand(1, 1, 32, 32)
-    assert torch.equal(own._zoomed(x, 1.0), x)
-    wide = own._zoomed(x, 2.0)[0, 0, 0]
+    assert torch.equal(own.zoomed(x, 1.0), x)
+    wide = own.zoomed(x, 2.0)[0, 0, 0]
     # The middle sixteen columns, from 8 to 23, on 32 pixels, corner on corner.
     assert wide.tolist() == pytest.approx(np.linspace(8, 23, 32).tolist(), abs=1e-4)
 

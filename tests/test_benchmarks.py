@@ -1,13 +1,17 @@
-"""What CONTRIBUTING.md says of speed is what the benchmarks kept."""
+"""What CONTRIBUTING.md and chapter 10 say of speed is what the benchmarks kept."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = json.loads((ROOT / "data" / "speed.json").read_text(encoding="utf-8"))
+
+
+THROUGHPUT = json.loads((ROOT / "data" / "throughput.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -28,6 +32,48 @@ def test_what_was_kept_names_the_code_it_timed():
     assert len(KEPT["env"]["commit"]) == 7, "commit first: a `+` is a change that no commit has"
     assert len({row["what"] for row in KEPT["rows"]}) == len(KEPT["rows"])
     assert {row["same"] - row["images"] for row in KEPT["predictions"]} == {0}
+
+
+@pytest.fixture
+def throughput(ratios):
+    return pytest.importorskip("throughput")
+
+
+def test_throughput_was_kept_of_every_network_with_its_work(throughput):
+    assert len(THROUGHPUT["env"]["commit"]) == 7
+    rows = {row["network"]: row for row in THROUGHPUT["rows"]}
+    assert list(rows)[: len(throughput.ASSEMBLED)] == list(throughput.ASSEMBLED)
+    pruned = list(rows)[len(throughput.ASSEMBLED) :]
+    assert pruned[0] == throughput.DENSE
+    assert set(pruned[1:]) <= set(throughput.PRUNED)
+    for first, group in (("R50", throughput.ASSEMBLED), (throughput.DENSE, pruned)):
+        for name in group:
+            ratio = rows[first]["images_per_s"] / rows[name]["images_per_s"]
+            assert rows[name]["ratio"] == pytest.approx(ratio)
+    counted = [rows[name] for name in pruned]
+    assert len({row["macs"] for row in counted}) == 1
+    left = [row["nonzero_macs"] for row in counted]
+    assert left == sorted(left, reverse=True)
+    assert left[0] == counted[0]["macs"]
+
+
+def test_the_work_of_a_network_is_counted_by_hand(throughput):
+    layer = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, 1, 1, bias=False), torch.nn.Conv2d(4, 4, 3, 2, 1, groups=4)
+    )
+    layer[1].weight.data[0] = 0
+    own = (4 * 3 * 9 * 64, 4 * 9 * 16)
+    assert throughput.macs_of(layer, 8) == (sum(own), own[0] + 3 * 9 * 16)
+    assert all((p != 0).all() for p in throughput.without_zeros(layer).parameters())
+
+
+def test_a_timed_row_is_the_networks(throughput, capsys):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
+    first, second = throughput.timed({"one": (network, 4), "two": (network, 8)}, 3, 2)
+    assert (first["network"], first["side"], first["ratio"]) == ("one", 4, 1)
+    assert second["macs"] == 4 * first["macs"] == 2 * 3 * 64
+    assert second["images_per_s"] > 0
+    assert "one" in capsys.readouterr().out
 
 
 def test_every_row_that_is_kept_is_kept_by_a_benchmark(ratios, capsys):

@@ -241,3 +241,17 @@ def test_embedded_needs_neither_files_nor_network(tmp_path, monkeypatch):
     monkeypatch.setenv("MICRONET_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setattr(socket.socket, "connect", fail)
     assert len(data.load_split("embedded", "validation")) == 500
+
+
+def test_images_of_the_first_classes_and_with_superclasses(embedded_set):
+    test, all_of = embedded_set.test, embedded_set.superclass_of
+    some = data.restricted(test, "embedded", num_classes=7)
+    assert len(some) == 70
+    assert some.targets.unique().tolist() == list(range(7))
+    assert torch.equal(some.images, test.images[test.targets < 7])
+    coarse = data.restricted(test, "embedded", labels="superclass")
+    assert torch.equal(coarse.images, test.images)
+    assert torch.equal(coarse.targets, all_of[test.targets])
+    both = data.restricted(test, "embedded", 7, "superclass")
+    assert torch.equal(both.targets, all_of[some.targets])
+    assert data.restricted(test, "embedded") is test

@@ -35,8 +35,9 @@ NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 # Chapter zero, the pages from 90 on and the page for lookers are about all methods, so they have
 # none of their own.
 PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9", "explore"))]
-# `11_beyond_in_depth` is the second page of `11_beyond`.
-SECONDS = [path for path in NOTEBOOKS if path.stem.endswith("_in_depth")]
+# `11_beyond_in_depth` is the second page of `11_beyond`, `10_assembled_cnn_transfer` another.
+FURTHER = re.compile("_(in_depth|transfer)$")
+SECONDS = [path for path in NOTEBOOKS if FURTHER.search(path.stem)]
 CHAPTERS = [path for path in NOTEBOOKS if path not in (*PAGES, *SECONDS)]
 STEMS = [path.stem[3:] for path in CHAPTERS]
 TABLES = sorted(PAPER.glob("*.csv"))
@@ -90,7 +91,7 @@ def test_a_notebook_is_numbered_once_and_has_a_text_of_its_name():
     assert [each for each in names if not re.fullmatch(r"\d\d_[a-z0-9_]+", each)] == []
     firsts = set(names) - {path.stem for path in SECONDS}
     assert len({each[:2] for each in firsts}) == len(firsts)
-    assert {each.removesuffix("_in_depth") for each in names} == firsts, "a second page has a first"
+    assert {FURTHER.sub("", each) for each in names} == firsts, "a second page has a first"
 
 
 def test_the_stem_rule():

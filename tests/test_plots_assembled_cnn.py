@@ -37,6 +37,29 @@ def test_pictures_stand_side_by_side_under_their_titles():
     assert all(word in texts(fig) for word in ("fog", "snow fall"))
 
 
+def test_measured_speed_stands_beside_what_zeros_would_give():
+    assembled = pd.DataFrame({"network": ["R50", "R50D"], "macs": [4.1e9, 4.3e9],
+                              "images_per_s": [10.0, 9.0]})  # fmt: skip
+    pruned = pd.DataFrame({"network": ["dense", "half"], "nonzero_macs": [40e6, 20e6],
+                           "images_per_s": [500.0, 510.0]})  # fmt: skip
+    fig = plots.measured_speed(assembled, pruned, "here")
+    left, right = fig.axes
+    assert left.collections[0].get_offsets().tolist() == [[4.1, 10.0], [4.3, 9.0]]
+    assert right.collections[0].get_offsets().tolist() == [[40.0, 500.0], [20.0, 510.0]]
+    assert right.lines[0].get_ydata().tolist() == [500.0, 1000.0]
+    assert all(word in texts(fig) for word in ("R50D", "half", "here"))
+    assert "not run" in texts(plots.measured_speed(assembled, pruned[:0], ""))
+
+
+def test_retrieved_frames_tell_right_from_wrong():
+    one = np.zeros((4, 4, 3), dtype=np.uint8)
+    fig = plots.retrieved([[one, one, one], [one, one, one]], np.array([[True, False]] * 2), "")
+    colours = [ax.spines["left"].get_edgecolor() for ax in fig.axes]
+    assert colours[:3] == colours[3:]
+    assert len(set(colours)) == 3
+    assert all(word in texts(fig) for word in ("query", "nearest 2"))
+
+
 def test_robustness_draws_what_was_run():
     metrics = {"top1": 0.8, "corrupted_top1": 0.5}
     made = Record("corruptions", "v1_pr_60", "x", {}, "day", 0, "", metrics, ENV)

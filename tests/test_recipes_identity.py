@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from micronet_lib.assembled_cnn import ArcFaceConfig
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.early_exit import ExitLoss
@@ -31,6 +32,7 @@ VALUES = {  # the default, and what differs from it
     "teacher": [None, Recipe(), PAPER],
     "more_teachers": [(), (PAPER,), (PAPER, Recipe()), (Recipe(), PAPER)],
     "distillation": [DistillationConfig(), DistillationConfig(0.5), DistillationConfig(1.0, 4.0)],
+    "arcface": [ArcFaceConfig(), ArcFaceConfig(0.3), ArcFaceConfig(0.5)],
     "exits": [ExitLoss(), ExitLoss(0.5), ExitLoss(0.5, confidence=False), ExitLoss(1.0)],
     "savings": [(), ("dead_gates",), ("dead_gates", "sixth"), ("sixth", "dead_gates")],
     "price": [Price(), Price(8), Price(0, 8), Price(8, 8, "integer")],
@@ -42,6 +44,8 @@ VALUES = {  # the default, and what differs from it
         TrainConfig(lr_factors={"head.*": 0.5}),
         TrainConfig(lr_factors={"stem.*": 0.5}),
         TrainConfig(freeze=("stem",)),
+        TrainConfig(num_classes=80),
+        TrainConfig(labels="superclass"),
     ],
     "srip": [SripConfig(0.0), SripConfig(), SripConfig(0.0, start="warm")],
     "smoothing": [SmoothingConfig(), SmoothingConfig("uniform"), SmoothingConfig("paper")],

@@ -21,7 +21,9 @@ from micronet_lib.lab.running.measures import (
     adjustable_quantization,
     compression,
     early_exit,
+    perturbations,
     ratings,
+    retrieval,
     ternary,
 )
 from micronet_lib.lab.storage.states import load_own
@@ -51,7 +53,8 @@ def tiny_lab(folder: Path) -> Iterator[SimpleNamespace]:
         patch.setitem(ARCHITECTURES, network.name, replace(network, stages=stages))
         patch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], **budget))
         patch.setattr(networks, "load_dataset", lambda name: images)
-        readers = (adjustable_quantization, compression, early_exit, ratings, ternary)
+        readers = (adjustable_quantization, compression, early_exit, perturbations, ratings)
+        readers += (retrieval, ternary)
         for reader in readers:
             patch.setattr(reader, "load_split", lambda name, split: getattr(images, split))
         patch.setattr(measure, "train_network", train_network)

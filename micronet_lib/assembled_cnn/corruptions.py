@@ -37,14 +37,10 @@ def corrupt(images: Tensor, corruption: str, severity: int, generator: Generator
     """
     check_choice("corruption", corruption, CORRUPTIONS)
     check_choice("severity", severity, SEVERITIES)
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
-        raise InputError(
-            f"images are {images.dtype} {list(images.shape)}; corruptions take uint8 [N, 3, 32, 32]"
-        )
+    check_images(images, "corruptions")
     function, constants = CORRUPTIONS[corruption]
     found = function(images.float() / 255, generator, *constants[severity - 1])
-    # The generator cuts the fraction off; the small number keeps whole levels whole.
-    return (found.clamp(0, 1) * 255 + 1e-3).to(torch.uint8)
+    return as_bytes(found)
 
 
 def mean_corruption_error(
@@ -74,7 +70,22 @@ def mean_corruption_error(
 # ------------------------------------------------------------------------------------ parts
 
 
-def _normal(x: Tensor, generator: Generator, shape: Sequence[int] | None = None) -> Tensor:
+def check_images(images: Tensor, what: str) -> None:
+    """Raise `InputError` unless images are uint8 `[N, 3, 32, 32]`; `what` would take them."""
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, SIZE, SIZE):
+        raise InputError(
+            f"images are {images.dtype} {list(images.shape)}; {what} take uint8 [N, 3, 32, 32]"
+        )
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """Return floats from 0 to 1 as bytes, the fraction cut off as in the generator."""
+    # The small number keeps whole levels whole.
+    return (x.clamp(0, 1) * 255 + 1e-3).to(torch.uint8)
+
+
+def normal(x: Tensor, generator: Generator, shape: Sequence[int] | None = None) -> Tensor:
+    """Return standard normal numbers, as many as `x` has unless a shape is given."""
     return torch.randn(tuple(shape or x.shape), generator=generator, device=x.device)
 
 
@@ -101,7 +112,7 @@ def _gaussian(x: Tensor, sigma: float, truncate: float = 4.0, symmetric: bool = 
     return (row[:, None] * columns).sum(1).view(*x.shape)
 
 
-def _zoomed(x: Tensor, factor: float) -> Tensor:
+def zoomed(x: Tensor, factor: float) -> Tensor:
     """Magnify the middle of square images, and cut it to their size."""
     part = math.ceil(SIZE / factor)
     start = (SIZE - part) // 2
@@ -112,7 +123,7 @@ def _zoomed(x: Tensor, factor: float) -> Tensor:
     return large[:, :, start : start + SIZE, start : start + SIZE]
 
 
-def _smeared(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
+def smeared(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
     """Blur along one direction with one half of a Gaussian, as ImageMagick does.
 
     `degrees` `[N]` is the direction of each image. Beyond the border the edge is repeated.
@@ -131,6 +142,20 @@ def _smeared(x: Tensor, radius: float, sigma: float, degrees: Tensor) -> Tensor:
         columns = (places + right[:, None]).clamp(0, SIZE - 1)[:, None, :]
         found += weight * x[pictures, :, rows, columns].permute(0, 3, 1, 2)
     return found
+
+
+def snowed(x: Tensor, flakes: Tensor, keep: float) -> Tensor:
+    """Whiten images a little, and add flakes `[N, 1, 32, 32]`, once as they are and once turned."""
+    grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    whiter = keep * x + (1 - keep) * torch.maximum(x, 1.5 * grey + 0.5)
+    return whiter + flakes + flakes.rot90(2, (2, 3))
+
+
+def brightened(x: Tensor, amount: float) -> Tensor:
+    """Raise the value of HSV: hue and saturation stay, so all channels grow by one factor."""
+    value = x.amax(1, keepdim=True)
+    raised = (value + amount).clamp(0, 1)
+    return torch.where(value > 0, x * raised / value.clamp_min(1e-9), raised)
 
 
 def _plasma(x: Tensor, generator: Generator, decay: float) -> Tensor:
@@ -171,7 +196,7 @@ def _sampled(x: Tensor, rows: Tensor, columns: Tensor, whole_pixels: bool) -> Te
 
 
 def _gaussian_noise(x: Tensor, generator: Generator, scale: float) -> Tensor:
-    return x + scale * _normal(x, generator)
+    return x + scale * normal(x, generator)
 
 
 def _shot_noise(x: Tensor, generator: Generator, photons: float) -> Tensor:
@@ -211,12 +236,12 @@ def _glass_blur(x: Tensor, generator: Generator, sigma: float, times: int) -> Te
 
 
 def _motion_blur(x: Tensor, generator: Generator, radius: float, sigma: float) -> Tensor:
-    return _smeared(x, radius, sigma, 90 * _uniform(x, generator, (len(x),)) - 45)
+    return smeared(x, radius, sigma, 90 * _uniform(x, generator, (len(x),)) - 45)
 
 
 def _zoom_blur(x: Tensor, generator: Generator, end: float) -> Tensor:
     factors = np.arange(1, end, 0.01)
-    return (x + sum(_zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
+    return (x + sum(zoomed(x, factor) for factor in factors)) / (len(factors) + 1)
 
 
 def _snow(
@@ -230,14 +255,12 @@ def _snow(
     sigma: float,
     keep: float,
 ) -> Tensor:
-    flakes = mean + scale * _normal(x, generator, (len(x), 1, SIZE, SIZE))
-    flakes = _zoomed(flakes, zoom)
+    flakes = mean + scale * normal(x, generator, (len(x), 1, SIZE, SIZE))
+    flakes = zoomed(flakes, zoom)
     flakes = torch.where(flakes < threshold, 0.0, flakes).clamp(0, 1)
     direction = -135 + 90 * _uniform(x, generator, (len(x),))
-    flakes = _smeared(flakes, radius, sigma, direction)
-    grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    whiter = keep * x + (1 - keep) * torch.maximum(x, 1.5 * grey + 0.5)
-    return whiter + flakes + flakes.rot90(2, (2, 3))
+    flakes = smeared(flakes, radius, sigma, direction)
+    return snowed(x, flakes, keep)
 
 
 def _frost(x: Tensor, generator: Generator, keep: float, amount: float) -> Tensor:
@@ -253,10 +276,7 @@ def _fog(x: Tensor, generator: Generator, amount: float, decay: float) -> Tensor
 
 
 def _brightness(x: Tensor, generator: Generator, amount: float) -> Tensor:
-    """Raise the value of HSV: hue and saturation stay, so all channels grow by one factor."""
-    value = x.amax(1, keepdim=True)
-    raised = (value + amount).clamp(0, 1)
-    return torch.where(value > 0, x * raised / value.clamp_min(1e-9), raised)
+    return brightened(x, amount)
 
 
 def _contrast(x: Tensor, generator: Generator, factor: float) -> Tensor:

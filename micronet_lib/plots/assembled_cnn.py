@@ -6,9 +6,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    figure,
+    footer,
+    not_run,
+    note,
+)
 
-__all__ = ["assembled_ladder", "corruption_pictures", "robustness", "speed_and_work"]
+__all__ = [
+    "assembled_ladder",
+    "corruption_pictures",
+    "measured_speed",
+    "retrieved",
+    "robustness",
+    "speed_and_work",
+]
 
 
 def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
@@ -68,6 +85,63 @@ def corruption_pictures(
     for ax, (title, pictures) in zip(axes, images.items(), strict=False):
         ax.imshow(np.concatenate(list(pictures), axis=1), interpolation="nearest")
         ax.set_title(title.replace("_", " "), fontsize=7.5)
+    return footer(fig, source)
+
+
+def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -> Figure:
+    """Draw images per second against multiply-accumulates, of large networks and of pruned ones.
+
+    The line on the right is the speed of the network without zeros, times all work over the work
+    that is left: what it would be if zeros cost nothing.
+
+    Args:
+        assembled: columns network, macs and images_per_s.
+        pruned: the same and nonzero_macs, the network without zeros first; it may be empty.
+    """
+    fig, (left, right) = figure(height=3.4, columns=2, widths=(1.6, 1))
+    left.scatter(assembled["macs"] / 1e9, assembled["images_per_s"], color=BLUE, s=18)
+    for place, row in enumerate(assembled.itertuples()):
+        shift, side = ((5, 3), "left") if place % 2 else ((-4, -8), "right")
+        note(left, str(row.network), (row.macs / 1e9, row.images_per_s), shift, size=7, ha=side)
+    left.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
+    left.set_xticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
+    left.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
+    left.minorticks_off()
+    left.set_title("rebuilt, 224 or 256 px", fontsize=8.5)
+    left.margins(x=0.45, y=0.15)
+    right.set_title("pruned, 32 px", fontsize=8.5)
+    if pruned.empty:
+        not_run(right)
+        return footer(fig, source)
+    work, speed = pruned["nonzero_macs"] / 1e6, pruned["images_per_s"]
+    right.scatter(work, speed, color=BLUE, s=18, label="measured")
+    right.plot(work, speed.iloc[0] * work.iloc[0] / work, color=ORANGE, label="if zeros were free")
+    for row in pruned.itertuples():
+        note(right, str(row.network), (row.nonzero_macs / 1e6, row.images_per_s), (-3, -9), size=7,
+             rotation=-60, ha="left", va="top")  # fmt: skip
+    right.set(xlabel="millions of MACs that are not by 0", ylim=(0, None))
+    right.margins(x=0.2)
+    right.legend(fontsize=8)
+    return footer(fig, source)
+
+
+def retrieved(rows: Sequence[Sequence[np.ndarray]], right: np.ndarray, source: str) -> Figure:
+    """Draw queries, and what was found for each: a green frame for its own class, else a red one.
+
+    Args:
+        rows: pictures uint8 `[H, W, 3]`, a query and then its nearest.
+        right: whether each of the nearest is of the query's class, bool `[queries, nearest]`.
+    """
+    fig, axes = figure(height=0.85 * len(rows) + 0.3, columns=len(rows[0]), rows=len(rows))
+    cells = [(number, place) for number, row in enumerate(rows) for place in range(len(row))]
+    for ax, (number, place) in zip(axes, cells, strict=True):
+        ax.imshow(rows[number][place], interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        colour = GREY if not place else GREEN if right[number][place - 1] else RED
+        for side in ax.spines.values():
+            side.set(visible=True, color=colour, linewidth=2.5)
+        if not number:
+            ax.set_title(f"nearest {place}" if place else "query", fontsize=7.5)
     return footer(fig, source)
 
 

@@ -25,7 +25,10 @@ NUM_IMAGES = {
     "embedded": {"train": 4_500, "validation": 500, "test": 1_000},
     "cifar100": {"train": 45_000, "validation": 5_000, "test": 10_000},
 }
-"""Images of each split, known without reading a file."""
+"""Images of each split, known without reading a file; as many of every class."""
+NUM_CLASSES = 100
+
+Labelling = Literal["class", "superclass"]
 
 # Of CIFAR-100's training images, per channel, in units of the full range. The embedded set is
 # normalised by the same numbers: a network that moves between the two sees one scale.
@@ -166,6 +169,25 @@ def load_split(name: str, split: str) -> ImageSet:
     published = _read(name, "train")
     train, validation = split_indices(published.targets)
     return published.subset(train if split == "train" else validation)
+
+
+def restricted(
+    images: ImageSet, name: str, num_classes: int = 0, labels: Labelling = "class"
+) -> ImageSet:
+    """Return the images of the first classes only, with classes or superclasses as targets.
+
+    Args:
+        images: of the data set, with its classes as targets.
+        name: of the data set.
+        num_classes: how many classes stay, the first in the order of the labels; 0 for all.
+        labels: what the targets become.
+    """
+    if num_classes:
+        images = images.subset((images.targets < num_classes).nonzero().flatten())
+    if labels == "superclass":
+        superclass_of = load_labels(name).superclass_of.to(images.targets.device)
+        images = ImageSet(images.images, superclass_of[images.targets])
+    return images
 
 
 def split_indices(targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from micronet_lib.architecture.initialization import INITIALIZATIONS
 from micronet_lib.errors import InputError, check_choice
+from micronet_lib.lab.data.images import NUM_CLASSES, Labelling
 
 Schedule = Literal["cosine", "steps"]
 Precision = Literal["fp32", "bf16"]
@@ -49,6 +50,8 @@ class TrainConfig:
             SRIP and optimiser stay in float32.
         hold_out: exclude the validation images from training, 5 000 of CIFAR-100's 50 000. If not,
             nothing is rated on them and no epoch is chosen.
+        num_classes: classes that are learned and rated, the first ones; 0 for all.
+        labels: what an image is of, its `class` or its `superclass`.
         num_images: training images, the first of each class; 0 for all.
         num_validation: validation images rated after an epoch; 0 for all.
         watch_test: rate the test images after every epoch like the authors, for
@@ -79,6 +82,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     precision: Precision = "fp32"
     hold_out: bool = True
+    num_classes: int = 0
+    labels: Labelling = "class"
     num_images: int = 0
     num_validation: int = 0
     watch_test: bool = False
@@ -88,6 +93,7 @@ class TrainConfig:
             ("schedule", get_args(Schedule)),
             ("precision", get_args(Precision)),
             ("optimizer", get_args(Optimizer)),
+            ("labels", get_args(Labelling)),
             ("initialization", ("default", *INITIALIZATIONS)),
         ):
             check_choice(name, getattr(self, name), known)
@@ -103,6 +109,7 @@ class TrainConfig:
             ("dropout", 0, 1),
             ("bn_momentum", 0, 1),
             ("ema_decay", 0, 1),
+            ("num_classes", 0, NUM_CLASSES),
             ("num_images", 0, math.inf),
             ("num_validation", 0, math.inf),
         ):

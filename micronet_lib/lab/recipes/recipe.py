@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from micronet_lib.assembled_cnn.retrieval import ArcFaceConfig
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.early_exit import ExitLoss
@@ -49,6 +50,7 @@ class Recipe:
         teacher: recipe of the network whose logits are learned from.
         more_teachers: further ones; the mean of all their predictions is learned from.
         distillation: weight and temperature of the teacher's loss term.
+        arcface: angular margin of the true class, for a network whose logits are cosines.
         exits: weight of an early exit's loss term; 0 for a network without one.
         savings: names of `dead_channels.SAVINGS`, applied in this order.
         price: bit widths that the official rules charge for.
@@ -69,6 +71,7 @@ class Recipe:
     teacher: "Recipe | None" = None
     more_teachers: "tuple[Recipe, ...]" = ()
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     exits: ExitLoss = field(default_factory=ExitLoss)
     savings: tuple[str, ...] = ()
     price: Price = field(default_factory=Price)

@@ -6,7 +6,7 @@ from micronet_lib.architecture import NETWORKS
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.early_exit import AddExit
 from micronet_lib.errors import InputError, check_choice
-from micronet_lib.lab.data.images import NUM_IMAGES
+from micronet_lib.lab.data.images import NUM_CLASSES, NUM_IMAGES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.pruning.schedules import PruneTo
 from micronet_lib.scoring.dead_channels import SAVINGS
@@ -35,6 +35,7 @@ def check_together(recipe: Recipe, dataset: str) -> None:
     _check_rounds(recipe)
     _check_teacher(recipe)
     _check_exit(recipe)
+    _check_margin(recipe)
     price = recipe.price
     rules_of("official", price.weight_bits, price.activation_bits, price.accumulator)
     train = recipe.train
@@ -58,14 +59,17 @@ def _check_images(recipe: Recipe, dataset: str) -> None:
     train, sizes = recipe.train, NUM_IMAGES[dataset]
     if not train.epochs:
         return
+    share = (train.num_classes or NUM_CLASSES) / NUM_CLASSES
+    learned = sizes["train"] + (0 if train.hold_out else sizes["validation"])
     there = {
-        "num_images": sizes["train"] + (0 if train.hold_out else sizes["validation"]),
-        "num_validation": sizes["validation"],
+        "num_images": round(share * learned),
+        "num_validation": round(share * sizes["validation"]),
     }
     for name, most in there.items():
         if getattr(train, name) > most:
             raise InputError(
                 f"train.{name} is {getattr(train, name)}; the data set {dataset} has {most}"
+                + f" of {train.num_classes} classes" * bool(train.num_classes)
             )
     num = train.num_images or there["num_images"]
     if train.batch_size > num:
@@ -107,6 +111,16 @@ def _check_teacher(recipe: Recipe) -> None:
         raise InputError("a teacher needs a training; train.epochs is 0")
     if not all(teacher.learns for teacher in recipe.teachers):
         raise InputError("the teacher was never trained: give it a checkpoint, or train.epochs")
+
+
+def _check_margin(recipe: Recipe) -> None:
+    if recipe.arcface.margin and recipe.augment.mix != "none":
+        raise InputError(
+            f"arcface.margin is {recipe.arcface.margin}, but augment.mix is "
+            f"{recipe.augment.mix!r}: a mixed image has no true class to widen"
+        )
+    if recipe.arcface.margin and recipe.teacher is not None:
+        raise InputError("arcface.margin and a teacher do not go together: leave one out")
 
 
 def _check_exit(recipe: Recipe) -> None:

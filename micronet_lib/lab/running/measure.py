@@ -44,6 +44,8 @@ from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS, UnpricedError, rules_of
 
 WORK = ("count", "rate", "train")
+ON_IMAGES = {"top1", "recall_at_1"}
+"""A record with one of these was rated on images of the data set."""
 WORTH_A_LINE_S = 5
 
 
@@ -246,7 +248,7 @@ def _record(
         recipe=plain_recipe(case.recipe),
         profile=case.profile.name,
         seed=case.seed,
-        dataset=case.profile.dataset if "top1" in metrics else "none",
+        dataset=case.profile.dataset if metrics.keys() & ON_IMAGES else "none",
         metrics=metrics,
         curve=content["curve"],
         notes=content["notes"],

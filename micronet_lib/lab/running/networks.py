@@ -27,7 +27,13 @@ from micronet_lib.augmentation.policies import (
 from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
-from micronet_lib.lab.data.images import load_dataset, load_split, normalize
+from micronet_lib.lab.data.images import (
+    ImageSet,
+    load_dataset,
+    load_split,
+    normalize,
+    restricted,
+)
 from micronet_lib.lab.host.files import sha256_of
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import POLICY_FILES, checkpoint_path, policy_path, runs_root
@@ -99,11 +105,11 @@ def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> N
     for index, change in enumerate(recipe.changes):
         images = torch.empty((0, 3, 32, 32))
         if change.num_images:
-            known = load_split(profile.dataset, "train").images
+            known = chosen(load_split(profile.dataset, "train"), recipe, profile).images
             if not 0 <= change.num_images <= len(known):
                 raise InputError(
                     f"{type(change).__name__}.num_images is {change.num_images}; the data set "
-                    f"{profile.dataset} has {len(known)} training images"
+                    f"{profile.dataset} has {len(known)} training images for it"
                 )
             drawn = torch.Generator().manual_seed(seed + 1000 * recipe.depth + index)
             images = known[torch.randperm(len(known), generator=drawn)[: change.num_images]]
@@ -176,24 +182,31 @@ def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list
     return uniform_policies(generator, NUM_RANDOM_POLICIES), notes
 
 
+def chosen(images: ImageSet, recipe: Recipe, profile: Profile) -> ImageSet:
+    """Return the images of the classes that a recipe learns, with its labels."""
+    config = recipe.train
+    return restricted(images, profile.dataset, config.num_classes, config.labels)
+
+
 def training_data(
     recipe: Recipe, profile: Profile, device: torch.device
 ) -> tuple[TrainingData, list[str]]:
     """Return the images that a recipe trains on at a profile, and notes for the record."""
     config = recipe.train
     data = load_dataset(profile.dataset)
-    learned = data.train if config.hold_out else data.everything
+    learned = chosen(data.train if config.hold_out else data.everything, recipe, profile)
     policies, notes = policies_of(recipe, profile)
     validation = None
     if config.hold_out:
-        validation = data.validation.first(config.num_validation).to(device)
+        validation = chosen(data.validation, recipe, profile)
+        validation = validation.first(config.num_validation).to(device)
     else:
         notes = [*notes, TRAINED_ON_VALIDATION]
     return (
         TrainingData(
             learned.first(config.num_images).to(device),
             validation,
-            data.test.to(device) if config.watch_test else None,
+            chosen(data.test, recipe, profile).to(device) if config.watch_test else None,
             policies,
         ),
         notes,
@@ -226,6 +239,7 @@ def train_network(
     load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
     resumed = load_state(folder, key) is not None
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
+    _check_classes(network, data)
     teacher = _teacher_of(recipe, profile, seed, device)
     inputs = inputs_of(recipe, profile, seed)
     run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs)
@@ -246,6 +260,16 @@ def train_network(
     }
     save_own(folder / "network.pt", key, content)
     forget_states(folder)
+
+
+def _check_classes(network: Network, data: TrainingData) -> None:
+    """Raise `InputError` if a network has no logit for some class that it would learn."""
+    there, needed = network.classifier.out_features, int(data.train.targets.max()) + 1
+    if there < needed:
+        raise InputError(
+            f"the network tells {there} classes apart, and {needed} are to be learned: set "
+            "options.num_classes, or train.num_classes"
+        )
 
 
 def _teacher_of(

@@ -14,7 +14,7 @@ import torch
 from micronet_lib.architecture.network import Network
 from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import NUM_IMAGES
+from micronet_lib.lab.data.images import NUM_CLASSES, NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
 from micronet_lib.lab.host.progress import duration
@@ -131,7 +131,7 @@ def num_images(recipe: Recipe, profile: Profile) -> int:
         return 0
     sizes = NUM_IMAGES[profile.dataset]
     learned = sizes["train"] + (0 if train.hold_out else sizes["validation"])
-    in_all = train.num_images or learned
+    in_all = train.num_images or learned * (train.num_classes or NUM_CLASSES) // NUM_CLASSES
     return train.epochs * (in_all // train.batch_size) * train.batch_size
 
 

@@ -4,13 +4,15 @@
 from a table on the device, fixed shapes, and no waiting for the device.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
+from micronet_lib.assembled_cnn.retrieval import EmbeddingNetwork, arcface_logits
 from micronet_lib.augmentation.mixing import MixDraw, mix
 from micronet_lib.distillation import DistillationConfig, distillation_loss
 from micronet_lib.early_exit import ExitLoss, ExitNetwork, Front, exit_loss
@@ -81,6 +83,7 @@ class Objective:
         half: compute the networks in bfloat16.
         exits: weight of the early exit's term.
         front: what computes the features of a frozen trunk; None for the network itself.
+        widen: adds a margin to logits `[N, C]` of targets `[N]`, see `arcface_logits`.
     """
 
     def __init__(
@@ -91,10 +94,11 @@ class Objective:
         half: bool = False,
         exits: ExitLoss | None = None,
         front: nn.Module | None = None,
+        widen: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.table, self.teacher, self.half = table, teacher, half
         self.distillation = distillation or DistillationConfig()
-        self.exits, self.front = exits or ExitLoss(), front
+        self.exits, self.front, self.widen = exits or ExitLoss(), front, widen
 
     def __call__(
         self, network: nn.Module, images: Tensor, targets: Tensor, draw: MixDraw | None
@@ -141,6 +145,8 @@ class Objective:
         lam: float | Tensor | None,
     ) -> Tensor:
         """Return the loss of the last exit's logits."""
+        if self.widen is not None:
+            logits = self.widen(logits, targets)
         if self.teacher is None or self.distillation.weight == 0:
             return soft_cross_entropy(logits, self.table(targets, partners, lam))
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.half):
@@ -188,8 +194,9 @@ class Step:
             self.hooks.append(Srip(network, recipe.srip, generator))
         self.hooks += hooks
         self.objective = Objective(
-            table, teacher, recipe.distillation, half, recipe.exits, _frozen_front(network)
-        )
+            table, teacher, recipe.distillation, half, recipe.exits,
+            _frozen_front(network), _margin(network, recipe),
+        )  # fmt: skip
         self.optimizer = make_optimizer(network, train)
         self.loss_of = self._loss_of
         self.loss = torch.zeros((), device=self.device)
@@ -293,6 +300,19 @@ def _size(parameter: Tensor) -> float:
     """Return the root mean square of the non-zero values."""
     mean_square = parameter.square().sum() / parameter.count_nonzero().clamp_min(1)
     return max(1e-4, mean_square.sqrt().item())
+
+
+def _margin(network: nn.Module, recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return what adds the recipe's angular margin to logits, or None without one."""
+    margin = recipe.arcface.margin
+    if not margin:
+        return None
+    if not isinstance(network, EmbeddingNetwork) or not network.scale:
+        raise InputError(
+            f"arcface.margin is {margin}, but the logits are no cosines: make the change Embed, "
+            "with a scale"
+        )
+    return partial(arcface_logits, scale=network.scale, margin=margin)
 
 
 def _frozen_front(network: nn.Module) -> nn.Module | None:

@@ -6,7 +6,9 @@ from micronet_lib.lab.running.measures import (
     corruptions,
     early_exit,
     label_smoothing,
+    perturbations,
     ratings,
+    retrieval,
     ternary,
     weights,
 )
@@ -19,6 +21,8 @@ MEASURES = {
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),
     "corruptions": Measure(corruptions.corruptions, on_test=True),
+    "perturbations": Measure(perturbations.perturbations, on_test=True),
+    "retrieval": Measure(retrieval.retrieval, on_test=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(

@@ -13,7 +13,7 @@ from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.running.measures.found import RATINGS, Found
-from micronet_lib.lab.running.networks import content_of
+from micronet_lib.lab.running.networks import chosen, content_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
@@ -33,7 +33,7 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
     """
     if not case.recipe.learns:
         return Found()
-    test = load_split(case.profile.dataset, "test")
+    test = chosen(load_split(case.profile.dataset, "test"), case.recipe, case.profile)
     if not case.recipe.train.epochs:
         return Found(evaluate(network, test, progress).metrics())
     content, device = content_of(case.recipe, case.profile, case.seed), default_device()

@@ -1,0 +1,39 @@
+"""The measure of retrieval of unseen classes, chapter `10_assembled_cnn`."""
+
+from typing import TYPE_CHECKING
+
+from micronet_lib.architecture.network import Network
+from micronet_lib.assembled_cnn.retrieval import EmbeddingNetwork, Embeddings, recall_at_k
+from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import load_split
+from micronet_lib.lab.host.machine import default_device
+from micronet_lib.lab.running.measures.found import Found
+from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+
+if TYPE_CHECKING:
+    from micronet_lib.lab.running.lineage import Case
+
+RANKS = (1, 2, 4, 8)
+
+
+def retrieval(case: "Case", network: Network, progress: bool) -> Found:
+    """Search for test images of the classes that the training left out, each among all others.
+
+    `recall_at_<k>` is the fraction that has its class among its k nearest, `num_queries` the number
+    of images.
+
+    Raises:
+        InputError: a network without embeddings, or a recipe that leaves no class out.
+    """
+    seen = case.recipe.train.num_classes
+    if not isinstance(network, EmbeddingNetwork) or not seen:
+        raise InputError(
+            f"{case.name}: retrieval needs the change Embed, and a train.num_classes that leaves "
+            "classes out"
+        )
+    test, device = load_split(case.profile.dataset, "test"), default_device()
+    unseen = test.subset((test.targets >= seen).nonzero().flatten())
+    folded = fold_batch_norm(Embeddings(network)).to(device)
+    embeddings = logits_of(folded, unseen.images, progress=progress).cpu()
+    recalls = {f"recall_at_{k}": recall_at_k(embeddings, unseen.targets, k) for k in RANKS}
+    return Found({**recalls, "num_queries": len(unseen)})

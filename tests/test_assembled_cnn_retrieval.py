@@ -1,0 +1,183 @@
+"""Retrieval: GeM, ArcFace and recall by hand, a library's neighbours, and the head in the lab."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_networks import seeded
+from torch import nn
+
+from micronet_lib.architecture import Wrapped, build
+from micronet_lib.assembled_cnn import (
+    ArcFaceConfig,
+    Embed,
+    EmbeddingNetwork,
+    Embeddings,
+    GeM,
+    arcface_logits,
+    nearest,
+    recall_at_k,
+)
+from micronet_lib.errors import InputError
+from micronet_lib.lab.recipes.bases import PLAIN
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.storage.networks import pack, restore
+from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.step import Step
+from micronet_lib.scoring.operations import record_operations
+
+SMALL = {"width_mult": 0.25, "num_classes": 7}
+
+
+def embedding(pooling="average", scale=0.0) -> EmbeddingNetwork:
+    torch.manual_seed(0)
+    return Embed(pooling, scale).apply(build("c_efficientnet_1.0", **SMALL)).eval()
+
+
+def images(number: int = 4) -> torch.Tensor:
+    return torch.randn(number, 3, 32, 32, generator=seeded(1))
+
+
+def test_gem_lies_between_the_average_and_the_maximum():
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[-1.0, -2.0], [0.0, 2.0]]]])
+    assert GeM(1.0)(x)[0, 0].item() == pytest.approx(2.5)
+    assert GeM(3.0)(x)[0, 0].item() == pytest.approx((100 / 4) ** (1 / 3))
+    assert GeM(3.0)(x)[0, 1].item() == pytest.approx((8 / 4) ** (1 / 3))  # negatives count as 0
+    assert GeM(50.0)(x)[0, 0].item() == pytest.approx(4, rel=0.03)
+    pool = GeM()
+    pool(x).sum().backward()
+    assert pool.power.grad.isfinite().all()
+    assert pool.power.grad != 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 16.0])
+def test_a_margin_enlarges_the_angle_of_the_true_class_alone(scale):
+    angles = torch.tensor([[0.3, 1.0, 2.0], [2.0, 0.1, 3.0]])
+    found = arcface_logits(scale * angles.cos(), torch.tensor([1, 0]), scale, 0.3)
+    expected = angles.clone()
+    expected[0, 1] += 0.3
+    expected[1, 0] += 0.3
+    torch.testing.assert_close(found, scale * expected.cos())
+
+
+def test_a_margin_past_180_degrees_still_lowers_the_logit():
+    cosines = torch.linspace(-0.99, -0.9, 10)[:, None]
+    moved = arcface_logits(cosines, torch.zeros(10, dtype=torch.int64), 1.0, 0.5)[:, 0]
+    assert (moved < cosines[:, 0]).all()
+    assert (moved.diff() > 0).all()
+    far = cosines[0].acos() + 0.5 > math.pi
+    assert far.all()
+    assert moved[0].item() == pytest.approx(-0.99 - 0.5 * math.sin(0.5))
+
+
+def test_recall_by_hand():
+    """Angles 0, 10, 30 and 90, 100 degrees: the third image is nearest to another class."""
+    angles = torch.deg2rad(torch.tensor([0.0, 10, 30, 90, 100]))
+    rows = torch.stack([angles.cos(), angles.sin()], 1) * torch.arange(1.0, 6)[:, None]
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    assert nearest(rows, 1)[:, 0].tolist() == [1, 0, 1, 4, 3]
+    assert recall_at_k(rows, labels, 1) == pytest.approx(4 / 5)
+    assert recall_at_k(rows, labels, 2) == pytest.approx(4 / 5)
+    assert recall_at_k(rows, labels, 3) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+def test_recall_is_that_of_a_librarys_neighbours(k):
+    from sklearn.neighbors import NearestNeighbors
+
+    rows = torch.randn(120, 6, generator=seeded(2))
+    labels = torch.arange(120) % 10
+    index = NearestNeighbors(n_neighbors=k + 1, metric="cosine").fit(rows.numpy())
+    found = torch.from_numpy(index.kneighbors(rows.numpy(), return_distance=False))[:, 1:]
+    expected = (labels[found] == labels[:, None]).any(1).double().mean().item()
+    assert recall_at_k(rows, labels, k) == pytest.approx(expected)
+
+
+def test_classes_that_lie_apart_are_found_and_recall_grows_with_k():
+    labels = torch.arange(40) % 4
+    apart = F.one_hot(labels).float() + 0.01 * torch.randn(40, 4, generator=seeded(0))
+    assert recall_at_k(apart, labels) == 1
+    noise = torch.randn(40, 4, generator=seeded(0))
+    found = [recall_at_k(noise, labels, k) for k in range(1, 40)]
+    assert found == sorted(found)
+    assert found[-1] == 1
+
+
+def test_the_head_is_the_networks_own_if_nothing_is_asked_for():
+    torch.manual_seed(0)
+    plain = build("c_efficientnet_1.0", **SMALL).eval()
+    found = embedding()
+    torch.testing.assert_close(found(images()), plain(images()))
+    assert found.embed(images()).shape == (4, plain.classifier.in_features)
+
+
+def test_logits_of_a_scaled_head_are_cosines():
+    network = embedding("gem", 16.0)
+    rows, weight = network.embed(images()), network.classifier.weight
+    cosines = F.cosine_similarity(rows[:, None], weight[None], dim=-1)
+    torch.testing.assert_close(network(images()), 16 * cosines)
+    assert network.classifier.bias is None
+
+
+@pytest.mark.parametrize("head", [("average", 0.0), ("gem", 0.0), ("gem", 16.0)])
+def test_a_network_with_embeddings_is_stored_folded_and_counted(head):
+    network = embedding(*head)
+    content = pack(network)
+    again = restore(content["spec"], content["model"]).eval()
+    assert torch.equal(again(images()), network(images()))
+    folded = fold_batch_norm(Embeddings(network))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(images()), network.embed(images()), atol=1e-4, rtol=1e-3)
+    assert record_operations(network)
+
+
+def test_a_step_with_a_margin_has_the_loss_of_the_widened_logits():
+    network = embedding(scale=16.0)
+    network.dropout.p = 0.0
+    train = replace(PLAIN.train, dropout=0.0)
+    recipe = Recipe(options=SMALL, train=train, arcface=ArcFaceConfig(0.3))
+    pixels = torch.randint(256, (4, 3, 32, 32), generator=seeded(0), dtype=torch.uint8)
+    targets = torch.tensor([0, 6, 3, 1])
+    plain = Step(network, replace(recipe, arcface=ArcFaceConfig()))
+    wide = Step(network, recipe)
+    losses = [step.loss_of(pixels, targets, None) for step in (plain, wide)]
+    logits = logits_of(network, pixels)
+    expected = F.cross_entropy(arcface_logits(logits, targets, 16.0, 0.3), targets)
+    assert losses[1].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses[1] > losses[0]
+
+
+def test_what_a_head_refuses():
+    trunk = build("c_efficientnet_1.0", **SMALL)
+    with pytest.raises(InputError, match="choose from average, gem"):
+        EmbeddingNetwork(trunk, "max")
+    with pytest.raises(InputError, match="scale of cosines is -1"):
+        EmbeddingNetwork(trunk, scale=-1)
+    flat = Wrapped(nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)), "1")
+    flat.spec = trunk.spec
+    with pytest.raises(InputError, match="before its last part"):
+        EmbeddingNetwork(flat)
+    with pytest.raises(InputError, match="no blocks"):
+        EmbeddingNetwork(build("resnet", blocks=[1], stem="cifar"))
+
+
+def test_what_a_margin_and_a_rating_refuse():
+    for margin in (-0.1, 1.6):
+        with pytest.raises(InputError, match="below a right angle"):
+            ArcFaceConfig(margin)
+    with pytest.raises(InputError, match="no cosines"):
+        Step(embedding(), Recipe(arcface=ArcFaceConfig(0.3)))
+    wide = replace(PLAIN, changes=(Embed(scale=16.0),), arcface=ArcFaceConfig(0.3))
+    assert resolved(wide, PROFILES["smoke"]).arcface.margin == 0.3
+    with pytest.raises(InputError, match="no true class"):
+        resolved(wide, PROFILES["smoke"], {"augment.mix": "cutmix"})
+    with pytest.raises(InputError, match="teacher do not go together"):
+        resolved(replace(wide, teacher=PLAIN), PROFILES["smoke"])
+    with pytest.raises(InputError, match="class 2 has one image"):
+        recall_at_k(torch.eye(3), torch.tensor([0, 0, 2]))
+    for k in (0, 3):
+        with pytest.raises(InputError, match="give 1 to 2"):
+            nearest(torch.eye(3), k)
