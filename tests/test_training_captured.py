@@ -31,7 +31,7 @@ from micronet_lib.lab.training.step import Step
 from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
 from micronet_lib.srip.penalty import SripConfig
 
-MIXES = ("none", "cutmix", "mixup")
+MIXES = ("none", "cutmix", "mixup", "mixup_two_batches")
 
 
 @pytest.fixture(autouse=True)

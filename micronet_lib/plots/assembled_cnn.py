@@ -8,7 +8,14 @@ from matplotlib.figure import Figure
 
 from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
 
-__all__ = ["assembled_ladder", "corruption_pictures", "robustness", "speed_and_work"]
+__all__ = [
+    "assembled_ladder",
+    "corruption_pictures",
+    "robustness",
+    "rung_steps",
+    "rungs_beside",
+    "speed_and_work",
+]
 
 
 def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
@@ -24,6 +31,57 @@ def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
         ax.set(ylabel=label)
         ax.tick_params(axis="x", labelsize=7.5)
     return footer(fig, source)
+
+
+def _rungs(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
+    """Return the printed rows of a ladder with what their locators say of them."""
+    rows = paper[paper["point"].str.fullmatch(rf"{ladder}\d+")]
+    wide = rows.pivot_table(index="point", columns="metric", values="value", sort=False)
+    said = rows.drop_duplicates("point").set_index("point")["locator"].str.partition(": ")[2]
+    parts = said.str.partition(", ")
+    wide.insert(0, "network", parts[0])
+    wide.insert(1, "regularizers", parts[2].replace("", "-"))
+    return wide.reset_index().rename(columns={"point": "rung"})
+
+
+def rung_steps(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
+    """Return what every rung of a printed ladder changes against the one below.
+
+    Args:
+        paper: transcribed numbers of the chapter, with their locators.
+        ladder: letter of its points, such as `E`.
+
+    Returns:
+        Columns rung, network, regularizers, epochs, top-1 and mCE, the last two as differences in
+        points.
+    """
+    rows = _rungs(paper, ladder)
+    changes = {"top1_percent": "top-1 (points)", "mce_percent": "mCE (points)"}
+    rows[list(changes)] = rows[list(changes)].diff()
+    kept = ["rung", "network", "regularizers", "epochs", *changes]
+    return rows[kept].rename(columns=changes)
+
+
+def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of a ladder beside the printed rows of the same names.
+
+    Args:
+        paper: transcribed numbers of the chapter, with their locators.
+        measured: the table of a sweep; points without a record have no number.
+
+    Returns:
+        Columns rung, network, regularizers, printed (%), here (%) and n.
+    """
+    ladder = str(measured["point"].iloc[0])[0]
+    ours = pd.DataFrame(
+        {
+            "rung": measured["point"],
+            "here (%)": 100 * measured.get("top1", pd.Series(np.nan, measured.index)).astype(float),
+            "n": measured["n"],
+        }
+    )
+    rows = _rungs(paper, ladder).rename(columns={"top1_percent": "printed (%)"})
+    return rows[["rung", "network", "regularizers", "printed (%)"]].merge(ours, on="rung")
 
 
 def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
