@@ -25,8 +25,9 @@ def test_a_warm_up_rises_in_a_straight_line_and_the_schedule_takes_the_rest():
     found = rates(config, 1000)
     assert found[:200] == pytest.approx([0.1 * step / 200 for step in range(200)])
     assert found[200:] == pytest.approx(rates(TrainConfig(epochs=1), 800))
-    steps = rates(TrainConfig(epochs=1, warm_up=0.2, schedule="steps"), 10)
-    assert steps == pytest.approx([0, 0.05] + [0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    config = TrainConfig(epochs=1, warm_up=0.2, schedule="steps")
+    steps = [learning_rate(config, (step + 0.5) / 10) for step in range(10)]
+    assert steps == pytest.approx([0.025, 0.075] + [0.1] * 4 + [0.01] * 2 + [0.001] * 2)
 
 
 def test_every_cycle_starts_anew():

@@ -12,7 +12,6 @@ __all__ = [
     "assembled_ladder",
     "corruption_pictures",
     "robustness",
-    "rung_steps",
     "rungs_beside",
     "speed_and_work",
 ]
@@ -44,44 +43,27 @@ def _rungs(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
     return wide.reset_index().rename(columns={"point": "rung"})
 
 
-def rung_steps(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
-    """Return what every rung of a printed ladder changes against the one below.
-
-    Args:
-        paper: transcribed numbers of the chapter, with their locators.
-        ladder: letter of its points, such as `E`.
-
-    Returns:
-        Columns rung, network, regularizers, epochs, top-1 and mCE, the last two as differences in
-        points.
-    """
-    rows = _rungs(paper, ladder)
-    changes = {"top1_percent": "top-1 (points)", "mce_percent": "mCE (points)"}
-    rows[list(changes)] = rows[list(changes)].diff()
-    kept = ["rung", "network", "regularizers", "epochs", *changes]
-    return rows[kept].rename(columns=changes)
-
-
 def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """Return the points of a ladder beside the printed rows of the same names.
+    """Return the printed rows of a ladder, their steps, and the points of the same names.
 
     Args:
         paper: transcribed numbers of the chapter, with their locators.
-        measured: the table of a sweep; points without a record have no number.
+        measured: the table of a sweep; what has no record, or no point, has no number.
 
     Returns:
-        Columns rung, network, regularizers, printed (%), here (%) and n.
+        Columns rung, network, regularizers, printed (%), its step (the difference to the rung
+        below), mCE (the same, where it is printed), here (%) and n.
     """
     ladder = str(measured["point"].iloc[0])[0]
-    ours = pd.DataFrame(
-        {
-            "rung": measured["point"],
-            "here (%)": 100 * measured.get("top1", pd.Series(np.nan, measured.index)).astype(float),
-            "n": measured["n"],
-        }
-    )
+    top1 = measured.get("top1", pd.Series(np.nan, measured.index)).astype(float)
+    ours = pd.DataFrame({"rung": measured["point"], "here (%)": 100 * top1, "n": measured["n"]})
     rows = _rungs(paper, ladder).rename(columns={"top1_percent": "printed (%)"})
-    return rows[["rung", "network", "regularizers", "printed (%)"]].merge(ours, on="rung")
+    rows["its step"] = rows["printed (%)"].diff()
+    shown = ["rung", "network", "regularizers", "printed (%)", "its step"]
+    if "mce_percent" in rows:
+        rows["mCE"] = rows["mce_percent"].diff()
+        shown.append("mCE")
+    return rows[shown].merge(ours, on="rung", how="left").fillna({"n": 0})
 
 
 def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
