@@ -24,6 +24,8 @@ class DistillationConfig:
     Attributes:
         weight: share of the teacher's term, in [0, 1].
         temperature: T. Above 1, the teacher's ranking of the wrong classes counts more.
+        offline: the teacher answers once, for the images without augmentation, and its predictions
+            are mixed as the images are [lee2020assembled].
 
     Raises:
         InputError: a number outside its range.
@@ -31,6 +33,7 @@ class DistillationConfig:
 
     weight: float = 1.0
     temperature: float = 1.0
+    offline: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
@@ -54,8 +57,13 @@ class Committee(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logarithms of the mean probabilities, `[N, C]`, which serve as logits."""
-        found = torch.stack([teacher(x).log_softmax(1) for teacher in self.teachers])
-        return found.logsumexp(0) - math.log(len(self.teachers))
+        return mean_prediction([teacher(x) for teacher in self.teachers])
+
+
+def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
+    """Return the logarithms of the mean probabilities of several logits, each `[N, C]`."""
+    found = torch.stack([each.log_softmax(1) for each in logits])
+    return found.logsumexp(0) - math.log(len(logits))
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

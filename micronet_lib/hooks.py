@@ -34,6 +34,9 @@ class Hook:
     def after_step(self) -> None:
         """Change weights after the optimiser's step."""
 
+    def finish(self) -> None:
+        """Remove what the hook attached to the network, after the last epoch."""
+
     def state_dict(self) -> Mapping[str, Any]:
         """Return the state that the next step depends on."""
         return {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from small_networks import single_thread
+from small_networks import scrambled, seeded, single_thread
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -228,3 +228,34 @@ def test_images_that_do_not_fit_are_refused():
         network(torch.zeros(2, 3, 30, 30))
     with pytest.raises(InputError, match=r"16 x 16.*at least 32"):
         build("resnet", width_mult=0.125)(torch.zeros(2, 3, 16, 16))
+
+
+# ------------------------------------------------------------------------------ timm as an oracle
+
+
+def test_a_blur_is_timms():
+    timm = pytest.importorskip("timm.layers")
+    x = torch.randn(2, 5, 9, 12, generator=seeded(0))
+    for size in (3, 5):
+        for kept in (x, x[..., :8, :8]):
+            torch.testing.assert_close(BlurPool(5, size)(kept), timm.BlurPool2d(5, size)(kept))
+
+
+def test_selective_kernels_are_timms():
+    """With two kernels of 3x3 that both see the whole input."""
+    timm = pytest.importorskip("timm.layers")
+    ours = scrambled(SelectiveKernel(6, 8, stride=2, ratio=2))
+    theirs = timm.SelectiveKernel(
+        6, 8, kernel_size=[3, 3], stride=2, rd_channels=32, split_input=False
+    )
+    with torch.no_grad():
+        for half, path in enumerate(theirs.paths):
+            rows = slice(8 * half, 8 * half + 8)
+            path.conv.weight.copy_(ours.conv.weight[rows])
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(path.bn, name).copy_(getattr(ours.bn, name)[rows])
+        theirs.attn.fc_reduce.load_state_dict(ours.conv_reduce.state_dict())
+        theirs.attn.bn.load_state_dict(ours.bn_reduce.state_dict())
+        theirs.attn.fc_select.load_state_dict(ours.conv_choose.state_dict())
+        x = torch.randn(3, 6, 8, 8, generator=seeded(1))
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from micronet_lib.augmentation.mixing import MixDraw, cut_box, draw_mix, mix
+from micronet_lib.augmentation.mixing import MixDraw, cut_box, draw_mix, mix, mix_rows
 from micronet_lib.errors import InputError
 
 NUM_CLASSES = 10
@@ -227,3 +227,59 @@ def test_batches_that_cannot_be_mixed():
         mix(images, targets, draw_mix("cutmix", 5, generator()))
     with pytest.raises(InputError, match=r"which are torch.uint8: normalise them first"):
         mix(constant_images(4), targets, draw_mix("mixup", 4, generator()))
+
+
+# --------------------------------------------------------- a weight for every image
+
+
+def test_two_batches_become_one():
+    images, targets = batch(8)
+    drawn = draw_mix("mixup_two_batches", 4, generator(), alpha=0.2)
+    mixed = mix(images, targets, drawn)
+    lam = drawn.lam.view(4, 1, 1, 1)
+    assert_close(mixed.images, lam * images[:4] + (1 - lam) * images[4:])
+    assert torch.equal(mixed.targets_a, targets[:4])
+    assert torch.equal(mixed.targets_b, targets[4:])
+    assert len(set(drawn.lam.tolist())) == 4
+
+
+def test_one_batch_is_mixed_half_with_half_in_order_and_reversed():
+    images, targets = batch(8)
+    drawn = draw_mix("mixup_one_batch", 8, generator(), alpha=0.2)
+    mixed = mix(images, targets, drawn)
+    first, second = images.chunk(2)
+    lam = drawn.lam.view(2, 4, 1, 1, 1)
+    assert_close(mixed.images[:4], lam[0] * first + (1 - lam[0]) * second)
+    assert_close(mixed.images[4:], lam[1] * first + (1 - lam[1]) * second.flip(0))
+    assert torch.equal(mixed.targets_a, targets[:4].repeat(2))
+    assert torch.equal(mixed.targets_b, torch.cat([targets[4:], targets[4:].flip(0)]))
+
+
+@pytest.mark.parametrize("kind", ["mixup_two_batches", "mixup_one_batch"])
+def test_each_image_has_a_weight_from_the_beta_distribution(kind):
+    lam = draw_mix(kind, 4000, generator(), alpha=0.2).lam
+    variance = 1 / (4 * (2 * 0.2 + 1))
+    assert abs(float(lam.mean()) - 0.5) < 4 * (variance / 4000) ** 0.5
+    assert float(lam.var()) == pytest.approx(variance, rel=0.1)
+    assert (draw_mix(kind, 8, generator(), prob=0).lam == 1).all()
+    assert torch.equal(draw_mix(kind, 4000, generator(), alpha=0.2).lam, lam)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "mixup", "mixup_two_batches", "mixup_one_batch"])
+def test_rows_are_mixed_as_the_labels_are(kind):
+    num = 16 if kind == "mixup_two_batches" else 8
+    images, targets = batch(num)
+    drawn = draw_mix(kind, 8, generator())
+    mixed = mix(images, targets, drawn)
+    lam = mixed.lam if mixed.lam.ndim == 0 else mixed.lam[:, None]
+    rows = F.one_hot(targets, NUM_CLASSES).float()
+    assert_close(mix_rows(rows, drawn), soft_labels(mixed.targets_a, mixed.targets_b, lam))
+
+
+def test_an_odd_batch_or_another_number_of_images_is_refused():
+    with pytest.raises(InputError, match="7 images are odd"):
+        draw_mix("mixup_one_batch", 7, generator())
+    images, targets = batch(6)
+    for kind in ("mixup_two_batches", "mixup_one_batch"):
+        with pytest.raises(InputError, match="6 images, but a draw for 4"):
+            mix(images, targets, draw_mix(kind, 4, generator()))

@@ -15,11 +15,13 @@ from test_augmentation_image_ops import (
     to_pillow,
 )
 from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms import functional as torchvision
 
 from micronet_lib.augmentation import policies as augmentation
-from micronet_lib.augmentation.image_ops import OPERATIONS
+from micronet_lib.augmentation.image_ops import OPERATIONS, apply_operation
 from micronet_lib.augmentation.policies import (
+    FACTORS,
     NO_OPERATION,
     VALUE_RANGES,
     AugmentConfig,
@@ -28,6 +30,7 @@ from micronet_lib.augmentation.policies import (
     apply_static,
     apply_subset,
     augment,
+    autoaugment_policies,
     compile_policies,
     draw,
     load_policies,
@@ -386,3 +389,50 @@ def test_a_config_that_cannot_be(name, values):
     for value in values:
         with pytest.raises(InputError, match=f"{name}.*{value}"):
             AugmentConfig(**{name: value})
+
+
+# --------------------------------------------------------------------------- AutoAugment's policy
+
+
+def test_autoaugment_is_torchvisions_list_with_torchvisions_strengths():
+    table, theirs = autoaugment_policies(), AutoAugment(AutoAugmentPolicy.CIFAR10)
+    space = theirs._augmentation_space(10, (32, 32))
+    assert table.ops.shape == (4 * len(theirs.policies), 2)
+    for number, sub_policy in enumerate(theirs.policies):
+        rows = slice(4 * number, 4 * number + 4)
+        for step, (name, probability, level) in enumerate(sub_policy):
+            assert (table.ops[rows, step] == OPERATIONS.index(name)).all()
+            assert (table.probabilities[rows, step] == probability).all()
+            magnitudes, signed = space[name]
+            if level is None:
+                continue
+            strength, values = float(magnitudes[level]), table.values[rows, step].tolist()
+            if name.startswith("Translate"):
+                strength /= 32  # ours is a share of the side
+            if signed and name in FACTORS:
+                assert sorted(values) == pytest.approx(2 * [1 - strength] + 2 * [1 + strength])
+            else:
+                assert values == pytest.approx(4 * [strength])
+
+
+def test_its_tones_are_torchvisions_to_the_bit():
+    images = sample_images()
+    table = autoaugment_policies()
+    for name in ("Solarize", "Posterize"):
+        drawn = table.values[table.ops == OPERATIONS.index(name)].unique()
+        assert len(drawn)
+        for value in drawn:
+            ours = apply_operation(name, images, value.expand(len(images)), torch.empty(0))
+            if name == "Solarize":
+                theirs = torchvision.solarize(images, float(value))
+            else:
+                theirs = torchvision.posterize(images, int(value))
+            assert torch.equal(ours, theirs)
+
+
+def test_it_draws_both_signs_of_every_factor_and_of_every_move():
+    draws = draw(autoaugment_policies(), 20_000, generator())
+    for name in ("Contrast", "Rotate"):
+        values = draws.values[draws.ops == OPERATIONS.index(name)]
+        middle = 1 if name == "Contrast" else 0
+        assert float((values > middle).double().mean()) == pytest.approx(0.5, abs=0.05)

@@ -20,6 +20,29 @@ def test_a_ladder_has_both_measures_of_every_rung():
     assert right.lines[0].get_ydata().tolist() == [75.5, 75.7]
 
 
+def test_rungs_stand_beside_what_is_printed_under_their_names():
+    paper = records.paper("assembled_cnn")
+    measured = pd.DataFrame({"point": ["E0", "E5"], "n": [3, 0], "top1": [0.6, np.nan]})
+    rows = plots.rungs_beside(paper, measured).set_index("rung")
+    assert list(rows.index) == [f"E{number}" for number in range(13)]
+    assert rows.loc["E5", ["network", "regularizers"]].tolist() == ["R50D+SE", "LS+Mixup+DropBlock"]
+    assert rows.loc["E3", "mCE"] == pytest.approx(68.19 - 74.27)
+    assert rows.loc["E5", "its step"] == pytest.approx(80.40 - 79.71)
+    assert rows.loc["E0", ["printed (%)", "here (%)", "n"]].tolist() == [76.87, 60.0, 3]
+    assert rows.loc[["E5", "E12"], "here (%)"].isna().all()  # not run, and no point of the sweep
+    nothing = plots.rungs_beside(paper, measured.drop(columns="top1"))
+    assert nothing["here (%)"].isna().all()
+
+
+def test_a_ladder_without_mce_has_no_such_column():
+    measured = pd.DataFrame({"point": ["T0", "T2"], "n": [1, 1], "top1": [0.5, 0.6]})
+    rows = plots.rungs_beside(records.paper("assembled_cnn"), measured)
+    assert rows["network"].tolist()[:3] == ["R50", "R50D", "R50D+SK"]
+    assert set(rows["regularizers"]) == {"-"}
+    assert rows["n"].tolist() == [1, 0, 1, 0, 0, 0]
+    assert "mCE" not in rows
+
+
 def test_speed_and_work_tells_the_families_apart():
     table = pd.DataFrame({"point": ["efficientnet_b0@224", "R50@224", "R50D@224"],
                           "macs_billions": [0.39, 4.1, 4.4],

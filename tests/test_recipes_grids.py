@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from micronet_lib.architecture.micronet import ARCHITECTURES
+from micronet_lib.architecture import NETWORKS
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import ASSETS
 from micronet_lib.lab.data.images import DATA_SETS
@@ -70,7 +70,7 @@ def _point_faults(sweep: Sweep) -> Iterator[str]:
 def test_every_recipe_names_what_there_is():
     for sweep in SWEEPS.values():
         for recipe in (point.recipe for point in sweep.points()):
-            assert recipe.model in ARCHITECTURES
+            assert recipe.model in NETWORKS
             assert not recipe.checkpoint or f"kaist/{recipe.checkpoint}.t7" in PUBLISHED
             assert recipe.savings == tuple(SAVINGS)[: len(recipe.savings)]
             price = recipe.price

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from micronet_lib.assembled_cnn.drop_block import DropBlockConfig
 from micronet_lib.assembled_cnn import ArcFaceConfig
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
@@ -50,6 +51,12 @@ VALUES = {  # the default, and what differs from it
     "srip": [SripConfig(0.0), SripConfig(), SripConfig(0.0, start="warm")],
     "smoothing": [SmoothingConfig(), SmoothingConfig("uniform"), SmoothingConfig("paper")],
     "augment": [AugmentConfig(), AugmentConfig(flip=False), AugmentConfig(mix="cutmix")],
+    "drop_block": [
+        DropBlockConfig(),
+        DropBlockConfig(keep_prob=0.7),
+        DropBlockConfig({"blocks.*": 1.0}),
+        DropBlockConfig({"blocks.*": 0.25}),
+    ],
     "prune": [PruneConfig(), PruneConfig((0.5,)), PruneConfig((0, 0.5)), PruneConfig((0.5, 0.5))],
 }
 

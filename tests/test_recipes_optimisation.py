@@ -20,6 +20,16 @@ def test_cosine_falls_from_the_highest_to_nearly_the_lowest():
     assert 0.0005 < found[-1] < 0.00051
 
 
+def test_a_warm_up_rises_in_a_straight_line_and_the_schedule_takes_the_rest():
+    config = TrainConfig(epochs=1, warm_up=0.2)
+    found = rates(config, 1000)
+    assert found[:200] == pytest.approx([0.1 * step / 200 for step in range(200)])
+    assert found[200:] == pytest.approx(rates(TrainConfig(epochs=1), 800))
+    config = TrainConfig(epochs=1, warm_up=0.2, schedule="steps")
+    steps = [learning_rate(config, (step + 0.5) / 10) for step in range(10)]
+    assert steps == pytest.approx([0.025, 0.075] + [0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+
+
 def test_every_cycle_starts_anew():
     one, four = TrainConfig(epochs=4), TrainConfig(epochs=4, cycles=4)
     assert rates(four, 400) == pytest.approx(4 * rates(one, 100))
@@ -47,6 +57,9 @@ def test_a_wrong_setting_is_refused_in_one_line():
         ({"lr": math.nan}, "train.lr is nan"),
         ({"min_lr": 0.2}, "train.min_lr is 0.2"),
         ({"dropout": 1.5}, "train.dropout is 1.5"),
+        ({"warm_up": -0.1}, "train.warm_up is -0.1"),
+        ({"warm_up": 1}, "train.warm_up is 1"),
+        ({"warm_up": 0.1, "epochs": 4, "cycles": 2}, "warm_up is 0.1 with 2 cycles"),
         ({"batch_size": 1}, "train.batch_size is 1"),
         ({"epochs": 6, "cycles": 4}, "train.epochs is 6"),
         ({"schedule": "linear"}, "'linear'; choose from cosine, steps"),

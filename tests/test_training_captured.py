@@ -10,7 +10,7 @@ from test_training_loop import images, start, tiny
 from test_training_step import RECIPE, batch, narrow
 
 from micronet_lib.architecture import ARCHITECTURES, build
-from micronet_lib.augmentation.mixing import draw_mix
+from micronet_lib.augmentation.mixing import draw_mix, images_per_mix
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
@@ -31,7 +31,7 @@ from micronet_lib.lab.training.step import Step
 from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
 from micronet_lib.srip.penalty import SripConfig
 
-MIXES = ("none", "cutmix", "mixup")
+MIXES = ("none", "cutmix", "mixup", "mixup_two_batches")
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,8 @@ def take(step: Step, how: Callable, mix: str, num: int = 3) -> list[torch.Tensor
     for number in range(num):
         pixels, targets = (part.to(step.device) for part in batch())
         pixels = pixels.roll(number, 0)
-        draw = None if mix == "none" else draw_mix(mix, 16, seeded(number), step.device)
+        num = len(pixels) // images_per_mix(mix)
+        draw = None if mix == "none" else draw_mix(mix, num, seeded(number), step.device)
         how(pixels, targets, draw, 0.1 / (1 + number), on_device)
     remembered = [value for each in step.optimizer.state.values() for value in each.values()]
     averages = [hook.network for hook in step.hooks if isinstance(hook, WeightAverage)]

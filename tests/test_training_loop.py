@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_networks import seeded, single_thread
 
+from micronet_lib.assembled_cnn.drop_block import DropBlockConfig
 from micronet_lib.augmentation.policies import AugmentConfig, uniform_policies
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
@@ -74,6 +75,15 @@ RESUMED = {  # how it starts, the recipe, the epochs before it is killed
         3,
     ),
     "released, warm restarts": (start, tiny(RELEASED), 1),
+    "two batches mixed, squares dropped, warm-up": (
+        start,
+        replace(
+            tiny(PAPER, warm_up=0.3),
+            augment=AugmentConfig(policy="random", mix="mixup_two_batches"),
+            drop_block=DropBlockConfig({"blocks.*": 1.0}, keep_prob=0.7, block_size=3),
+        ),
+        2,
+    ),
     "mixup, plain": (start, tiny(replace(PAPER, augment=AugmentConfig(mix="mixup"))), 2),
 }
 
@@ -143,14 +153,34 @@ def test_it_learns():
 def test_the_last_batch_is_dropped_and_every_epoch_has_another_order():
     run, seen = start(tiny(PAPER)), []
     plain = run.step.loss_of
-    run.step.loss_of = lambda images, targets, draw: (
-        seen.append(targets) or plain(images, targets, draw)
+    run.step.loss_of = lambda images, targets, draw, taught: (
+        seen.append(targets) or plain(images, targets, draw, taught)
     )
     assert run.steps == 40 // 16
     run.run_epoch()
     run.run_epoch()
     first, second = torch.cat(seen[: run.steps]), torch.cat(seen[run.steps :])
     assert len(first) == len(second) == 32
+    assert not torch.equal(first, second)
+
+
+def test_two_batches_are_mixed_without_more_steps_and_every_image_comes_twice():
+    recipe = replace(tiny(PAPER), augment=AugmentConfig(mix="mixup_two_batches"))
+    run, seen = start(recipe), []
+    plain = run.step.loss_of
+    run.step.loss_of = lambda images, targets, draw, taught: (
+        seen.append((targets, draw)) or plain(images, targets, draw, taught)
+    )
+    assert run.steps == 40 // 16
+    run.run_epoch()
+    assert [len(targets) for targets, _ in seen] == [32, 32]
+    assert all(draw.lam.shape == (16,) for _, draw in seen)
+    # Ten classes of four images; each half of the batches is an order of 32 of the 40.
+    for half in (slice(0, 16), slice(16, 32)):
+        counts = torch.bincount(torch.cat([targets[half] for targets, _ in seen]), minlength=10)
+        assert counts.sum() == 32
+        assert counts.max() <= 4
+    first, second = (torch.cat([t[half] for t, _ in seen]) for half in (slice(16), slice(16, 32)))
     assert not torch.equal(first, second)
 
 

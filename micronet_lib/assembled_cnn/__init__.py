@@ -1,6 +1,7 @@
-"""Robustness, retrieval and transfer, as Assembled CNN measures them (chapter 10).
+"""Regularizers, robustness, retrieval and transfer of Assembled CNN (chapter 10).
 
-The networks are `architecture.resnet` and `architecture.mobilenet`.
+The networks are `architecture.resnet` and `architecture.mobilenet`, the ways of mixup are in
+`augmentation.mixing`, AutoAugment's policy in `augmentation.policies`.
 """
 
 from micronet_lib.assembled_cnn.corruptions import (
@@ -9,6 +10,14 @@ from micronet_lib.assembled_cnn.corruptions import (
     corrupt,
     mean_corruption_error,
 )
+from micronet_lib.assembled_cnn.drop_block import (
+    DropBlock,
+    DropBlockConfig,
+    begins,
+    drop_block,
+    drop_block_places,
+)
+from micronet_lib.assembled_cnn.offline_teacher import TeacherLogits, mixed_answers
 from micronet_lib.assembled_cnn.perturbations import (
     PERTURBATIONS,
     flip_rate,

@@ -4,10 +4,15 @@
     mixup   image = lam * image_a + (1 - lam) * image_b
     both    loss  = lam * loss(targets_a) + (1 - lam) * loss(targets_b)
 
-One weight `lam` for each batch, drawn from Beta(alpha, alpha). CutMix uses one box of area `1 -
-lam`, clips it at the image's border, and sets `lam` to the area outside the box, as the winners'
-code does. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0". Its formula and
-its code fill the box from the partner, and the 1.0 is alpha.
+`cutmix` and `mixup` pair a batch with itself, shuffled. The two ways of [lee2020assembled] have a
+weight for every image: `mixup_two_batches` (its type 1) loads twice as many images and mixes them
+in pairs, and `mixup_one_batch` (type 2) pairs the first half of a batch with the second half, once
+in order and once in reverse.
+
+Otherwise one weight `lam` for each batch, drawn from Beta(alpha, alpha). CutMix uses one box of
+area `1 - lam`, clips it at the image's border, and sets `lam` to the area outside the box, as the
+winners' code does. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0". Its
+formula and its code fill the box from the partner, and the 1.0 is alpha.
 
 We do not use `torchvision.transforms.v2.CutMix` and `MixUp`, although the definitions are theirs.
 They draw from the global generator, pair only neighbours, and fix the box in Python numbers, which
@@ -16,7 +21,7 @@ both classes. The tests compare with them. Chapter `04_augmentation`.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -30,15 +35,17 @@ class MixDraw(NamedTuple):
     """The random decisions for one batch of N images.
 
     Attributes:
-        lam: float32 scalar, the weight of each image's own target.
+        lam: float32, the weight of each image's own target: a scalar, or [N] for a weight each.
         box: int64 [4], left, top, right and bottom of the partner's box, right and bottom excluded;
             None for mixup.
         permutation: int64 [N], each image's partner.
+        own: int64 [N], which of the loaded images each mixed one comes from; None for all in order.
     """
 
     lam: Tensor
     box: Tensor | None
     permutation: Tensor
+    own: Tensor | None = None
 
 
 class MixedBatch(NamedTuple):
@@ -48,7 +55,7 @@ class MixedBatch(NamedTuple):
         images: [N,3,H,W], in the type of the inputs.
         targets_a: int64 [N], the images' own targets, of weight `lam`.
         targets_b: int64 [N], their partners', of weight `1 - lam`.
-        lam: float32 scalar.
+        lam: float32, a scalar or [N].
     """
 
     images: Tensor
@@ -57,8 +64,17 @@ class MixedBatch(NamedTuple):
     lam: Tensor
 
 
+MixKind = Literal["none", "cutmix", "mixup", "mixup_two_batches", "mixup_one_batch"]
+KINDS = get_args(MixKind)[1:]
+
+
+def images_per_mix(kind: str) -> int:
+    """Return how many images are loaded for each mixed one."""
+    return 2 if kind == "mixup_two_batches" else 1
+
+
 def draw_mix(
-    kind: Literal["cutmix", "mixup"],
+    kind: MixKind,
     num_images: int,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
@@ -69,21 +85,24 @@ def draw_mix(
     """Draw how one batch of 32 x 32 images is mixed.
 
     Args:
-        kind: `cutmix` or `mixup`.
-        num_images: N.
+        kind: one of `KINDS`.
+        num_images: N, of the mixed batch. `mixup_two_batches` mixes 2 N images to N.
         generator: random numbers, on the CPU, so that every machine draws the same.
         device: of the returned tensors.
         alpha: of Beta(alpha, alpha); 1 is uniform, less prefers weights near 0 and 1.
         prob: probability of mixing; otherwise `lam` is 1 and the box is empty.
 
     Raises:
-        InputError: unknown kind, `alpha` not above 0, or `prob` outside [0, 1].
+        InputError: unknown kind, `alpha` not above 0, `prob` outside [0, 1], or an odd batch that
+            is mixed half with half.
     """
-    check_choice("mix", kind, ("cutmix", "mixup"))
+    check_choice("mix", kind, KINDS)
     if not 0 < alpha < float("inf"):
         raise InputError(f"alpha is {alpha}: give a number above 0")
     if not 0 <= prob <= 1:
         raise InputError(f"prob is {prob}: give a fraction from 0 to 1")
+    if kind in ("mixup_two_batches", "mixup_one_batch"):
+        return _draw_pairs(kind, num_images, generator, device, alpha, prob)
     permutation = torch.randperm(num_images, generator=generator)
     # PyTorch's Beta distribution takes no generator.
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -97,6 +116,30 @@ def draw_mix(
     weight = torch.tensor(lam, dtype=torch.float32)
     corners = None if box is None else torch.tensor(box).to(device)
     return MixDraw(weight.to(device), corners, permutation.to(device))
+
+
+def _draw_pairs(
+    kind: MixKind,
+    num_images: int,
+    generator: torch.Generator,
+    device: torch.device | str,
+    alpha: float,
+    prob: float,
+) -> MixDraw:
+    """Draw a weight for every image; the pairs are fixed, since the images come in random order."""
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    lam = torch.tensor(rng.beta(alpha, alpha, num_images), dtype=torch.float32)
+    if rng.random() >= prob:
+        lam = torch.ones_like(lam)
+    if kind == "mixup_two_batches":
+        own = torch.arange(num_images)
+        partners = own + num_images
+    elif num_images % 2:
+        raise InputError(f"mixup_one_batch mixes half with half: {num_images} images are odd")
+    else:
+        first, second = torch.arange(num_images).chunk(2)
+        own, partners = first.repeat(2), torch.cat([second, second.flip(0)])
+    return MixDraw(lam.to(device), None, partners.to(device), own.to(device))
 
 
 def cut_box(
@@ -127,23 +170,43 @@ def mix(images: Tensor, targets: Tensor, draw: MixDraw) -> MixedBatch:
     replay it with new numbers in the tensors of `draw`.
 
     Args:
-        images: [N,C,H,W], of any type for CutMix, floats for mixup.
-        targets: [N].
-        draw: for N images of this size, on the same device.
+        images: [N,C,H,W], of any type for CutMix, floats for mixup; [2N,C,H,W] where two batches
+            become one.
+        targets: [N], or [2N].
+        draw: for N mixed images of this size, on the same device.
 
     Raises:
         InputError: mixup of integers, or another number of images.
     """
-    if len(draw.permutation) != len(images):
-        raise InputError(f"{len(images)} images, but a draw for {len(draw.permutation)}")
-    partners = images[draw.permutation]
+    num = len(draw.permutation)
+    if len(images) != num and (draw.own is None or len(images) != 2 * num):
+        raise InputError(f"{len(images)} images, but a draw for {num}")
+    partners, partners_targets = images[draw.permutation], targets[draw.permutation]
+    if draw.own is not None:
+        images, targets = images[draw.own], targets[draw.own]
     if draw.box is not None:
         mixed = torch.where(_inside(draw.box, images), partners, images)
     elif images.is_floating_point():
-        mixed = torch.lerp(partners, images, draw.lam.to(images.dtype))
+        lam = draw.lam.to(images.dtype)
+        mixed = torch.lerp(partners, images, lam.view(-1, 1, 1, 1) if lam.ndim else lam)
     else:
         raise InputError(f"mixup blends images, which are {images.dtype}: normalise them first")
-    return MixedBatch(mixed, targets, targets[draw.permutation], draw.lam)
+    return MixedBatch(mixed, targets, partners_targets, draw.lam)
+
+
+def mix_rows(rows: Tensor, draw: MixDraw) -> Tensor:
+    """Mix what belongs to the images, such as a teacher's probabilities, with the same weights.
+
+    Args:
+        rows: floats [N,C], one row for each loaded image; [2N,C] where two batches become one.
+        draw: for N mixed images.
+
+    Returns:
+        [N,C].
+    """
+    own = rows if draw.own is None else rows[draw.own]
+    lam = draw.lam.to(rows.dtype)
+    return torch.lerp(rows[draw.permutation], own, lam.unsqueeze(-1) if lam.ndim else lam)
 
 
 def _inside(box: Tensor, images: Tensor) -> Tensor:

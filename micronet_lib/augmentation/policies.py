@@ -15,11 +15,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 from micronet_lib.augmentation import image_ops
 from micronet_lib.augmentation.image_ops import (
@@ -30,10 +32,10 @@ from micronet_lib.augmentation.image_ops import (
     SIZE,
     TONE,
 )
+from micronet_lib.augmentation.mixing import MixKind
 from micronet_lib.errors import InputError, check_choice, unknown
 
-PolicyKind = Literal["none", "fast_autoaugment", "searched", "random"]
-MixKind = Literal["none", "cutmix", "mixup"]
+PolicyKind = Literal["none", "fast_autoaugment", "searched", "random", "autoaugment"]
 
 # Key of a policy file that says where its sets came from; it is not itself a set.
 PROVENANCE = "provenance"
@@ -51,6 +53,17 @@ VALUE_RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("Contrast", "Color", "Brightness", "Sharpness"), (0.1, 1.9)),
     "Cutout": (0, 0.2),
 }
+FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
+# What torchvision's AutoAugment does at its level 9, from nothing at level 0; in the same units.
+_MOST: dict[str, float] = {
+    **dict.fromkeys(("ShearX", "ShearY"), 0.3),
+    **dict.fromkeys(("TranslateX", "TranslateY"), 150 / 331),
+    "Rotate": 30,
+    **dict.fromkeys(FACTORS, 0.9),
+    "Solarize": 255,
+    "Posterize": 4,
+}
+_MOST_LEVEL = 9
 
 # Images at a time: the first fits a CPU's caches, the second bounds the memory of a GPU.
 SUBSET_CHUNK = 512
@@ -62,7 +75,8 @@ class AugmentConfig:
     """Settings of augmentation.
 
     Attributes:
-        policy: none, the published file's, those of our own search, or random ones.
+        policy: none, the published file's, those of our own search, random ones, or AutoAugment's
+            for CIFAR-10 (`autoaugment_policies`).
         crop: pad by 4 pixels of level 128 and crop 32 x 32 at random.
         flip: mirror half of the images.
         policy_set: name of a set in the policy file, or `all` of them as one list. `all` is close
@@ -71,6 +85,7 @@ class AugmentConfig:
             search makes another recipe. Empty until the recipe is resolved.
         mix: how images are mixed in pairs, see `micronet_lib.augmentation.mixing`.
         mix_alpha: both parameters of the Beta distribution of the mixing weight.
+            [lee2020assembled] has 0.2.
         mix_prob: fraction of batches that are mixed.
 
     Raises:
@@ -183,6 +198,35 @@ def _values(ops: Tensor, levels: Tensor) -> Tensor:
     ranges = [VALUE_RANGES[name] for name in OPERATIONS]
     low, high = torch.tensor(ranges, dtype=torch.float64, device=ops.device)[ops].unbind(-1)
     return levels * (high - low) + low
+
+
+def autoaugment_policies() -> Policies:
+    """Return the 25 sub-policies that AutoAugment found on CIFAR-10 [cubuk2019], as a table.
+
+    List and strengths are torchvision's. A factor may strengthen or weaken, each with probability
+    one half, so every sub-policy has four rows, one for each pair of signs. `draw` reverses the
+    geometric operations. Unlike in [cubuk2019], no square is cut out afterwards.
+    """
+    steps = [
+        [_at_level(step, sign) for step, sign in zip(sub_policy, signs, strict=True)]
+        for sub_policy in AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+        for signs in product((1, -1), repeat=NUM_STEPS)
+    ]
+    table = torch.tensor(steps, dtype=torch.float64)  # [P, 2, 3]
+    return Policies(table[..., 0].long(), table[..., 1], table[..., 2])
+
+
+def _at_level(step: tuple[str, float, int | None], sign: int) -> tuple[int, float, float]:
+    """Return operation, probability and value of a step of torchvision's table."""
+    name, probability, level = step
+    amount = _MOST.get(name, 0.0) * (level or 0) / _MOST_LEVEL
+    if name in FACTORS:
+        amount = 1 + sign * amount
+    elif name == "Solarize":
+        amount = _MOST[name] - amount
+    elif name == "Posterize":
+        amount = 8 - round(amount)
+    return OPERATIONS.index(name), probability, amount
 
 
 @dataclass(frozen=True, eq=False)

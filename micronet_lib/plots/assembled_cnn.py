@@ -24,6 +24,7 @@ __all__ = [
     "measured_speed",
     "retrieved",
     "robustness",
+    "rungs_beside",
     "speed_and_work",
 ]
 
@@ -41,6 +42,40 @@ def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
         ax.set(ylabel=label)
         ax.tick_params(axis="x", labelsize=7.5)
     return footer(fig, source)
+
+
+def _rungs(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
+    """Return the printed rows of a ladder with what their locators say of them."""
+    rows = paper[paper["point"].str.fullmatch(rf"{ladder}\d+")]
+    wide = rows.pivot_table(index="point", columns="metric", values="value", sort=False)
+    said = rows.drop_duplicates("point").set_index("point")["locator"].str.partition(": ")[2]
+    parts = said.str.partition(", ")
+    wide.insert(0, "network", parts[0])
+    wide.insert(1, "regularizers", parts[2].replace("", "-"))
+    return wide.reset_index().rename(columns={"point": "rung"})
+
+
+def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Return the printed rows of a ladder, their steps, and the points of the same names.
+
+    Args:
+        paper: transcribed numbers of the chapter, with their locators.
+        measured: the table of a sweep; what has no record, or no point, has no number.
+
+    Returns:
+        Columns rung, network, regularizers, printed (%), its step (the difference to the rung
+        below), mCE (the same, where it is printed), here (%) and n.
+    """
+    ladder = str(measured["point"].iloc[0])[0]
+    top1 = measured.get("top1", pd.Series(np.nan, measured.index)).astype(float)
+    ours = pd.DataFrame({"rung": measured["point"], "here (%)": 100 * top1, "n": measured["n"]})
+    rows = _rungs(paper, ladder).rename(columns={"top1_percent": "printed (%)"})
+    rows["its step"] = rows["printed (%)"].diff()
+    shown = ["rung", "network", "regularizers", "printed (%)", "its step"]
+    if "mce_percent" in rows:
+        rows["mCE"] = rows["mce_percent"].diff()
+        shown.append("mCE")
+    return rows[shown].merge(ours, on="rung", how="left").fillna({"n": 0})
 
 
 def speed_and_work(table: pd.DataFrame, source: str) -> Figure:

@@ -28,6 +28,8 @@ class TrainConfig:
         min_lr: lowest learning rate.
         schedule: `cosine`, or `steps`: a tenth after half and again after three quarters of a
             cycle.
+        warm_up: share of the training in which the learning rate first rises in a straight line
+            from 0 to `lr`; the schedule takes the rest. [lee2020assembled] has 5 epochs.
         lr_levels: number of constant levels of the cosine in a cycle; 0 changes it at every step.
             The released code has 150 and starts on the second, so `lr` itself is never used.
         optimizer: `sgd` with Nesterov momentum, `adam` or `adamw`.
@@ -67,6 +69,7 @@ class TrainConfig:
     lr: float = 0.1
     min_lr: float = 0.0005
     schedule: Schedule = "cosine"
+    warm_up: float = 0.0
     lr_levels: int = 0
     optimizer: Optimizer = "sgd"
     momentum: float = 0.9
@@ -103,6 +106,7 @@ class TrainConfig:
             ("batch_size", 2, math.inf),
             ("lr", 0, math.inf),
             ("min_lr", 0, self.lr),
+            ("warm_up", 0, 1),
             ("lr_levels", 0, math.inf),
             ("momentum", 0, 1),
             ("weight_decay", 0, math.inf),
@@ -121,6 +125,11 @@ class TrainConfig:
         for name in ("momentum", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"train.{name} is 1, which forgets nothing: give less than 1")
+        if self.warm_up == 1 or (self.warm_up and self.cycles > 1):
+            raise InputError(
+                f"train.warm_up is {self.warm_up} with {self.cycles} cycles; give less than 1, and "
+                "one cycle"
+            )
         for pattern, factor in self.lr_factors.items():
             if (
                 isinstance(factor, bool)
@@ -143,6 +152,9 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
         config: of the run.
         progress: fraction of the whole run before this step, in [0, 1).
     """
+    if progress < config.warm_up:
+        return config.lr * progress / config.warm_up
+    progress = (progress - config.warm_up) / (1 - config.warm_up)
     in_cycle = progress * config.cycles % 1
     if config.schedule == "steps":
         return max(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from micronet_lib.assembled_cnn.drop_block import DropBlockConfig
 from micronet_lib.assembled_cnn.retrieval import ArcFaceConfig
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
@@ -58,6 +59,7 @@ class Recipe:
         srip: orthogonality regularisation; `coef` 0 for none.
         smoothing: of the labels.
         augment: of the training images.
+        drop_block: squares of late maps that are dropped in training; `at` empty for none.
         prune: rounds of pruning after the dense training, each trained as `train` says. Short for a
             chain of recipes that differ in sparsity.
     """
@@ -79,6 +81,7 @@ class Recipe:
     srip: SripConfig = field(default_factory=lambda: SripConfig(coef=0.0))
     smoothing: SmoothingConfig = field(default_factory=SmoothingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    drop_block: DropBlockConfig = field(default_factory=DropBlockConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ def check_together(recipe: Recipe, dataset: str) -> None:
     if not 0 < recipe.width_mult < math.inf:
         raise InputError(f"width_mult is {recipe.width_mult}; give a finite number above 0")
     _check_images(recipe, dataset)
+    _check_mix(recipe)
     _check_rounds(recipe)
     _check_teacher(recipe)
     _check_exit(recipe)
@@ -76,6 +77,15 @@ def _check_images(recipe: Recipe, dataset: str) -> None:
         raise InputError(
             f"train.batch_size is {train.batch_size}, more than the {num} training images: no "
             "batch would be full"
+        )
+
+
+def _check_mix(recipe: Recipe) -> None:
+    train = recipe.train
+    if train.epochs and recipe.augment.mix == "mixup_one_batch" and train.batch_size % 2:
+        raise InputError(
+            f"augment.mix mixup_one_batch mixes half with half; train.batch_size is "
+            f"{train.batch_size}: give an even one"
         )
 
 

@@ -4,6 +4,8 @@ The identity of recipe and seed is the address of a trained network, whatever sw
 `runs/<profile>/networks/<recipe id>-s<seed>/network.pt`.
 """
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ from micronet_lib.architecture.initialization import (
     initialize,
 )
 from micronet_lib.architecture.network import Network, build
+from micronet_lib.assembled_cnn.offline_teacher import TeacherLogits
 from micronet_lib.augmentation.policies import (
     Policies,
     augment,
+    autoaugment_policies,
     draw,
     load_policies,
     uniform_policies,
 )
-from micronet_lib.distillation import Committee
+from micronet_lib.distillation import Committee, mean_prediction
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import (
@@ -44,7 +48,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
-from micronet_lib.lab.training.evaluation import fold_batch_norm
+from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
 from micronet_lib.lab.training.loop import DivergedError, Run, TrainingData, train
 from micronet_lib.pruning.masks import HeldMasks
 from micronet_lib.pruning.schedules import PruneConfig, prune_round
@@ -174,6 +178,8 @@ def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list
     kind = recipe.augment.policy
     if kind == "none":
         return None, []
+    if kind == "autoaugment":
+        return autoaugment_policies(), []
     path = policy_path(kind) if kind in POLICY_FILES else None
     if path and (path.is_file() or profile.dataset != "embedded"):
         return load_policies(path, recipe.augment.policy_set), []
@@ -238,6 +244,7 @@ def train_network(
     data, notes = training_data(recipe, profile, device)
     load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
     resumed = load_state(folder, key) is not None
+    data = replace(data, taught=_answers_of(recipe, profile, seed, data))
     network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
     _check_classes(network, data)
     teacher = _teacher_of(recipe, profile, seed, device)
@@ -275,12 +282,54 @@ def _check_classes(network: Network, data: TrainingData) -> None:
 def _teacher_of(
     recipe: Recipe, profile: Profile, seed: int, device: torch.device
 ) -> nn.Module | None:
-    """Return the teacher, or all teachers as one, on a device, or None without one."""
-    if recipe.teacher is None:
+    """Return the teacher, or all teachers as one, on a device.
+
+    None without one, and where its answers were stored before.
+    """
+    if recipe.teacher is None or recipe.distillation.offline:
         return None
     teachers = [fold_batch_norm(network_of(each, profile, seed)) for each in recipe.teachers]
     teacher = teachers[0] if len(teachers) == 1 else Committee(teachers)
     return teacher.to(device).requires_grad_(False)
+
+
+def _answers_of(recipe: Recipe, profile: Profile, seed: int, data: TrainingData) -> Tensor | None:
+    """Return the logits of an offline teacher for the training images, or None without one."""
+    if recipe.teacher is None or not recipe.distillation.offline:
+        return None
+    logits = [stored_answers(each, profile, seed, data.train) for each in recipe.teachers]
+    device = data.train.images.device
+    return (logits[0] if len(logits) == 1 else mean_prediction(logits)).to(device)
+
+
+def stored_answers(teacher: Recipe, profile: Profile, seed: int, learned: ImageSet) -> Tensor:
+    """Return a teacher's logits for images, `[N, C]` on the CPU, and keep them beside its network.
+
+    They are computed once for the same weights and images, without augmentation.
+
+    Raises:
+        InputError: the teacher's network is not on this machine, or stored logits are for another
+            data set or number of images.
+    """
+    network = network_of(teacher, profile, seed)
+    digests = (_digest(network.state_dict().values()), _digest([learned.images]))
+    path = network_path(teacher, profile, seed).parent / f"answers-{digests[1][:8]}.pt"
+    key = "-".join(digests)
+    found = load_own(path, key)
+    if found is None:
+        folded = fold_batch_norm(network).to(learned.images.device)
+        with torch.no_grad():
+            logits = logits_of(folded, learned.images).float().cpu()
+        found = {"dataset": profile.dataset, "logits": logits}
+        save_own(path, key, found)
+    return TeacherLogits(found["dataset"], found["logits"]).of(profile.dataset, len(learned))
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _begin(

@@ -149,10 +149,11 @@ def speed_of(recipe: Recipe, profile: Profile) -> float:
 def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the fields of a recorded recipe that decide the training time of an image."""
     start, teacher = recipe.get("start"), recipe.get("teacher")
+    offline = recipe.get("distillation", {}).get("offline", False)  # answered before
     network = (recipe["model"], recipe["width_mult"], recipe["checkpoint"], recipe.get("options"))
     return (
         _shape(start) if start else (*network[:3], network[3] or {}),
-        _shape(teacher) if teacher else None,
+        _shape(teacher) if teacher and not offline else None,
         tuple(map(_shape, recipe.get("more_teachers") or ())),
         recipe["train"]["precision"],
         # A frozen trunk takes no backward pass. Older records have neither.
@@ -176,7 +177,8 @@ def timed_images_per_s(recipe: Recipe) -> float:
     device, train = default_device(), recipe.train
     set_up(device)
     network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
-    teachers = [_untrained(each).to(device).eval() for each in recipe.teachers]
+    asked = () if recipe.distillation.offline else recipe.teachers
+    teachers = [_untrained(each).to(device).eval() for each in asked]
     teacher = Committee(teachers) if teachers else None
     generator = torch.Generator(device).manual_seed(0)
     step = Step(network, recipe, generator, teacher=teacher)

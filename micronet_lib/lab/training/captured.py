@@ -92,14 +92,16 @@ class CapturedStep:
         draw: MixDraw | None,
         lr: float,
         generator: torch.Generator | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         """Take one step. Arguments as for `Step`, with the same shapes and types in every call."""
         while self._replay is None and self._ways:
-            self._capture(images, targets, draw, generator)
+            self._capture(images, targets, draw, generator, taught)
         if self._replay is None:
-            self.step(images, targets, draw, lr, generator)
+            self.step(images, targets, draw, lr, generator, taught)
             return
-        for static, new in zip(self._static, _given(images, targets, draw), strict=True):
+        given = _given(images, targets, draw, taught)
+        for static, new in zip(self._static, given, strict=True):
             static.copy_(new)
         self._lr.fill_(lr)
         self._replay()
@@ -110,6 +112,7 @@ class CapturedStep:
         targets: Tensor,
         draw: MixDraw | None,
         generator: torch.Generator | None,
+        taught: Tensor | None,
     ) -> None:
         """Try the first remaining way to capture, and remove it from the list."""
         step = self.step
@@ -117,14 +120,16 @@ class CapturedStep:
         images, targets = images.clone(), targets.clone()
         if draw is not None:
             draw = deepcopy(draw)
-        self._static = _given(images, targets, draw)
+        if taught is not None:
+            taught = taught.clone()
+        self._static = _given(images, targets, draw, taught)
         self._lr = torch.zeros((), device=step.device)
         before = _Snapshot(step, generator)
         plain = step.loss_of
 
         def body() -> None:
             step.set_lr(self._lr)  # read by the kernel at every replay
-            step.update(images, targets, draw, generator)
+            step.update(images, targets, draw, generator, taught)
 
         try:
             step.loss_of = prepare(plain)
@@ -147,8 +152,10 @@ def _reason(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _given(images: Tensor, targets: Tensor, draw: MixDraw | None) -> list[Tensor]:
-    return [part for part in (images, targets, *(draw or ())) if part is not None]
+def _given(
+    images: Tensor, targets: Tensor, draw: MixDraw | None, taught: Tensor | None
+) -> list[Tensor]:
+    return [part for part in (images, targets, *(draw or ()), taught) if part is not None]
 
 
 def _compile(loss_of: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
-from micronet_lib.augmentation.mixing import MixDraw, draw_mix
+from micronet_lib.assembled_cnn.drop_block import DropBlock
+from micronet_lib.augmentation.mixing import MixDraw, draw_mix, images_per_mix
 from micronet_lib.augmentation.policies import Policies, augment, draw
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.hooks import Hook
@@ -71,12 +72,14 @@ class TrainingData:
         validation: rated after every epoch; None if these images are trained on.
         test: rated after every epoch if the recipe has `watch_test`, else None.
         policies: the augmentation policies, or None.
+        taught: logits of an offline teacher for the training images, float32 [N,C], or None.
     """
 
     train: ImageSet
     validation: ImageSet | None
     test: ImageSet | None = None
     policies: Policies | None = None
+    taught: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -145,6 +148,9 @@ class Run:
         self.on_device = torch.Generator(self.device).manual_seed(seed)
         self.step = Step(self.network, recipe, self.on_device, hooks, teacher)
         self.step.hooks.append(MomentumRestart(self.step.optimizer, train.epochs // train.cycles))
+        if recipe.drop_block.at:
+            num_steps = self.steps * train.epochs
+            self.step.hooks.append(DropBlock(self.network, recipe.drop_block, num_steps))
         self.rated: Network = self.network
         if train.ema_decay:
             average = WeightAverage(self.network, train.ema_decay)
@@ -229,13 +235,12 @@ class Run:
     ) -> None:
         """Train an epoch, or its first steps as they are in the whole epoch."""
         train, config = self.data.train, self.recipe.augment
-        batch = self.recipe.train.batch_size
         self.network.train()
         self.step.loss.zero_()
         self.step.penalty.zero_()
         for hook in self.step.hooks:
             hook.start_epoch(self.epoch)
-        order = torch.randperm(len(train), generator=generator)[: self.steps * batch]
+        order = self._order(generator)
         draws = draw(
             self.data.policies,
             len(order),
@@ -247,13 +252,35 @@ class Run:
         order = order.to(self.device)
         images = augment(train.images[order], draws)
         targets = train.targets[order]
+        taught = None if self.data.taught is None else self.data.taught[order]
         mixes = self._mixes(generator)
+        loaded = len(order) // self.steps
         for number in range(num_steps):
-            part = slice(number * batch, (number + 1) * batch)
+            part = slice(number * loaded, (number + 1) * loaded)
             lr = self._lr(self.epoch, number)
-            self.take_step(images[part], targets[part], mixes[number], lr, self.on_device)
+            self.take_step(
+                images[part],
+                targets[part],
+                mixes[number],
+                lr,
+                self.on_device,
+                None if taught is None else taught[part],
+            )
             if bar is not None:
                 bar.stepped(self.epoch, number + 1, self.step.loss)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the images of an epoch in the order of its batches.
+
+        Where two batches are mixed to one, each has an order of its own. So an epoch has as many
+        steps as without, and uses every image twice.
+        """
+        batch, num = self.recipe.train.batch_size, len(self.data.train)
+        orders = [
+            torch.randperm(num, generator=generator)[: self.steps * batch].view(-1, batch)
+            for _ in range(images_per_mix(self.recipe.augment.mix))
+        ]
+        return torch.cat(orders, 1).flatten()
 
     def _mixes(self, generator: torch.Generator) -> list[MixDraw | None]:
         """Return how each batch of an epoch is mixed, copied to the device at once."""
@@ -353,6 +380,8 @@ def train(
             if folder and due:
                 save_state(folder, key, run.state_dict())
                 saved = time.monotonic()
+    for hook in run.step.hooks:
+        hook.finish()
     per_s = images * epochs / run.seconds if run.seconds else 0.0
     return Trained(run.rated.eval(), run.best_state, run.curve, run.seconds, per_s, run.commits)
 

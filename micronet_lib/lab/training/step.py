@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network
+from micronet_lib.assembled_cnn.offline_teacher import mixed_answers
 from micronet_lib.assembled_cnn.retrieval import EmbeddingNetwork, arcface_logits
 from micronet_lib.augmentation.mixing import MixDraw, mix
 from micronet_lib.distillation import DistillationConfig, distillation_loss
@@ -101,16 +102,26 @@ class Objective:
         self.exits, self.front, self.widen = exits or ExitLoss(), front, widen
 
     def __call__(
-        self, network: nn.Module, images: Tensor, targets: Tensor, draw: MixDraw | None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        draw: MixDraw | None,
+        taught: Tensor | None = None,
     ) -> Tensor:
         """Return the mean loss, 0-d.
 
         Args:
             network: in training mode.
-            images: uint8 `[N, 3, 32, 32]`, augmented.
-            targets: `[N]`.
+            images: uint8 `[N, 3, 32, 32]`, augmented; `[2N, 3, 32, 32]` where two batches are
+                mixed to one.
+            targets: `[N]`, or `[2N]`.
             draw: random decisions of CutMix or mixup; None does not mix.
+            taught: logits of an offline teacher for the images before augmentation, `[N, C]` or
+                `[2N, C]`; None without one.
         """
+        if taught is not None:
+            taught = mixed_answers(taught, draw, self.distillation.temperature)
         partners = lam = None
         blended = draw is not None and draw.box is None
         inputs = normalize(images) if blended else images  # mixup needs floats, CutMix moves bytes
@@ -123,7 +134,7 @@ class Objective:
         if not share:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
                 logits = network(inputs)
-            return self._last(logits, inputs, targets, partners, lam)
+            return self._last(logits, inputs, targets, partners, lam, taught)
         assert isinstance(network, ExitNetwork)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
             if share == 1:  # nothing learns from the last exit
@@ -133,7 +144,7 @@ class Objective:
                 early, last = network.exits(inputs)
         loss = share * exit_loss(early, self.table(targets, partners, lam), self.exits.confidence)
         if last is not None:
-            loss = loss + (1 - share) * self._last(last, inputs, targets, partners, lam)
+            loss = loss + (1 - share) * self._last(last, inputs, targets, partners, lam, taught)
         return loss
 
     def _last(
@@ -143,14 +154,19 @@ class Objective:
         targets: Tensor,
         partners: Tensor | None,
         lam: float | Tensor | None,
+        taught: Tensor | None,
     ) -> Tensor:
         """Return the loss of the last exit's logits."""
         if self.widen is not None:
             logits = self.widen(logits, targets)
-        if self.teacher is None or self.distillation.weight == 0:
+        absent = self.teacher is None and taught is None
+        if absent or self.distillation.weight == 0:
             return soft_cross_entropy(logits, self.table(targets, partners, lam))
-        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.half):
-            taught = self.teacher(inputs)
+        if taught is None:
+            assert self.teacher is not None
+            half = torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.half)
+            with torch.no_grad(), half:
+                taught = self.teacher(inputs)
         weight, temperature = self.distillation.weight, self.distillation.temperature
         loss = weight * distillation_loss(logits, taught, temperature)
         if weight < 1:
@@ -162,8 +178,8 @@ class Objective:
 class Step:
     """The step that a training loop repeats. Shapes are fixed and nothing waits for the device.
 
-    `loss_of(images, targets, draw)`, the loss of a batch, is an attribute, so that `captured` can
-    replace it by a compiled one.
+    `loss_of(images, targets, draw, taught)`, the loss of a batch, is an attribute, so that
+    `captured` can replace it by a compiled one.
 
     Args:
         network: in training mode, on its device, `channels_last`.
@@ -209,6 +225,7 @@ class Step:
         draw: MixDraw | None,
         lr: float,
         generator: torch.Generator | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         """Take one step, and add its loss and penalty to the attributes `loss` and `penalty`.
 
@@ -218,9 +235,10 @@ class Step:
             draw: random decisions of CutMix or mixup; None does not mix.
             lr: learning rate.
             generator: draws SRIP's start vectors, on the device.
+            taught: logits of an offline teacher, see `Objective`.
         """
         self.set_lr(lr)
-        self.update(images, targets, draw, generator)
+        self.update(images, targets, draw, generator, taught)
 
     def set_lr(self, lr: float | Tensor) -> None:
         """Set the learning rate, multiplied by the factor of each parameter group."""
@@ -233,10 +251,11 @@ class Step:
         targets: Tensor,
         draw: MixDraw | None,
         generator: torch.Generator | None = None,
+        taught: Tensor | None = None,
     ) -> None:
         """Take one step at the current learning rate. Arguments as for a call."""
         self.optimizer.zero_grad()
-        loss = self.loss_of(images, targets, draw)
+        loss = self.loss_of(images, targets, draw, taught)
         loss.backward()
         for hook in self.hooks:
             penalty = hook.after_backward(generator)
@@ -249,8 +268,10 @@ class Step:
             hook.after_step()
         self.loss += loss.detach()
 
-    def _loss_of(self, images: Tensor, targets: Tensor, draw: MixDraw | None) -> Tensor:
-        return self.objective(self.network, images, targets, draw)
+    def _loss_of(
+        self, images: Tensor, targets: Tensor, draw: MixDraw | None, taught: Tensor | None
+    ) -> Tensor:
+        return self.objective(self.network, images, targets, draw, taught)
 
 
 def make_optimizer(network: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
