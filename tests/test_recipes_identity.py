@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from micronet_lib.assembled_cnn.drop_block import DropBlockConfig
 from micronet_lib.assembled_cnn import ArcFaceConfig
+from micronet_lib.assembled_cnn.drop_block import DropBlockConfig
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.early_exit import ExitLoss

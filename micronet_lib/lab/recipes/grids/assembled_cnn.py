@@ -146,6 +146,7 @@ def _ladder(name: str, title: str, rungs: dict[str, Recipe]) -> Sweep:
         printed=(Printed("assembled_cnn", "top1_percent", "top1", factor=100),),
     )
 
+
 _SEEN = 80
 """Classes that are learned; the others are retrieved. The published networks have seen all."""
 _SCALE, _MARGIN = 16.0, 0.3
@@ -206,6 +207,7 @@ SWEEPS = (
     _ladder("tweaks", "Table 6 at 32 x 32: the tweaks of the network, one by one", _TABLE_6),
     _ladder("assembled", "Table 7 at 32 x 32: tweaks and regularizers, one by one", _TABLE_7),
     _ladder("mobilenet", "Table 9 at 32 x 32: MobileNet-V1, one by one", _TABLE_9),
+    Sweep(
         name="perturbations",
         title="Do zeros cost stability",
         chapter="10_assembled_cnn",
