@@ -11,10 +11,13 @@ import pytest
 from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
+from micronet_lib.adjustable_quantization.network import Adjust
 from micronet_lib.architecture.network import build
+from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import plan as plans
@@ -24,6 +27,7 @@ from micronet_lib.lab.running.plan import plan
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
 from micronet_lib.lab.storage.states import save_own, save_state
+from micronet_lib.pruning.schedules import PruneTo
 
 SWEEP = SWEEPS["srip_placement"]
 
@@ -121,6 +125,35 @@ def test_the_timed_speed_is_that_of_real_steps(lab, monkeypatch):
 def test_any_network_can_be_timed(lab, point):
     (case,) = cases(chain(ORN), PROFILES["smoke"], point=point)
     assert plans.timed_images_per_s(case.recipe) > 0
+
+
+@pytest.mark.parametrize("change", [Allocate(), Adjust(target=1e-4)])
+def test_a_rounded_network_is_timed_as_one(lab, monkeypatch, change):
+    """With its hooks. Allocation takes minutes, so one width stands for all of its widths."""
+    wide = replace(ORN, model="micronet_v1", width_mult=2.5)  # narrower ones keep no first block
+    start = Recipe(start=wide, changes=(PruneTo(0.4),))
+    train = replace(ORN.train, initialization="default")
+    rounded = Recipe(start=start, changes=(change,), train=train)
+    stepped = []
+    real = plans.Step
+
+    def watched(network, recipe, generator, hooks, teacher):
+        stepped.append((type(network).__name__, {type(hook).__name__ for hook in hooks}))
+        return real(network, recipe, generator, hooks, teacher)
+
+    monkeypatch.setattr(plans, "Step", watched)
+    assert (plan(sweep_of("toy", rounded=rounded), "smoke")["minutes"] > 0).all()
+    integers = "AdjustableMicroNet" if isinstance(change, Adjust) else "IntegerMicroNet"
+    assert [kind for kind, _ in stepped] == ["MicroNet", integers]  # the start is trained too
+    assert ("Steer" in stepped[1][1]) == isinstance(change, Adjust)
+
+
+def test_a_measured_speed_is_that_of_the_same_changes(lab, timed):
+    start = replace(ORN, model="micronet_v1")
+    floats = Recipe(start=start, train=ORN.train)
+    pruned, rounded = (replace(floats, changes=(c,)) for c in (PruneTo(0.4), Quantize()))
+    shapes = [plans._shape(plain_recipe(recipe)) for recipe in (floats, pruned, rounded)]
+    assert shapes[0] == shapes[1] != shapes[2]
 
 
 def test_what_is_missing_is_said_and_not_timed(lab, timed):

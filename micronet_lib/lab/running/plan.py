@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -12,12 +12,15 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.network import Network
+from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
+from micronet_lib.hooks import Change
 from micronet_lib.lab.data.images import NUM_CLASSES, NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
 from micronet_lib.lab.host.progress import duration
+from micronet_lib.lab.recipes.identity import plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -27,6 +30,7 @@ from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import epochs_done
 from micronet_lib.lab.training.step import Step
+from micronet_lib.scoring.dead_channels import apply_savings
 
 FLOAT_BYTES = 4
 TIMED_STEPS = 3
@@ -69,7 +73,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
         images = num_images(case.recipe, case.profile) * (epochs - done) // epochs if trains else 0
         speed = 1.0
         if trains:
-            shape = repr(_shape(asdict(case.recipe)))
+            shape = repr(_shape(plain_recipe(case.recipe)))
             if shape not in speeds:
                 with suppress(InputError):  # the file of a start that was trained is gone
                     speeds[shape] = speed_of(case.recipe, case.profile)
@@ -141,7 +145,7 @@ def speed_of(recipe: Recipe, profile: Profile) -> float:
     speeds = [
         record.metrics["train_images_per_s"]
         for record in _trained_records(profile.name)
-        if record.env["device"] == device and _shape(record.recipe) == _shape(asdict(recipe))
+        if record.env["device"] == device and _shape(record.recipe) == _shape(plain_recipe(recipe))
     ]
     return median(speeds) if speeds else timed_images_per_s(recipe)
 
@@ -159,6 +163,10 @@ def _shape(recipe: Mapping[str, Any]) -> tuple[Any, ...]:
         # A frozen trunk takes no backward pass. Older records have neither.
         tuple(recipe["train"].get("freeze", ())),
         recipe.get("exits", {}).get("weight", 0.0),
+        # Rounded numbers take longer. Pruned ones do not.
+        tuple(
+            name for change in recipe.get("changes") or () for name in change if name != "PruneTo"
+        ),
     )
 
 
@@ -179,9 +187,10 @@ def timed_images_per_s(recipe: Recipe) -> float:
     network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
     asked = () if recipe.distillation.offline else recipe.teachers
     teachers = [_untrained(each).to(device).eval() for each in asked]
+    hooks = [hook for change in recipe.changes for hook in _quick(change).hooks(network)]
     teacher = Committee(teachers) if teachers else None
     generator = torch.Generator(device).manual_seed(0)
-    step = Step(network, recipe, generator, teacher=teacher)
+    step = Step(network, recipe, generator, hooks, teacher)
     batch = train.batch_size if device.type == "cuda" else min(train.batch_size, TIMED_BATCH)
     images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
     targets = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -196,8 +205,7 @@ def timed_images_per_s(recipe: Recipe) -> float:
 def _untrained(recipe: Recipe) -> Network:
     """Return a network to time in place of the one that a recipe trains, with any weights.
 
-    Changes that read images are left out. So a network that is rounded or trimmed is timed as the
-    network before that.
+    Changes read random images.
     """
     if recipe.start is not None:
         network = _untrained(recipe.start)
@@ -207,9 +215,14 @@ def _untrained(recipe: Recipe) -> Network:
         default = replace(recipe.train, initialization="default")
         network = fresh_network(replace(recipe, train=default), 0)
     for change in recipe.changes:
-        if not change.num_images:
-            network = change.apply(network, torch.empty((0, 3, 32, 32)))
-    return network
+        images = torch.randn(min(change.num_images, TIMED_BATCH), 3, 32, 32)
+        network = _quick(change).apply(network, images)
+    return apply_savings(network.eval(), recipe.savings) if recipe.savings else network
+
+
+def _quick(change: Change) -> Change:
+    """Return a change that makes a network of the same speed without minutes of choosing widths."""
+    return Quantize() if isinstance(change, Allocate) else change
 
 
 def _disk_mb(recipe: Recipe) -> float:
