@@ -24,7 +24,8 @@ from micronet_lib.lab.recipes.profile import PROFILES
 # Half a minute at the smallest budget.
 EXPENSIVE = ["03_label_smoothing", "04_augmentation", "04_augmentation_in_depth"]
 CHAPTERS_OF_COUNTS = ["00_contest", "01_architecture", "01_architecture_in_depth"]
-CHAPTERS_OF_COUNTS += ["06_scoring_in_depth", "11_beyond_in_depth", "98_report", "99_status"]
+CHAPTERS_OF_COUNTS += ["02_srip_in_depth", "06_scoring_in_depth", "11_beyond_in_depth"]
+CHAPTERS_OF_COUNTS += ["98_report", "99_status"]
 FILES = [chosen for n in range(4) for chosen in itertools.combinations(GROUPS, n)]
 # What the book, an exercise or a message offers to change.
 OVERRIDES = (
