@@ -169,6 +169,8 @@ def test_images_of_the_papers_schedule(lab):
     assert plans.num_images(case.recipe, case.profile) == 600 * (45_000 // 128) * 128
     everything = replace(case.recipe, train=replace(case.recipe.train, hold_out=False))
     assert plans.num_images(everything, case.profile) == 600 * (50_000 // 128) * 128
+    fewer = replace(case.recipe, train=replace(case.recipe.train, num_classes=80))
+    assert plans.num_images(fewer, case.profile) == 600 * (36_000 // 128) * 128
 
 
 def test_a_run_stays_under_the_room_that_the_plan_says(lab, timed):
