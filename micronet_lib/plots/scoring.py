@@ -322,8 +322,7 @@ def _draw_rebuilt(ax: Axes, rebuilt: pd.DataFrame) -> None:
             ax.scatter(*at, marker="D", facecolor=face, edgecolor=ORANGE, zorder=4)
         ends = sorted({f"{own['top1_percent'].min():.1f}", f"{own['top1_percent'].max():.1f}"})
         text = f"{' to '.join(ends)} %"
-        at = own["score"].max(), y + 0.18
-        note(ax, text, at, (9, -3), size=7.5, color=ORANGE)
+        note(ax, text, (own["score"].max(), y + 0.18), (9, -3), size=7.5, color=ORANGE)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.75)
     ax.grid(axis="y", visible=False)

@@ -30,7 +30,8 @@ def srip_ellipse(path: np.ndarray, shown: Sequence[int], source: str) -> Figure:
         ax.plot(*circle, color=GREY, lw=1, ls="--")
         ax.plot(*(path[step] @ circle), color="#222222", lw=1.2)
         evenly = circle[:, :-1:9]  # 20 inputs, the same angle apart
-        ax.scatter(*(path[step] @ evenly), c=angles[:-1:9], cmap="twilight", s=22, zorder=3)
+        x, y = path[step] @ evenly
+        ax.scatter(x, y, c=angles[:-1:9], cmap="twilight", s=22, zorder=3)
         for axis, value, colour in zip(left.T, values, (BLUE, ORANGE), strict=True):
             ax.plot(*np.stack([0 * axis, value * axis], axis=1), color=colour, lw=2)
         ax.set(title=f"after {step} steps" if step else "before", aspect="equal")
