@@ -143,7 +143,7 @@ def test_a_step_with_a_margin_has_the_loss_of_the_widened_logits():
     targets = torch.tensor([0, 6, 3, 1])
     plain = Step(network, replace(recipe, arcface=ArcFaceConfig()))
     wide = Step(network, recipe)
-    losses = [step.loss_of(pixels, targets, None) for step in (plain, wide)]
+    losses = [step.loss_of(pixels, targets, None, None) for step in (plain, wide)]
     logits = logits_of(network, pixels)
     expected = F.cross_entropy(arcface_logits(logits, targets, 16.0, 0.3), targets)
     assert losses[1].item() == pytest.approx(expected.item(), rel=1e-4)
