@@ -137,6 +137,11 @@ CLAIMS = (
 _REFERENCES: dict[str, str | Mapping[str, str]] = {
     "stages": {c.point: c.against for c in CLAIMS if c.sweep == "stages" and c.point},
     "srip_placement": "none",
+    "srip_fc": {
+        name: name.replace("-fc", "-none")
+        for name in (point.name for point in SWEEPS["srip_fc"].points())
+        if name.endswith("-fc")
+    },
     "label_smoothing": "none",
     "augmentation": "standard",
 }
