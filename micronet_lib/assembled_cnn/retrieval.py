@@ -74,7 +74,7 @@ class EmbeddingNetwork(Network):
         self.gem = GeM() if pooling == "gem" else None
         self.dropout = nn.Dropout(0.0)  # a training sets it
         if scale:
-            self.classifier.bias = None
+            self.classifier.register_parameter("bias", None)
         like, training = self.classifier.weight, trunk.training
         with torch.no_grad():
             shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
