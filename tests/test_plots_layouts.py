@@ -40,7 +40,7 @@ def test_the_parts_hold_all_ink_of_a_picture():
     found, parts = picture(fig)
     assert (len(parts.panels), len(parts.legend), len(parts.footer)) == (3, 2, 1)
     assert parts.data == []
-    boxes = [*parts.panels, *parts.legend, *parts.footer]
+    boxes = [*(box for (box,) in parts.panels), *parts.legend, *parts.footer]
     assert sum(ink(found, tuple(box)) for box in boxes) == pytest.approx(ink(found), rel=0.005)
 
 
@@ -87,8 +87,22 @@ def test_panels_that_share_labels_stay_together():
         ax.label_outer()
     _, parts = picture(fig)
     assert len(parts.panels) == 2
-    (_, top, _, bottom), other = parts.panels
+    ((_, top, _, bottom),), (names, other) = parts.panels
     assert (top, bottom) == (other[1], other[3])
+    assert names[2] <= parts.panels[0][0][2]  # of the left column, repeated beside the right one
+
+
+def test_names_of_rows_are_repeated_where_only_the_first_panel_has_them():
+    fig, (left, right, other) = style.figure(columns=3)
+    left.set_yticks([0, 1], ["the first row", "the second row"])
+    right.set_yticks([0, 1], [])
+    other.set_yticks([])  # no rows
+    found, parts = picture(fig)
+    assert [len(panel) for panel in parts.panels] == [1, 2, 1]
+    names = tuple(parts.panels[1][0])
+    narrow = stacked(found, parts)
+    assert narrow is not None
+    assert ink(narrow) == pytest.approx(ink(found) + ink(found, names), rel=0.01)
 
 
 def test_a_colour_bar_belongs_to_its_panel():
@@ -98,7 +112,7 @@ def test_a_colour_bar_belongs_to_its_panel():
     _, parts = picture(fig)
     assert len(parts.panels) == 2
     assert len(parts.data) == 2
-    assert all(box[2] <= parts.panels[0][2] for box in parts.data)
+    assert all(box[2] <= parts.panels[0][0][2] for box in parts.data)
 
 
 def test_in_the_dark_paper_turns_and_the_colours_of_data_stay():
@@ -121,7 +135,7 @@ def test_in_the_dark_paper_turns_and_the_colours_of_data_stay():
                 assert max(turned.getpixel(at)) < 30
             else:
                 assert turned.getpixel(at) == found.convert("RGB").getpixel(at)
-    line = np.asarray(turned.crop(tuple(parts.panels[1]))).max()
+    line = np.asarray(turned.crop(tuple(parts.panels[1][-1]))).max()
     assert line > 230  # what was black
 
 

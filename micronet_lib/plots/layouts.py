@@ -38,7 +38,8 @@ class Parts:
 
     Args:
         panels: axes with their labels, in the order of reading. Axes that share labels with others
-            of their column are one panel. None if panels overlap.
+            of their column are one panel. One that takes its labels from the left of its row has
+            these labels, too, as a box before its own. None if panels overlap.
         legend: entries and titles of the legends that are the figure's own, line by line.
         footer: the lines that name the source.
         data: areas whose colours are data: photographs, heat maps, colour bars, and handles of
@@ -46,7 +47,7 @@ class Parts:
         holed: those of them in which white is paper.
     """
 
-    panels: Sequence[Box] = field(default_factory=list)
+    panels: Sequence[Sequence[Box]] = field(default_factory=list)
     legend: Sequence[Box] = field(default_factory=list)
     footer: Sequence[Box] = field(default_factory=list)
     data: Sequence[Box] = field(default_factory=list)
@@ -91,11 +92,18 @@ def parts_of(fig: Figure, shown: Bbox) -> Parts:
         panels = [box([_tight(ax)]) for ax in fig.axes]  # made row by row
     else:
         panels = [(left, top, right, bottom) for left, _, right, _ in panels]
+    names = [box(_row_names(group[0])) if _row_names(group[0]) else None for group in groups]
+    beside: list[list[Box]] = [[panel] for panel in panels]
+    if names and names[0] and len(panels) == len(groups):
+        left, _, right, _ = names[0]
+        for own, group, found in zip(beside, groups, names, strict=True):
+            if found is None and len(group[0].get_yticks()) and group[0].axison:
+                own.insert(0, (left, top, right, bottom))
     coloured = [ax for ax in fig.axes if _shows_colours(ax)]
     # The legend explains the colours of data.
     handles = [box([handle]) for handle, text in _entries(fig) if coloured and handle is not text]
     return Parts(
-        panels=[] if any(map(_overlap, combinations(panels, 2))) else panels,
+        panels=[] if any(map(_overlap, combinations(panels, 2))) else beside,
         legend=[box([handle, text]) for handle, text in _entries(fig)],
         footer=[box([text.get_window_extent()]) for text in fig.findobj(_is_footer)],
         data=[*map(box_of, coloured), *handles],
@@ -133,6 +141,13 @@ def _entries(fig: Figure) -> Iterator[tuple[Bbox, Bbox]]:
             right = extent.x0 - legend.handletextpad * em
             left = right - legend.handlelength * em
             yield Bbox([[left, extent.y0], [right, extent.y1]]), extent
+
+
+def _row_names(ax: Axes) -> list[Bbox]:
+    """Return where the labels of the rows of axes lie; nothing if others of their row have them."""
+    shown = [t for t in ax.get_yticklabels() if t.get_visible() and t.get_text()]
+    texts = [*shown, ax.yaxis.label] if shown and ax.get_ylabel() else shown
+    return [text.get_window_extent() for text in texts]
 
 
 def _stands_alone(ax: Axes) -> bool:
@@ -175,14 +190,13 @@ def stacked(picture: Image.Image, parts: Parts) -> Image.Image | None:
         return None
     pixels = np.asarray(picture.convert("RGB"))
     width = pixels.shape[1]
-    wide = max(right - left for left, _, right, _ in [*parts.legend, *parts.panels])
-    wide = max(wide, width // 2)
+    wide = max(width // 2, *map(_width, [*([entry] for entry in parts.legend), *parts.panels]))
     if wide > NARROW * width:
         return None
     rows = [
         _row(pixels, line, wide, gap, middle)
         for pieces, gap, middle in (
-            ([parts.legend], 3 * _MARGIN, False),
+            ([[[entry] for entry in parts.legend]], 3 * _MARGIN, False),
             ([parts.panels], 2 * _MARGIN, True),
             (_words(pixels, parts.footer), 2 * _WORD_GAP, False),
         )
@@ -192,41 +206,48 @@ def stacked(picture: Image.Image, parts: Parts) -> Image.Image | None:
     return Image.fromarray(np.concatenate(rows))
 
 
-def _lines(boxes: Sequence[Box], wide: int, gap: int) -> Iterator[list[Box]]:
-    """Yield boxes in lines that are at most so wide."""
-    line: list[Box] = []
-    for box in boxes:
-        if line and sum(right - left + gap for left, _, right, _ in [*line, box]) - gap > wide:
+def _width(piece: Sequence[Box]) -> int:
+    """Return the width of boxes that stand side by side."""
+    return sum(right - left for left, _, right, _ in piece)
+
+
+def _lines(pieces: Sequence[Sequence[Box]], wide: int, gap: int) -> Iterator[list[Sequence[Box]]]:
+    """Yield pieces in lines that are at most so wide."""
+    line: list[Sequence[Box]] = []
+    for piece in pieces:
+        if line and sum(_width(each) + gap for each in line) + _width(piece) > wide:
             yield line
             line = []
-        line.append(box)
+        line.append(piece)
     if line:
         yield line
 
 
 def _row(
-    pixels: NDArray[np.uint8], line: Sequence[Box], wide: int, gap: int, middle: bool
+    pixels: NDArray[np.uint8], line: Sequence[Sequence[Box]], wide: int, gap: int, middle: bool
 ) -> NDArray[np.uint8]:
-    """Return a line of boxes on the ground of the picture, with a margin on all sides."""
-    height = max(bottom - top for _, top, _, bottom in line)
+    """Return a line of pieces on the ground of the picture, with a margin on all sides."""
+    height = max(bottom - top for piece in line for _, top, _, bottom in piece)
     row = np.tile(pixels[0, 0], (height + _MARGIN, wide + 2 * _MARGIN, 1))
     at = _MARGIN
     if middle:
-        at += (wide + gap - sum(right - left + gap for left, _, right, _ in line)) // 2
-    for left, top, right, bottom in line:
-        cut = pixels[top:bottom, left:right]
-        row[_MARGIN // 2 :][: cut.shape[0], at : at + cut.shape[1]] = cut
-        at += right - left + gap
+        at += (wide + gap - sum(_width(piece) + gap for piece in line)) // 2
+    for piece in line:
+        for left, top, right, bottom in piece:
+            cut = pixels[top:bottom, left:right]
+            row[_MARGIN // 2 :][: cut.shape[0], at : at + cut.shape[1]] = cut
+            at += right - left
+        at += gap
     return row
 
 
-def _words(pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> Iterator[list[Box]]:
+def _words(pixels: NDArray[np.uint8], boxes: Sequence[Box]) -> Iterator[list[list[Box]]]:
     """Yield the words of each line of text in the boxes."""
     for left, top, right, bottom in boxes:
         ink = (pixels[top:bottom, left:right] != pixels[0, 0]).any(axis=2)
         for first, last in _runs(ink.any(axis=1), 1):
             words = _runs(ink[first:last].any(axis=0), _WORD_GAP)
-            yield [(left + start, top + first, left + end, top + last) for start, end in words]
+            yield [[(left + start, top + first, left + end, top + last)] for start, end in words]
 
 
 def _runs(inked: NDArray[np.bool_], gap: int) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -29,6 +30,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY = (
     *("#AA4499", "#56B4E9", "#DDAA33", "#888888"),
 )
 WIDTH = 7.2
+FOOTER_CHARS = 125
+"""Characters in a line of a figure's footer."""
 CHART = 0.8
 """Share of pixels that the dozen commonest colours cover: above it, a picture is a chart."""
 
@@ -132,6 +135,9 @@ def figure(
 
 def footer(fig: Figure, text: str) -> Figure:
     """Write the source of the numbers under a figure, and return the figure."""
+    # A longer line would make the picture wider than its page, and so its type small.
+    lines = [wrap(line, FOOTER_CHARS, break_on_hyphens=False) or [""] for line in text.split("\n")]
+    text = "\n".join(line for part in lines for line in part)
     fig.supxlabel(text, fontsize=7.5, color="#666666", x=0.01, ha="left").set_gid(FOOTER)
     return fig
 
