@@ -1,5 +1,6 @@
 """Figures of chapter `02_srip`: penalty, effect and gain. `srip_spectra` has the rest."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from micronet_lib.plots.srip_spectra import ratio_axis
 from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
 
 __all__ = ["srip_descent", "srip_floor", "srip_placement", "srip_starts"]
+
+BAR_CHARS = 12  # that fit between two bars
 
 
 def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
@@ -114,11 +117,7 @@ def srip_placement(gains: pd.DataFrame, paper: pd.DataFrame, source: str) -> Fig
     right.errorbar(place[known], gains["gain"][known], margin, **style)
     diverged = gains.attrs.get("diverged", {})
     for x in place[~run]:
-        said = (
-            diverged.get(gains["point"].iloc[x], "not run")
-            .replace(" (", "\n(")
-            .replace(", ", ",\n")
-        )
+        said = textwrap.fill(diverged.get(gains["point"].iloc[x], "not run"), BAR_CHARS)
         right.text(x, 0, said, ha="center", va="bottom", size=8)
     right.set_title("measured, short runs: 95 % interval")
     for ax in (left, right):
