@@ -1,6 +1,5 @@
 """Figures of chapter `02_srip`: circle, penalty, effect, gain. `srip_spectra` has the rest."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,8 +47,6 @@ def srip_ellipse(path: np.ndarray, shown: Sequence[int], source: str) -> Figure:
     last.set(title="singular values", xlabel="steps", ylim=(0, None))
     last.grid(axis="x", visible=False)
     return footer(fig, source)
-
-BAR_CHARS = 12  # that fit between two bars
 
 
 def srip_floor(norms: pd.DataFrame, layers: pd.DataFrame) -> Figure:
