@@ -146,7 +146,10 @@ def _row_names(ax: Axes) -> list[Bbox]:
     """Return where the labels of the rows of axes lie; nothing if others of their row have them."""
     shown = [t for t in ax.get_yticklabels() if t.get_visible() and t.get_text()]
     texts = [*shown, ax.yaxis.label] if shown and ax.get_ylabel() else shown
-    return [text.get_window_extent() for text in texts]
+    found = [text.get_window_extent() for text in texts]
+    low, high = ax.get_window_extent().intervaly
+    # Ticks outside the axes have labels too, which are not drawn.
+    return [each for each in found if low - 1 <= (each.y0 + each.y1) / 2 <= high + 1]
 
 
 def _stands_alone(ax: Axes) -> bool:
