@@ -89,6 +89,7 @@ def test_panels_that_share_labels_stay_together():
     assert len(parts.panels) == 2
     ((_, top, _, bottom),), (names, other) = parts.panels
     assert (top, bottom) == (other[1], other[3])
+    assert top <= names[1] < names[3] <= bottom
     assert names[2] <= parts.panels[0][0][2]  # of the left column, repeated beside the right one
 
 

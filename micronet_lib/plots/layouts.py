@@ -92,13 +92,12 @@ def parts_of(fig: Figure, shown: Bbox) -> Parts:
         panels = [box([_tight(ax)]) for ax in fig.axes]  # made row by row
     else:
         panels = [(left, top, right, bottom) for left, _, right, _ in panels]
-    names = [box(_row_names(group[0])) if _row_names(group[0]) else None for group in groups]
     beside: list[list[Box]] = [[panel] for panel in panels]
-    if names and names[0] and len(panels) == len(groups):
-        left, _, right, _ = names[0]
-        for own, group, found in zip(beside, groups, names, strict=True):
-            if found is None and len(group[0].get_yticks()) and group[0].axison:
-                own.insert(0, (left, top, right, bottom))
+    names = [extent for ax in groups[0] for extent in _row_names(ax)] if groups else []
+    if names and len(panels) == len(groups):
+        for own, (ax, *_) in zip(beside, groups, strict=True):
+            if ax.axison and len(ax.get_yticks()) and not _row_names(ax):
+                own.insert(0, box(names))
     coloured = [ax for ax in fig.axes if _shows_colours(ax)]
     # The legend explains the colours of data.
     handles = [box([handle]) for handle, text in _entries(fig) if coloured and handle is not text]
@@ -147,7 +146,10 @@ def _row_names(ax: Axes) -> list[Bbox]:
     """Return where the labels of the rows of axes lie; nothing if others of their row have them."""
     shown = [t for t in ax.get_yticklabels() if t.get_visible() and t.get_text()]
     texts = [*shown, ax.yaxis.label] if shown and ax.get_ylabel() else shown
-    return [text.get_window_extent() for text in texts]
+    found = [text.get_window_extent() for text in texts]
+    low, high = ax.get_window_extent().intervaly
+    # Ticks outside the axes have labels too, which are not drawn.
+    return [each for each in found if low - 1 <= (each.y0 + each.y1) / 2 <= high + 1]
 
 
 def _stands_alone(ax: Axes) -> bool:
@@ -211,6 +213,10 @@ def _width(piece: Sequence[Box]) -> int:
     return sum(right - left for left, _, right, _ in piece)
 
 
+def _top(piece: Sequence[Box]) -> int:
+    return min(top for _, top, _, _ in piece)
+
+
 def _lines(pieces: Sequence[Sequence[Box]], wide: int, gap: int) -> Iterator[list[Sequence[Box]]]:
     """Yield pieces in lines that are at most so wide."""
     line: list[Sequence[Box]] = []
@@ -227,7 +233,7 @@ def _row(
     pixels: NDArray[np.uint8], line: Sequence[Sequence[Box]], wide: int, gap: int, middle: bool
 ) -> NDArray[np.uint8]:
     """Return a line of pieces on the ground of the picture, with a margin on all sides."""
-    height = max(bottom - top for piece in line for _, top, _, bottom in piece)
+    height = max(max(box[3] for box in piece) - _top(piece) for piece in line)
     row = np.tile(pixels[0, 0], (height + _MARGIN, wide + 2 * _MARGIN, 1))
     at = _MARGIN
     if middle:
@@ -235,7 +241,8 @@ def _row(
     for piece in line:
         for left, top, right, bottom in piece:
             cut = pixels[top:bottom, left:right]
-            row[_MARGIN // 2 :][: cut.shape[0], at : at + cut.shape[1]] = cut
+            down = _MARGIN // 2 + top - _top(piece)
+            row[down : down + cut.shape[0], at : at + cut.shape[1]] = cut
             at += right - left
         at += gap
     return row
