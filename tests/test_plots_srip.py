@@ -236,7 +236,7 @@ def test_placement_tells_what_diverged_from_what_was_not_run():
     gains = {"quick": records.gain(runs, "none")}
     shown = texts(plots.srip_placement(gains, records.paper("srip"), ""))
     assert shown.count("not run") == 1
-    assert "diverged\n(epoch 1, 3 of 3 seeds)" in shown
+    assert shown.count("diverged") == 1
 
 
 def test_placement_of_nothing_and_of_what_is_committed():

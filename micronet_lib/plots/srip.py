@@ -152,7 +152,7 @@ def srip_placement(gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, sourc
         ax.errorbar(place[known], table["gain"][known], margin, **style)
         diverged = table.attrs.get("diverged", {})
         for x in place[~run]:
-            said = diverged.get(points.iloc[x], "not run").replace(" (", "\n(")
+            said = "diverged" if points.iloc[x] in diverged else "not run"
             ax.text(x, 0, said, ha="center", va="bottom", size=8, rotation=90)
         if not run.any():
             ax.set(yticks=[], ylim=(-1, 2))
