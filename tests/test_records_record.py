@@ -358,6 +358,8 @@ def _numbers(found: Record) -> Iterator[str]:
         missing -= {"sparsity"}  # of the dense network before the rounds
     if not found.recipe["train"]["epochs"]:
         missing -= {"validation_divergence"}
+        if "recall_at_1" in found.metrics:
+            missing -= {"top1"}  # images are found by the features of an untrained network
     if not found.recipe.get("train", {}).get("hold_out", True):
         missing -= {"validation_top1", "selected_top1"}
     if missing:
@@ -367,7 +369,7 @@ def _numbers(found: Record) -> Iterator[str]:
             yield f"{name} is {value}"
         elif name.startswith("top") and not 0 <= value <= 1:
             yield f"{name} is {value}, no fraction"
-    rated = "correct" in found.metrics
+    rated = not {"correct", "recall_at_1"}.isdisjoint(found.metrics)
     if found.dataset != (PROFILES[found.profile].dataset if rated else "none"):
         yield f"data set {found.dataset}"
     for name in ("param_storage", "math_ops"):

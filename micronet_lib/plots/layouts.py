@@ -26,7 +26,7 @@ Box = tuple[int, int, int, int]
 
 FOOTER = "footer"
 """Group id of the text that names the source of a figure's numbers."""
-NARROW = 0.75
+NARROW = 0.7
 """Panels are stacked where that takes at most this share of the picture's width."""
 _KEY = "Parts"
 _WORD_GAP, _MARGIN = 5, 12  # columns without ink between words; pixels around a line of boxes
