@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from micronet_lib.architecture.network import build
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import check_writable
 from micronet_lib.lab.host.given import as_overrides, as_seed
@@ -78,11 +79,20 @@ def begin(
         possible += ahead
     if impossible:
         raise _refusal(impossible)
+    _check_options(possible)
     _check_writable(possible)
     print(stamp(profile, seed))
     if overrides:
         print("overrides:", ", ".join(f"{key}={value}" for key, value in overrides.items()))
     return seed, overrides
+
+
+def _check_options(ahead: Iterable[Job]) -> None:
+    """Raise an error if a network lacks an option of its recipe: `model` may be overridden."""
+    with torch.device("meta"):
+        for recipe in (job.case.recipe for job in ahead):
+            if recipe.options:
+                build(recipe.model, **recipe.options)
 
 
 def _impossible(ahead: Iterable[Job]) -> list[Job]:
