@@ -19,7 +19,8 @@ from small_networks import single_thread
 from torch import Tensor
 
 from micronet_lib.assembled_cnn.corruptions import SEVERITIES
-from micronet_lib.beyond import changes
+from micronet_lib.beyond import adaptive_rounding, changes
+from micronet_lib.beyond.adaptive_rounding import RoundingConfig, round_adaptively
 from micronet_lib.beyond.allocation import HIGHEST_PRICE
 from micronet_lib.beyond.network import IntegerMicroNet
 from micronet_lib.beyond.sensitivity import Sensitivity, measure_sensitivity
@@ -125,6 +126,9 @@ def chapter_lab(folder: Path, groups: Collection[str] = ()) -> Iterator[list[str
     def few_sensitivities(network: IntegerMicroNet, seen: Tensor) -> Sensitivity:
         return measure_sensitivity(network, seen[:FEW])
 
+    def round_a_little(network: IntegerMicroNet, seen: Tensor, config: RoundingConfig) -> None:
+        round_adaptively(network, seen[:FEW], replace(config, iterations=FEW))
+
     with pytest.MonkeyPatch.context() as patch, single_thread():
         for name, profile in list(PROFILES.items()):
             patch.setitem(PROFILES, name, replace(profile, **BUDGET))
@@ -140,6 +144,7 @@ def chapter_lab(folder: Path, groups: Collection[str] = ()) -> Iterator[list[str
         # To plan such a network takes minutes: here with few images, and no search for a price.
         patch.setattr(IntegerMicroNet, "calibrate", calibrate_with_few)
         patch.setattr(changes, "measure_sensitivity", few_sensitivities)
+        patch.setattr(adaptive_rounding, "round_adaptively", round_a_little)
         patch.setattr(changes, "cheapest_price", lambda *args: HIGHEST_PRICE)
         patch.setenv("MICRONET_RUNS", str(folder / "runs"))
         patch.setenv("MICRONET_DATA", str(folder / "data"))
