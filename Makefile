@@ -34,7 +34,10 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=600 \
 EXECUTE := MICRONET_RUNS=$$(mktemp -d) TQDM_DISABLE=1 $(PY) -m jupyter nbconvert --log-level=WARN --to notebook --execute \
 	--inplace --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 \
 	--ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_cell_metadata=False \
-	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),("language_info","file_extension"),("language_info","nbconvert_exporter"),"kernelspec","jupytext"}'
+	--ClearMetadataPreprocessor.preserve_nb_metadata_mask='{("language_info","name"),"kernelspec","jupytext"}'
+
+# What nbconvert needs to write a script of a notebook. Its mask keeps one field of a name at most.
+LANGUAGE := {"language_info": {"name": "python", "file_extension": ".py", "nbconvert_exporter": "python"}}
 
 .PHONY: help setup book test portable lint bench faults lab edit run day sync execute clean known-chapter
 .DEFAULT_GOAL := help
@@ -157,7 +160,7 @@ sync: $(STAMP) ## authors: bring book/*.ipynb and book/src/*.md to the newer of 
 
 execute: sync ## authors: execute the notebooks in place at smoke and keep the pair in step
 	$(EXECUTE) $(if $(CH),book/$(CH).ipynb,$$(ls book/*.ipynb))
-	@$(PY) -m jupytext --quiet --sync book/*.ipynb
+	@$(PY) -m jupytext --quiet --sync --update-metadata '$(LANGUAGE)' book/*.ipynb
 
 clean: ## remove the site and caches; .venv and your runs stay
 	rm -rf book/_build runs/book .pytest_cache .mypy_cache .ruff_cache .benchmarks
