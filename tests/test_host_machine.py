@@ -80,6 +80,31 @@ def test_a_commit_that_is_made_later_is_not_that_of_the_code_that_runs(checkout)
     assert machine.environment()["commit"] == machine.COMMIT != later
 
 
+@pytest.mark.parametrize("home", ["none", "not writable", "writable"])
+def test_what_git_is_said_to_need_for_a_checkout_of_another_owner_works(
+    home, checkout, monkeypatch, tmp_path_factory
+):
+    commit = committed(checkout)
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home != "none":
+        folder = tmp_path_factory.mktemp("home")
+        monkeypatch.setenv("HOME", str(folder if home == "writable" else folder / "absent"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found, reason = machine._code_commit()
+    if found == commit:
+        pytest.skip("this git does not look at the owner")
+    assert (found, "dubious ownership" in reason) == ("unknown", True)
+    variables = re.findall(r"(GIT_CONFIG_[A-Z_0]+)=(\S+)", reason)
+    command = re.search("`(git config .*)`", reason)
+    assert bool(command) == (home == "writable") == (not variables)
+    for name, value in variables:
+        monkeypatch.setenv(name, value)
+    if command:
+        subprocess.run(command[1].split(), check=True)
+    assert machine._code_commit() == (commit, "")
+
+
 def test_without_git_the_commit_is_unknown(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine._code_commit()[0] == "unknown"

@@ -120,7 +120,7 @@ def _code_commit() -> tuple[str, str]:
         if done.returncode and (ROOT / ".git").exists():
             reason = f"git refuses to read {ROOT} ({(done.stderr.splitlines() or ['?'])[0]})"
             if "dubious ownership" in done.stderr:
-                reason += f"; `git config --global --add safe.directory {ROOT}` allows it"
+                reason += f"; {_allow()}"
         elif not done.returncode and not done.stdout:
             reason = f"micronet_lib at {ROOT} is a copy that is in no commit"
         return done.stdout.strip() if done.returncode == 0 else ""
@@ -134,6 +134,17 @@ def _code_commit() -> tuple[str, str]:
         reason = f"git cannot be called ({error.strerror})"
     found = (commit + "+" * bool(changed)) or os.environ.get("MICRONET_COMMIT")
     return (found, "") if found else ("unknown", reason)
+
+
+def _allow() -> str:
+    """Return what lets git read a checkout of another owner; without a home, no file can say it."""
+    home = os.environ.get("HOME", "")
+    if home and os.access(home, os.W_OK):
+        return f"`git config --global --add safe.directory {ROOT}` allows it"
+    return (
+        "set GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory "
+        f"GIT_CONFIG_VALUE_0={ROOT} in the environment to allow it, or HOME to a folder of yours"
+    )
 
 
 def _git(*args: str) -> subprocess.CompletedProcess[str]:
