@@ -4,12 +4,53 @@ Results go to stdout, progress to stderr. With `--json` a verb prints exactly on
 errors print one line on stderr and exit with status 2.
 """
 
+import os
+import sys
+
+STOPPED = "micronet: stopped"
+IS_COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("micronet")  # noqa: PTH119
+"""Whether this process is the command; another one, such as a test, keeps its own Ctrl-C."""
+
+
+def _end() -> None:
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(130)
+
+
+try:
+    import signal
+except KeyboardInterrupt:
+    if not IS_COMMAND:
+        raise
+    _end()
+
+_may_raise = False
+
+
+def _stop(number: int, frame: "FrameType | None") -> None:
+    """Handle Ctrl-C: interrupt the verb, or end the process at once.
+
+    At once before the verb, at a second Ctrl-C, and while a module is being imported: some
+    libraries catch all exceptions during their import and continue.
+    """
+    global _may_raise
+    importing = False
+    while frame is not None and not importing:
+        importing = frame.f_code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    if importing or not _may_raise:
+        _end()
+    _may_raise = False
+    raise KeyboardInterrupt
+
+
+# Now, because the imports below take a while too.
+if IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)
+
 import argparse
 import io
 import json
-import os
-import signal
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +62,6 @@ from typing import Any, NoReturn
 from micronet_lib.errors import InputError, check_choice
 
 Result = dict[str, Any]
-STOPPED = "micronet: stopped"
 WATCH_S = 10
 
 
@@ -31,24 +71,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words of the command; by default those of this process.
     """
+    global _may_raise
     if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     words = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows ASCII only gets the result
         sys.stdout.reconfigure(errors="backslashreplace")
+    status = 1
     try:
+        _may_raise = True
         try:
-            return _run(words)
+            status = _run(words)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
-        return 130
+        status = 130
     except BrokenPipeError:  # the reader closed the pipe, such as `head`
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())
-        return 141
+        status = 141
+    except SystemExit:  # --help
+        status = 0
+        raise
+    finally:
+        _may_raise = False
+        if signal.getsignal(signal.SIGINT) is _stop:  # all is said, and no traceback may follow
+            signal.signal(signal.SIGINT, lambda *_: os._exit(status))
+    return status
 
 
 def _run(words: Sequence[str]) -> int:
@@ -76,19 +127,6 @@ def _fail(message: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": line}))
     return 2
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Handle Ctrl-C: interrupt the run, or end the process if a module is being imported.
-
-    Some libraries catch all exceptions during their import and continue.
-    """
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, f"{STOPPED}\n".encode())
-            os._exit(130)
-        frame = frame.f_back
-    raise KeyboardInterrupt
 
 
 def _lines(values: dict[str, Any]) -> str:
