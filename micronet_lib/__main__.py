@@ -262,7 +262,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     if args.network:
         if args.save:
             raise InputError("--save is for MicroNets: give --model or --checkpoint")
-        options = dict(_override(text, "argument") for text in args.arg)
+        options = _overrides(args.arg, "argument")
         model, name = _imported(args.network, options), args.network
     elif args.arg:
         raise InputError("--arg goes with --network")
@@ -330,7 +330,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.requirements import require
 
     sweep = SWEEPS[args.sweep]
-    overrides = dict(_override(text) for text in args.override)
+    overrides = _overrides(args.override)
     asked = cases(sweep, PROFILES[args.profile], args.seed, overrides, args.point)
     ahead = jobs(asked, retrain=args.retrain)
     trains = any(job.does == "train" for job in ahead)
@@ -450,21 +450,26 @@ def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
     point = SWEEPS[args.sweep].point(args.point)
-    overrides = dict(_override(text) for text in args.override)
+    overrides = _overrides(args.override)
     found = resolved(point.recipe, PROFILES[args.profile], overrides)
     settings = plain_recipe(found)
     result = {"recipe_id": recipe_id(found), "recipe": settings}
     return result, _lines({"recipe_id": result["recipe_id"], **flat_settings(settings)})
 
 
-def _override(text: str, what: str = "override") -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"{what} {text!r} is not KEY=VALUE, such as model=micronet_v2")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
+def _overrides(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{what} {text!r} is not KEY=VALUE, such as model=micronet_v2")
+        if key in found:
+            raise InputError(f"{what} {key} is given twice: give it once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def search_policies(args: argparse.Namespace) -> tuple[Result, str]:
@@ -533,6 +538,28 @@ def promote(args: argparse.Namespace) -> tuple[Result, str]:
     return result, "\n".join(lines)
 
 
+class _Once(argparse.Action):
+    """Store an option's value. An option that is given twice raises `InputError`.
+
+    argparse would silently take the last value.
+    """
+
+    given = False
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        if self.given and self.option_strings:
+            several = ""
+            if self.metavar == "PATTERN":
+                several = ", or a pattern such as 'linear-*', which names several"
+            elif self.nargs == "*":
+                several = ", with all values after it"
+            raise InputError(f"{self.option_strings[0]} is given twice: give it once{several}")
+        self.given = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and whose help ends with what may be chosen.
 
@@ -540,6 +567,10 @@ class _Parser(argparse.ArgumentParser):
     """
 
     choosing: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register("action", None, _Once)  # what an argument without `action` does
 
     def format_help(self) -> str:
         found = super().format_help()

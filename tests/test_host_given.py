@@ -51,6 +51,11 @@ def test_no_overrides(nothing):
     assert as_overrides(nothing) == {}
 
 
+def test_a_key_that_is_there_twice_is_no_choice():
+    with pytest.raises(InputError, match="'train.epochs' twice"):
+        as_overrides('{"train.epochs": 2, "seed": 1, "train.epochs": 3}')
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))

@@ -5,6 +5,7 @@ process of its own can show runs in one: that no library adds a word to stderr, 
 without write permission are met as a user meets them (root is stripped of its override first).
 """
 
+import argparse
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR100
 from torchvision.models import mobilenet_v3_small
 
-from micronet_lib.__main__ import main
+from micronet_lib.__main__ import _parser, main
 from micronet_lib.architecture.micronet import ARCHITECTURES, MicroNet
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
@@ -173,6 +174,10 @@ WRONG_WORDS = {
     "measure expand_ratio": ("--profile", HELP),
     "measure expand_ratio --profile smoke --seed one": ("'one'", HELP),
     "score --model micronet_v1 --colour red": ("--colour red", HELP),
+    "measure rounds --point linear-1 --point linear-2 --profile day": ("--point", "'linear-*'"),
+    "score --model micronet_v1 --save dead_gates --save sixth": ("--save", "all values after it"),
+    "recipe stages 3.0-orn --profile quick --override model=x --override model=y": ("model is",),
+    f"{RESNET} --arg num_classes=100 --arg num_classes=10": ("num_classes is given twice",),
 }
 
 
@@ -183,6 +188,30 @@ def test_every_wrong_word_is_answered_with_the_right_ones(place):
         if not all(name in message for name in names):
             offenders.append((argv, message))
     assert offenders == []
+
+
+def _verbs(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not below:
+        yield parser
+    for verb in (verb for each in below for verb in each.choices.values()):
+        yield from _verbs(verb)
+
+
+def test_no_option_silently_takes_the_last_of_two_values(capsys):
+    repeated, asked = [], 0
+    for verb in _verbs(_parser()):
+        for action in verb._actions:
+            option = (action.option_strings or [""])[-1]
+            if isinstance(action, argparse._AppendAction):
+                repeated.append(option)
+            elif option and action.nargs != 0:  # else a switch
+                words = [*verb.prog.split()[1:], *(option, "1") * 2]
+                assert main(words) == 2, words
+                assert f"{option} is given twice" in check_line(capsys.readouterr().err)
+                asked += 1
+    assert asked > 20
+    assert set(repeated) == {"--override", "--arg"}
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -432,7 +461,7 @@ CLOSED = {
 TRY_EACH = """
 import contextlib, io, json, sys
 from pathlib import Path
-from micronet_lib.__main__ import main
+from micronet_lib.__main__ import _parser, main
 from micronet_lib.errors import InputError
 from micronet_lib.lab import running
 

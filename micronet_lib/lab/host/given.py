@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from micronet_lib.errors import InputError
@@ -33,12 +33,14 @@ def as_overrides(value: object) -> dict[str, Any]:
     papermill passes `-p overrides '{"train.epochs": 2}'` as text.
 
     Raises:
-        InputError: neither a mapping with text as keys, nor such a mapping in JSON.
+        InputError: neither a mapping with text as keys, nor such a mapping in JSON; a key twice.
     """
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value or "{}")
+            found = json.loads(value or "{}", object_pairs_hook=_with_each_key_once)
+        except InputError:
+            raise
         except ValueError:
             found = value
     if found is None:
@@ -48,3 +50,13 @@ def as_overrides(value: object) -> dict[str, Any]:
             f'overrides are {value!r}; give dotted keys with values, such as {{"train.epochs": 2}}'
         )
     return dict(found)
+
+
+def _with_each_key_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping. JSON itself would take the last value of a key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise InputError(f"overrides hold {key!r} twice: give it once")
+        found[key] = value
+    return found
