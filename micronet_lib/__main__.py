@@ -495,6 +495,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
     from micronet_lib.lab.running.lineage import cases, jobs
     from micronet_lib.lab.running.measure import ensure, trained
+    from micronet_lib.lab.running.networks import network_of, untrained
     from micronet_lib.lab.running.requirements import require
     from micronet_lib.lab.storage.networks import (
         SUFFIXES,
@@ -504,19 +505,23 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     )
     from micronet_lib.scoring.bill import score_network
 
-    sweep = SWEEPS[args.sweep]
+    sweep, profile = SWEEPS[args.sweep], PROFILES[args.profile]
+    recipe = resolved(sweep.point(args.point).recipe, profile)
     if args.format is not None:
         check_choice("format", args.format, [suffix.removeprefix(".") for suffix in SUFFIXES])
         if args.file.suffix != f".{args.format}":
             raise InputError(f"{args.file} is no such name: end it in .{args.format}")
     check_export(args.file)
-    require(jobs(cases(sweep, PROFILES[args.profile], args.seed, point=args.point)))
-    model = trained(sweep, args.point, args.profile, args.seed)
-    check_exportable(model, args.file)
+    require(jobs(cases(sweep, profile, args.seed, point=args.point)))
+    check_exportable(untrained(recipe), args.file)  # training may take days
+    if recipe.learns and not recipe.train.epochs:  # such as a published network
+        model = network_of(recipe, profile, args.seed)
+    else:
+        model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
-    recipe = resolved(sweep.point(args.point).recipe, PROFILES[args.profile])
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
-    facts |= {"top1": float(row["top1"]), "official_score": float(row["official.score"])}
+    measured = {"top1": "top1", "official_score": "official.score"}
+    facts |= {name: float(row[key]) for name, key in measured.items() if key in row}
     score = score_network(model, "published").metrics()
     export_network(model, args.file, recipe, score=score, **facts)
     result = {"file": str(args.file), **facts, "score": score["score"]}

@@ -1,5 +1,6 @@
 """A network goes to a file and comes back, with what there is to say of it; else it is refused."""
 
+import itertools
 import json
 import re
 from dataclasses import asdict, replace
@@ -13,13 +14,18 @@ from small_networks import TORCHVISION, network
 from tiny_lab import sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
+from micronet_lib.adjustable_quantization import Adjust
 from micronet_lib.architecture import NetworkSpec, build
-from micronet_lib.beyond.changes import Quantize
+from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
+from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.beyond.packed import load_packed
+from micronet_lib.early_exit import AddExit, ExitLoss
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running import measure
 from micronet_lib.lab.storage.networks import (
     export_network,
     load_exported,
@@ -30,7 +36,9 @@ from micronet_lib.lab.storage.networks import (
 from micronet_lib.lab.storage.states import save_own
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
+from micronet_lib.pruning.schedules import PruneTo
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
+from micronet_lib.ternary import Ternarize
 
 RECIPE = PROFILES["smoke"].apply(SWEEPS["stages"].point("3.0-cutmix").recipe)
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -194,6 +202,56 @@ def test_the_command_line_exports_evaluates_and_scores(tmp_path, monkeypatch, ca
     assert zeros == pytest.approx(record["metrics"].get("sparsity", 0.0), abs=1e-3)
 
 
+def test_what_no_file_can_hold_is_known_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    plain = SWEEPS["stages"].point("3.0-cutmix").recipe
+    twice = replace(plain, start=plain)
+    points = {
+        "integers": replace(twice, changes=(Quantize(5, 7),)),
+        "allocated": replace(twice, changes=(Allocate(),)),
+        "adaptive": replace(twice, changes=(RoundAdaptively(),)),
+        "ternary": replace(twice, changes=(Ternarize(),)),
+        "adjusted": replace(twice, changes=(Adjust(),)),
+        "exits": replace(
+            twice, changes=(Quantize(5, 7), AddExit(after="blocks.0")), exits=ExitLoss(1.0)
+        ),
+        "floats": replace(
+            twice, changes=(PruneTo(0.3), AddExit(after="blocks.0")), exits=ExitLoss(1.0)
+        ),
+    }
+    monkeypatch.setitem(SWEEPS, "toy", sweep_of(**points))
+    monkeypatch.setattr(measure, "trained", lambda *given: pytest.fail("trained", pytrace=False))
+    with tiny_lab(tmp_path):
+        # Narrower, the first block would have as many channels as the stem.
+        monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], width_mult=0.25))
+        refused = {suffix: set() for suffix in (".mnet", ".onnx")}
+        for name, suffix in itertools.product(points, refused):
+            words = ["export", "toy", str(tmp_path / f"a{suffix}"), "--point", name]
+            try:
+                assert main([*words, "--profile", "smoke"]) == 2
+            except pytest.fail.Exception:
+                continue
+            assert ".safetensors holds any network" in capsys.readouterr().err
+            refused[suffix].add(name)
+    assert refused[".mnet"] == {"ternary", "adjusted", "exits", "floats"}
+    assert refused[".onnx"] == set(points) - {"floats"}
+
+
+def test_a_published_network_is_exported_as_it_is(tmp_path, monkeypatch, capsys):
+    """It trains nothing; a network without any training is nothing to export."""
+    sweep = sweep_of(theirs=Recipe(checkpoint="theirs"), fresh=Recipe())
+    monkeypatch.setitem(SWEEPS, "toy", sweep)
+    path = tmp_path / "a.safetensors"
+    with tiny_lab(tmp_path) as lab:
+        model = pruned_network()
+        (lab.data / "kaist").mkdir(parents=True, exist_ok=True)
+        save(published_state(model), lab.data / "kaist" / "theirs.t7")
+        words = ["export", "toy", str(path), "--profile", "smoke", "--point"]
+        assert main([*words, "theirs"]) == 0, capsys.readouterr().err
+        assert main([*words, "fresh"]) == 2
+    assert "trains nothing" in capsys.readouterr().err
+    assert same_network(load_exported(path)[0], model)
+
+
 def test_the_command_line_packs_and_runs_integers(tmp_path, monkeypatch, capsys):
     plain = SWEEPS["stages"].point("3.0-cutmix").recipe
     sweep = sweep_of(plain=plain, integers=replace(plain, changes=(Quantize(5, 7),)))
@@ -206,11 +264,12 @@ def test_the_command_line_packs_and_runs_integers(tmp_path, monkeypatch, capsys)
         return found
 
     path = str(tmp_path / "a.mnet")
-    with tiny_lab(tmp_path):
+    with tiny_lab(tmp_path) as lab:
         # Narrower, the first block would have as many channels as the stem.
         monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], width_mult=0.25))
         words = ("export", "toy", path, "--profile", "smoke", "--point")
         assert "is a MicroNet" in said(*words, "plain")["error"]
+        assert lab.trained == []  # it is known before
         exported = said(*words, "integers")
         assert "error" not in exported, exported
         other = str(tmp_path / "a.safetensors")

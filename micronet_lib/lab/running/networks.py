@@ -28,6 +28,7 @@ from micronet_lib.augmentation.policies import (
     load_policies,
     uniform_policies,
 )
+from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import Committee, mean_prediction
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
@@ -102,6 +103,26 @@ def network_of(recipe: Recipe, profile: Profile, seed: int) -> Network:
     network = _started(recipe, profile, seed) or fresh_network(recipe, 0)
     network = _changed(network, recipe, profile, seed)
     return apply_savings(network, recipe.savings).eval() if recipe.savings else network.eval()
+
+
+def untrained(recipe: Recipe) -> Network:
+    """Return a network of the kind that a recipe ends with, without training and data sets.
+
+    It tells what weights do not decide, such as the kinds of file that can hold it. Widths that a
+    recipe finds by calibrating on images, or by a search, are plain ones here.
+
+    Raises:
+        InputError: a change does not fit the network, or a published file is missing.
+    """
+    if recipe.checkpoint:
+        network = load_published(checkpoint_path(recipe.checkpoint))
+    else:
+        network = fresh_network(recipe, 0) if recipe.start is None else untrained(recipe.start)
+    for change in recipe.changes:
+        images = torch.randn(min(change.num_images, 8), 3, 32, 32)
+        searches = isinstance(change, Quantize | Allocate)  # for minutes
+        network = (Quantize() if searches else change).apply(network, images)
+    return network.eval()
 
 
 def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> Network:
