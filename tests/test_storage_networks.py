@@ -220,7 +220,9 @@ def test_what_no_file_can_hold_is_known_before_anything_is_trained(tmp_path, mon
     }
     monkeypatch.setitem(SWEEPS, "toy", sweep_of(**points))
     monkeypatch.setattr(measure, "trained", lambda *given: pytest.fail("trained", pytrace=False))
-    with tiny_lab(tmp_path):
+    with tiny_lab(tmp_path) as lab:
+        (lab.data / "kaist").mkdir(parents=True)
+        save(published_state(pruned_network()), lab.data / "kaist" / "theirs.t7")
         # Narrower, the first block would have as many channels as the stem.
         monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], width_mult=0.25))
         refused = {suffix: set() for suffix in (".mnet", ".onnx")}
@@ -243,7 +245,7 @@ def test_a_published_network_is_exported_as_it_is(tmp_path, monkeypatch, capsys)
     path = tmp_path / "a.safetensors"
     with tiny_lab(tmp_path) as lab:
         model = pruned_network()
-        (lab.data / "kaist").mkdir(parents=True, exist_ok=True)
+        (lab.data / "kaist").mkdir(parents=True)
         save(published_state(model), lab.data / "kaist" / "theirs.t7")
         words = ["export", "toy", str(path), "--profile", "smoke", "--point"]
         assert main([*words, "theirs"]) == 0, capsys.readouterr().err

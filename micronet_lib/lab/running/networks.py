@@ -122,6 +122,8 @@ def untrained(recipe: Recipe) -> Network:
         images = torch.randn(min(change.num_images, 8), 3, 32, 32)
         searches = isinstance(change, Quantize | Allocate)  # for minutes
         network = (Quantize() if searches else change).apply(network, images)
+    if recipe.savings and not recipe.train.epochs:
+        network = apply_savings(network, recipe.savings)
     return network.eval()
 
 
