@@ -32,9 +32,13 @@ from micronet_lib.scoring.operations import record_operations
 SMALL = {"width_mult": 0.25, "num_classes": 7}
 
 
-def embedding(pooling="average", scale=0.0) -> EmbeddingNetwork:
+RESNET = {"blocks": [1, 1], "width_mult": 0.125, "stem": "cifar", "num_classes": 7}
+
+
+def embedding(pooling="average", scale=0.0, size=0, trunk=None) -> EmbeddingNetwork:
     torch.manual_seed(0)
-    return Embed(pooling, scale).apply(build("c_efficientnet_1.0", **SMALL)).eval()
+    trunk = trunk or build("c_efficientnet_1.0", **SMALL)
+    return Embed(pooling, scale, size).apply(trunk).eval()
 
 
 def images(number: int = 4) -> torch.Tensor:
@@ -122,9 +126,43 @@ def test_logits_of_a_scaled_head_are_cosines():
     assert network.classifier.bias is None
 
 
-@pytest.mark.parametrize("head", [("average", 0.0), ("gem", 0.0), ("gem", 16.0)])
-def test_a_network_with_embeddings_is_stored_folded_and_counted(head):
-    network = embedding(*head)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"resnet_d": True, "sk_ratio": 2}, {"sk_ratio": 2, "big_little": [2, 4], "blur": 3}],
+    ids=["R50", "R50D+SK", "R50D+SK+BL+AA"],
+)
+def test_a_resnet_has_the_papers_head(options):
+    """GeM, 1 536 numbers, cosines, and no down-sampling in the last stage."""
+    options = {**RESNET, "blocks": [2, 2], **options}
+    trunk = build("resnet", **options, last_stride=1)
+    coarse = embedding("gem", 16.0, 1536, build("resnet", **options))
+    network = embedding("gem", 16.0, 1536, trunk)
+    fine, small = (each.features(images()) for each in (network, coarse))
+    assert fine.shape[1:] == (64, 32, 32) if "big_little" not in options else (64, 16, 16)
+    assert small.shape[2] == fine.shape[2] // 2
+    rows = network.embed(images())
+    assert rows.shape == (4, 1536)
+    torch.testing.assert_close(rows, network.gem(fine) @ network.project.weight.T)
+    assert network.classifier is trunk.classifier
+    assert network.classifier.weight.shape == (7, 1536)
+    cosines = F.cosine_similarity(rows[:, None], network.classifier.weight[None], dim=-1)
+    torch.testing.assert_close(network(images()), 16 * cosines)
+    network.train()(images()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_mobilenet_has_a_head_too():
+    network = embedding("gem", trunk=build("mobilenet_v1", width_mult=0.25, stem="cifar"))
+    assert network.embed(images()).shape == (4, 256)
+
+
+HEADS = [("average", 0.0), ("gem", 0.0), ("gem", 16.0), ("gem", 16.0, 24)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("trunk", ["c_efficientnet_1.0", "resnet"])
+def test_a_network_with_embeddings_is_stored_folded_and_counted(trunk, head):
+    network = embedding(*head, trunk=build(trunk, **(RESNET if trunk == "resnet" else SMALL)))
     content = pack(network)
     again = restore(content["spec"], content["model"]).eval()
     assert torch.equal(again(images()), network(images()))
@@ -160,8 +198,11 @@ def test_what_a_head_refuses():
     flat.spec = trunk.spec
     with pytest.raises(InputError, match="before its last part"):
         EmbeddingNetwork(flat)
+    for size in (-1, 1.5, True):
+        with pytest.raises(InputError, match=f"size of embeddings is {size}"):
+            EmbeddingNetwork(trunk, size=size)
     with pytest.raises(InputError, match="no blocks"):
-        EmbeddingNetwork(build("resnet", blocks=[1], stem="cifar"))
+        EmbeddingNetwork(build("torchvision_resnet18"))
 
 
 def test_what_a_margin_and_a_rating_refuse():
