@@ -100,6 +100,49 @@ def test_recall_is_that_of_a_librarys_neighbours(k):
     assert recall_at_k(rows, labels, k) == pytest.approx(expected)
 
 
+# ------------------------------------------------ pytorch-metric-learning as an oracle
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_recall_is_that_of_pytorch_metric_learning(k):
+    pytest.importorskip("pytorch_metric_learning", reason="the extra `test` is not installed")
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    rows = torch.randn(120, 6, generator=seeded(2))
+    labels = torch.arange(120) % 10
+    search = CustomKNN(CosineSimilarity())
+    _, found = search(rows, k, rows, ref_includes_query=True)
+    assert torch.equal(found, nearest(rows, k))
+    expected = (labels[found] == labels[:, None]).any(1).double().mean().item()
+    assert recall_at_k(rows, labels, k) == pytest.approx(expected)
+    if k == 1:
+        calculator = AccuracyCalculator(("precision_at_1",), k=1, knn_func=search)
+        rated = calculator.get_accuracy(rows, labels)
+        assert recall_at_k(rows, labels) == pytest.approx(rated["precision_at_1"])
+
+
+def test_the_margins_loss_is_that_of_pytorch_metric_learning():
+    """Also for an angle that the margin carries past 180 degrees, gradients included."""
+    losses = pytest.importorskip(
+        "pytorch_metric_learning.losses", reason="the extra `test` is not installed"
+    )
+    rows = torch.randn(9, 5, generator=seeded(3)).requires_grad_()
+    weight, targets = torch.randn(4, 5, generator=seeded(4)), torch.arange(9) % 4
+    with torch.no_grad():
+        rows[0] = -2 * weight[0] + 0.1 * rows[0]
+    theirs = losses.ArcFaceLoss(4, 5, margin=math.degrees(0.3), scale=16)
+    theirs.W.data = weight.T.clone()
+    cosines = F.cosine_similarity(rows[:, None], weight[None], dim=-1)
+    assert cosines[0, 0].acos() + 0.3 > math.pi
+    ours = F.cross_entropy(arcface_logits(16 * cosines, targets, 16.0, 0.3), targets)
+    expected = theirs(rows, targets)
+    torch.testing.assert_close(ours, expected)
+    grads = [torch.autograd.grad(loss, rows, retain_graph=True)[0] for loss in (ours, expected)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)
+
+
 def test_classes_that_lie_apart_are_found_and_recall_grows_with_k():
     labels = torch.arange(40) % 4
     apart = F.one_hot(labels).float() + 0.01 * torch.randn(40, 4, generator=seeded(0))
