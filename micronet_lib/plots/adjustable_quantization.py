@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note, yours
 
 __all__ = ["adjusted_ranges", "learned_and_uniform", "widths_of_channels"]
 
@@ -52,21 +52,35 @@ def widths_of_channels(
     return footer(fig, source)
 
 
-def learned_and_uniform(measured: pd.DataFrame, source: str) -> Figure:
+def learned_and_uniform(
+    measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw accuracy against score, widths that were learned beside widths that are all the same.
+
+    A grey line joins the two ways of a width. A bar is the spread of a point with several runs.
 
     Args:
         measured: a table of the sweep; points without a record are not drawn.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (ax,) = figure(height=3.2)
     run = measured[measured["n"] > 0]
+    if mine is not None:
+        yours(ax, mine, mine["official.score"], 100 * mine["top1"], legend=run.empty)
     if run.empty:
         not_run(ax)
         return footer(fig, source)
     kinds = run["point"].str.partition("_")[0]
+    at = run.set_index("point")[["official.score", "top1"]]
+    for point in at.index[at.index.str.startswith("learned")]:
+        same = point.replace("learned", "uniform").removesuffix("_bounds")
+        if same in at.index:
+            ends = at.loc[[same, point]]
+            ax.plot(ends["official.score"], 100 * ends["top1"], color=GREY, lw=0.8, zorder=0)
     for kind, rows in run.groupby(kinds, sort=False):
         where = rows["official.score"], 100 * rows["top1"]
         ax.scatter(*where, color=_COLOURS[str(kind)], label=kind)
+        ax.errorbar(*where, 100 * rows["top1_std"], fmt="none", color=_COLOURS[str(kind)])
         for point, score, top1 in zip(rows["point"], *where, strict=True):
             note(ax, point.replace("_", " "), (score, top1), (6, -3))
     ax.margins(x=0.15, y=0.15)
