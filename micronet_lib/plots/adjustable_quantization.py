@@ -82,8 +82,13 @@ def learned_and_uniform(
         ax.scatter(*where, color=_COLOURS[str(kind)], label=kind)
         ax.errorbar(*where, 100 * rows["top1_std"], fmt="none", color=_COLOURS[str(kind)])
         for point, score, top1 in zip(rows["point"], *where, strict=True):
-            note(ax, point.replace("_", " "), (score, top1), (6, -3))
+            left = kind == "uniform"  # the learned way of that score has its name on the right
+            shift, side = ((-6, -3), "right") if left else ((6, -3), "left")
+            if point.endswith("bounds"):
+                shift = (6, -12)  # below the same way without
+            note(ax, point.replace("_", " "), (score, top1), shift, ha=side)
+    ax.axhline(80, color="black", lw=0.9, ls=":")
     ax.margins(x=0.15, y=0.15)
     ax.set(xlabel="score", ylabel="top-1 (%)")
-    ax.legend(fontsize=8)
+    fig.legend(fontsize=8, loc="outside upper left", ncols=4)
     return footer(fig, source)

@@ -93,5 +93,5 @@ def ternary_readings(
         note(ax, point.replace("_", " "), (score, top1), (6, -3))
     ax.margins(x=0.15)
     ax.set(xlabel="score", ylabel="top-1 (%)", ylim=(0, None))
-    ax.legend(fontsize=8)
+    fig.legend(fontsize=8, loc="outside upper left", ncols=3)
     return footer(fig, source)
