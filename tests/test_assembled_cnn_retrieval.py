@@ -10,6 +10,7 @@ from small_networks import seeded
 from torch import nn
 
 from micronet_lib.architecture import Wrapped, build
+from micronet_lib.architecture.tweaks import SelectiveKernel
 from micronet_lib.assembled_cnn import (
     ArcFaceConfig,
     Embed,
@@ -17,13 +18,16 @@ from micronet_lib.assembled_cnn import (
     Embeddings,
     GeM,
     arcface_logits,
+    drop_block_places,
     nearest,
     recall_at_k,
 )
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.bases import PLAIN
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
 from micronet_lib.lab.training.step import Step
@@ -192,6 +196,19 @@ def test_a_resnet_has_the_papers_head(options):
     torch.testing.assert_close(network(images()), 16 * cosines)
     network.train()(images()).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("point", ["resnet", "resnet_sk", "resnet_sk_drop_block"])
+def test_the_sweep_has_three_rows_of_the_papers_table(point):
+    recipe = SWEEPS["retrieval"].point(point).recipe
+    (change,) = recipe.changes
+    network = change.apply(fresh_network(replace(recipe, width_mult=0.5), 0)).eval()
+    assert network.embed(images(1)).shape == (1, 1536)
+    assert network.features(images(1)).shape[2:] == (16, 16)
+    assert network.classifier.out_features == 80
+    places = drop_block_places(network, recipe.drop_block.at)
+    assert bool(places) == (point == "resnet_sk_drop_block")
+    assert any(isinstance(m, SelectiveKernel) for m in network.modules()) == ("sk" in point)
 
 
 def test_a_mobilenet_has_a_head_too():

@@ -164,7 +164,10 @@ _HEADS = {
 _RETRIEVERS = {
     "resnet": ("R50", DropBlockConfig()),
     "resnet_sk": ("R50D+SK", DropBlockConfig()),
-    "resnet_sk_drop_block": ("R50D+SK", _LATE_STAGES),
+    "resnet_sk_drop_block": (
+        "R50D+SK",
+        replace(_LATE_STAGES, at={f"trunk.{at}": share for at, share in _LATE_STAGES.at.items()}),
+    ),
 }
 _PAPERS_HEAD = Embed("gem", _SCALE, size=1536)
 
