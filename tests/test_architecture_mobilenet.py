@@ -34,6 +34,10 @@ def test_it_is_built_again_from_its_spec_and_folds():
         again.load_state_dict(network.state_dict())
         assert torch.equal(again.eval()(x), network(x))
         torch.testing.assert_close(fold_batch_norm(network)(x), network(x), atol=1e-4, rtol=1e-4)
+        found = x
+        for part in network.parts.values():
+            found = part(found)
+        assert torch.equal(found, network(x))
 
 
 def test_what_is_refused():

@@ -177,6 +177,34 @@ def test_zero_gamma_makes_a_block_its_shortcut():
 
 @pytest.mark.parametrize(
     "options",
+    [{}, {"resnet_d": True, "sk_ratio": 2}, ASSEMBLED, {"stem": "imagenet", "last_stride": 1}],
+)
+def test_the_parts_are_the_network(options):
+    torch.manual_seed(0)
+    network = build("resnet", **{**TINY, **options}).eval()
+    x = torch.randn(2, 3, 32, 32)
+    found = x
+    for part in network.parts.values():
+        found = part(found)
+    assert torch.equal(found, network(x))
+    names = ["stages.0"] if "big_little" in options else ["stages.0.0", "stages.0.1"]
+    assert list(network.parts) == ["stem", *names, "stages.1.0", "stages.1.1", "head"]
+
+
+def test_the_last_stage_keeps_its_size_if_asked_to():
+    small = {**TINY, "blocks": [1, 1, 1]}
+    kept, halved = (build("resnet", **small, last_stride=stride) for stride in (1, 2))
+    x = torch.zeros(2, 3, 32, 32)
+    assert kept.stages(kept.stem(x)).shape[2:] == (16, 16)
+    assert halved.stages(halved.stem(x)).shape[2:] == (8, 8)
+    assert kept.state_dict().keys() == halved.state_dict().keys()
+    assert kept(x[..., :2, :2]).shape == (2, 7)
+    with pytest.raises(InputError, match=r"2 x 2.*at least 4"):
+        halved(x[..., :2, :2])
+
+
+@pytest.mark.parametrize(
+    "options",
     [
         {},
         {"resnet_d": True, "se_ratio": 16},
@@ -212,6 +240,7 @@ def test_every_variant_learns_and_is_folded_without_a_change(options):
         ({"sk_ratio": -1}, "sk_ratio is -1"),
         ({"blur": 4}, "choose from 3, 5"),
         ({"blur_at": ["stem"]}, "choose from strided_conv, projection, max_pool"),
+        ({"last_stride": 3}, "choose from 1, 2"),
         ({"stem": "tiny"}, "choose from imagenet, cifar"),
         ({"tweak": "D"}, "options of resnet"),
     ],

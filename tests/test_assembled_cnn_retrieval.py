@@ -10,6 +10,7 @@ from small_networks import seeded
 from torch import nn
 
 from micronet_lib.architecture import Wrapped, build
+from micronet_lib.architecture.tweaks import SelectiveKernel
 from micronet_lib.assembled_cnn import (
     ArcFaceConfig,
     Embed,
@@ -17,13 +18,16 @@ from micronet_lib.assembled_cnn import (
     Embeddings,
     GeM,
     arcface_logits,
+    drop_block_places,
     nearest,
     recall_at_k,
 )
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.bases import PLAIN
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
 from micronet_lib.lab.training.step import Step
@@ -32,9 +36,13 @@ from micronet_lib.scoring.operations import record_operations
 SMALL = {"width_mult": 0.25, "num_classes": 7}
 
 
-def embedding(pooling="average", scale=0.0) -> EmbeddingNetwork:
+RESNET = {"blocks": [1, 1], "width_mult": 0.125, "stem": "cifar", "num_classes": 7}
+
+
+def embedding(pooling="average", scale=0.0, size=0, trunk=None) -> EmbeddingNetwork:
     torch.manual_seed(0)
-    return Embed(pooling, scale).apply(build("c_efficientnet_1.0", **SMALL)).eval()
+    trunk = trunk or build("c_efficientnet_1.0", **SMALL)
+    return Embed(pooling, scale, size).apply(trunk).eval()
 
 
 def images(number: int = 4) -> torch.Tensor:
@@ -96,6 +104,49 @@ def test_recall_is_that_of_a_librarys_neighbours(k):
     assert recall_at_k(rows, labels, k) == pytest.approx(expected)
 
 
+# ------------------------------------------------ pytorch-metric-learning as an oracle
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+def test_recall_is_that_of_pytorch_metric_learning(k):
+    pytest.importorskip("pytorch_metric_learning", reason="the extra `test` is not installed")
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    rows = torch.randn(120, 6, generator=seeded(2))
+    labels = torch.arange(120) % 10
+    search = CustomKNN(CosineSimilarity())
+    _, found = search(rows, k, rows, ref_includes_query=True)
+    assert torch.equal(found, nearest(rows, k))
+    expected = (labels[found] == labels[:, None]).any(1).double().mean().item()
+    assert recall_at_k(rows, labels, k) == pytest.approx(expected)
+    if k == 1:
+        calculator = AccuracyCalculator(("precision_at_1",), k=1, knn_func=search)
+        rated = calculator.get_accuracy(rows, labels)
+        assert recall_at_k(rows, labels) == pytest.approx(rated["precision_at_1"])
+
+
+def test_the_margins_loss_is_that_of_pytorch_metric_learning():
+    """Also for an angle that the margin carries past 180 degrees, gradients included."""
+    losses = pytest.importorskip(
+        "pytorch_metric_learning.losses", reason="the extra `test` is not installed"
+    )
+    rows = torch.randn(9, 5, generator=seeded(3)).requires_grad_()
+    weight, targets = torch.randn(4, 5, generator=seeded(4)), torch.arange(9) % 4
+    with torch.no_grad():
+        rows[0] = -2 * weight[0] + 0.1 * rows[0]
+    theirs = losses.ArcFaceLoss(4, 5, margin=math.degrees(0.3), scale=16)
+    theirs.W.data = weight.T.clone()
+    cosines = F.cosine_similarity(rows[:, None], weight[None], dim=-1)
+    assert cosines[0, 0].acos() + 0.3 > math.pi
+    ours = F.cross_entropy(arcface_logits(16 * cosines, targets, 16.0, 0.3), targets)
+    expected = theirs(rows, targets)
+    torch.testing.assert_close(ours, expected)
+    grads = [torch.autograd.grad(loss, rows, retain_graph=True)[0] for loss in (ours, expected)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)
+
+
 def test_classes_that_lie_apart_are_found_and_recall_grows_with_k():
     labels = torch.arange(40) % 4
     apart = F.one_hot(labels).float() + 0.01 * torch.randn(40, 4, generator=seeded(0))
@@ -122,9 +173,56 @@ def test_logits_of_a_scaled_head_are_cosines():
     assert network.classifier.bias is None
 
 
-@pytest.mark.parametrize("head", [("average", 0.0), ("gem", 0.0), ("gem", 16.0)])
-def test_a_network_with_embeddings_is_stored_folded_and_counted(head):
-    network = embedding(*head)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"resnet_d": True, "sk_ratio": 2}, {"sk_ratio": 2, "big_little": [2, 4], "blur": 3}],
+    ids=["R50", "R50D+SK", "R50D+SK+BL+AA"],
+)
+def test_a_resnet_has_the_papers_head(options):
+    """GeM, 1 536 numbers, cosines, and no down-sampling in the last stage."""
+    options = {**RESNET, "blocks": [2, 2], **options}
+    trunk = build("resnet", **options, last_stride=1)
+    coarse = embedding("gem", 16.0, 1536, build("resnet", **options))
+    network = embedding("gem", 16.0, 1536, trunk)
+    fine, small = (each.features(images()) for each in (network, coarse))
+    assert fine.shape[1:] == (64, 32, 32) if "big_little" not in options else (64, 16, 16)
+    assert small.shape[2] == fine.shape[2] // 2
+    rows = network.embed(images())
+    assert rows.shape == (4, 1536)
+    torch.testing.assert_close(rows, network.gem(fine) @ network.project.weight.T)
+    assert network.classifier is trunk.classifier
+    assert network.classifier.weight.shape == (7, 1536)
+    cosines = F.cosine_similarity(rows[:, None], network.classifier.weight[None], dim=-1)
+    torch.testing.assert_close(network(images()), 16 * cosines)
+    network.train()(images()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("point", ["resnet", "resnet_sk", "resnet_sk_drop_block"])
+def test_the_sweep_has_three_rows_of_the_papers_table(point):
+    recipe = SWEEPS["retrieval"].point(point).recipe
+    (change,) = recipe.changes
+    network = change.apply(fresh_network(replace(recipe, width_mult=0.5), 0)).eval()
+    assert network.embed(images(1)).shape == (1, 1536)
+    assert network.features(images(1)).shape[2:] == (16, 16)
+    assert network.classifier.out_features == 80
+    places = drop_block_places(network, recipe.drop_block.at)
+    assert bool(places) == (point == "resnet_sk_drop_block")
+    assert any(isinstance(m, SelectiveKernel) for m in network.modules()) == ("sk" in point)
+
+
+def test_a_mobilenet_has_a_head_too():
+    network = embedding("gem", trunk=build("mobilenet_v1", width_mult=0.25, stem="cifar"))
+    assert network.embed(images()).shape == (4, 256)
+
+
+HEADS = [("average", 0.0), ("gem", 0.0), ("gem", 16.0), ("gem", 16.0, 24)]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("trunk", ["c_efficientnet_1.0", "resnet"])
+def test_a_network_with_embeddings_is_stored_folded_and_counted(trunk, head):
+    network = embedding(*head, trunk=build(trunk, **(RESNET if trunk == "resnet" else SMALL)))
     content = pack(network)
     again = restore(content["spec"], content["model"]).eval()
     assert torch.equal(again(images()), network(images()))
@@ -160,8 +258,11 @@ def test_what_a_head_refuses():
     flat.spec = trunk.spec
     with pytest.raises(InputError, match="before its last part"):
         EmbeddingNetwork(flat)
+    for size in (-1, 1.5, True):
+        with pytest.raises(InputError, match=f"size of embeddings is {size}"):
+            EmbeddingNetwork(trunk, size=size)
     with pytest.raises(InputError, match="no blocks"):
-        EmbeddingNetwork(build("resnet", blocks=[1], stem="cifar"))
+        EmbeddingNetwork(build("torchvision_resnet18"))
 
 
 def test_what_a_margin_and_a_rating_refuse():

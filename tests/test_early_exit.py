@@ -42,7 +42,11 @@ from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 from micronet_lib.scoring.operations import record_operations
 
 BLOCK = "blocks.2"
-WHERE = [("c_efficientnet_1.0", BLOCK), ("chain_of_three", "1")]
+WHERE = [("c_efficientnet_1.0", BLOCK), ("chain_of_three", "1"), ("resnet", "stages.0.0")]
+NARROW = {
+    "c_efficientnet_1.0": {"width_mult": 0.15},
+    "resnet": {"blocks": [2, 1], "width_mult": 0.125, "stem": "cifar", "sk_ratio": 2},
+}
 
 
 @register("chain_of_three")
@@ -62,7 +66,7 @@ def _flat(num_classes: int = 4) -> Network:
 def exit_network(model: str = "c_efficientnet_1.0", after: str = BLOCK, **head) -> ExitNetwork:
     """An exit in a narrow network, in float64, so that rounding decides nothing."""
     torch.manual_seed(0)
-    trunk = build(model, width_mult=0.15) if "efficientnet" in model else build(model)
+    trunk = build(model, **NARROW.get(model, {}))
     return AddExit(after, **{"hidden_chs": 7, **head}).apply(trunk).double().eval()
 
 

@@ -91,3 +91,14 @@ def test_robustness_draws_what_was_run():
     assert ax.collections[0].get_offsets().tolist() == [pytest.approx([80, 50])]
     nothing = records.table(SWEEPS["corruptions"], [], profile="day")
     assert "not run" in texts(plots.robustness(nothing, ""))
+
+
+def test_the_readers_own_robustness_is_a_star():
+    metrics = {"top1": 0.8, "corrupted_top1": 0.5}
+    made = Record("corruptions", "v1_pr_60", "x", {}, "day", 0, "", metrics, ENV)
+    nothing = records.table(SWEEPS["corruptions"], [], profile="day")
+    mine = records.table(SWEEPS["corruptions"], [made], profile="day")
+    fig = plots.robustness(nothing, "", mine=mine)
+    (star,) = (line for line in fig.axes[0].lines if line.get_marker() == "*")
+    assert star.get_xydata().tolist() == [pytest.approx([80, 50])]
+    assert "yours, day, n=1" in texts(fig)

@@ -109,3 +109,13 @@ def test_a_slider_without_a_record_says_so():
     page = plots.exit_explorer(plots.exit_curves({}), {}, "slider", "not run").data
     assert "not run" in page
     assert "<script" not in page
+
+
+def test_the_readers_own_runs_are_stars_in_every_panel():
+    printed = plots.osi_tradeoff(records.paper("early_exit"))
+    curves, mine = plots.exit_curves({}), made_table("block_3")
+    fig = plots.exit_tradeoff(curves, made_table(), printed, "", mine=mine)
+    stars = [line.get_xydata().tolist() for ax in fig.axes for line in ax.lines
+             if line.get_marker() == "*"]  # fmt: skip
+    assert np.allclose(stars, [[[0.9, 30]], [[30, 79]], [[4.5, 79]]])
+    assert texts(fig).count("yours, day, n=1") == 1

@@ -55,3 +55,10 @@ def test_latent_weights_by_bin():
     assert heights == [*found["minus"], *found["zero"], *found["plus"]]
     assert fig.axes[0].get_ylim()[1] < 90  # what is exactly 0 is cut off
     assert "not run" in texts(plots.latent_bins({}, ""))
+
+
+def test_the_readers_own_runs_are_stars():
+    fig = plots.ternary_readings(made_table(entropy=0.4), "", mine=made_table(ttq=0.6))
+    (star,) = (line for line in fig.axes[0].lines if line.get_marker() == "*")
+    assert star.get_xydata().tolist() == [pytest.approx([0.003, 60])]
+    assert "yours, day, n=1" in texts(fig)

@@ -1,6 +1,7 @@
 """From a recipe to its network: fresh, started, changed, trained, and read again."""
 
 import json
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,12 +10,18 @@ from published_format import pruned_network, published_state, save
 from small_networks import single_thread
 from tiny_lab import chain, rounds, same, sweep_of, tiny_lab
 
+from micronet_lib.adjustable_quantization import Adjust
 from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.beyond import quantizers
+from micronet_lib.beyond.adaptive_rounding import RoundAdaptively
+from micronet_lib.beyond.changes import Allocate
+from micronet_lib.beyond.gates import RemoveGates
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.places import policy_path
 from micronet_lib.lab.recipes.bases import ORN, PAPER, RELEASED
 from micronet_lib.lab.recipes.grids import SWEEPS
+from micronet_lib.lab.recipes.identity import run_id
 from micronet_lib.lab.recipes.inputs import input_paths
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -28,6 +35,7 @@ from micronet_lib.lab.running.networks import (
     policies_of,
     training_data,
 )
+from micronet_lib.lab.storage.states import load_state
 from micronet_lib.lab.training import loop
 from micronet_lib.lab.training.loop import Run
 from micronet_lib.lab.training.step import Step
@@ -231,6 +239,70 @@ def test_a_round_that_goes_on_does_not_rewind_again(lab, monkeypatch):
     found = trained(sweep, "round1", "smoke", 0, twice, progress=False).state_dict()
     assert len(rewound) == 1
     assert same(dict(found), dict(expected))
+
+
+PLANS = {
+    "widths, zeros and channels": (Allocate(0.0004, num_images=32),),
+    "gates, then rounding by blocks": (
+        RemoveGates(16),
+        RoundAdaptively(4, 6, num_images=32, iterations=3),
+    ),
+    "widths learned towards a score": (PruneTo(0.4), Adjust(target=1e-4, num_images=16)),
+}
+
+
+@pytest.mark.parametrize("changes", PLANS.values(), ids=PLANS)
+def test_a_plan_made_from_images_is_kept_and_not_made_again(lab, monkeypatch, changes):
+    """Killed within the change and after it, it ends in the bits of an undisturbed run."""
+    base = replace(ORN, model="micronet_v1", width_mult=2.5)
+    by_answers = replace(ORN.train, optimizer="adam", relative_lr=True, initialization="default")
+    sweep = sweep_of(
+        base=base, after=Recipe(start=base, changes=changes, teacher=base, train=by_answers)
+    )
+    monkeypatch.setattr(quantizers, "COMPILE_FROM", sys.maxsize)  # compiling takes longer
+    thrice = {"train.epochs": 3, "train.batch_size": 16}
+    expected = trained(sweep, "after", "smoke", 0, thrice, progress=False)
+    (case,) = cases(sweep, PROFILES["smoke"], 0, thrice, "after")
+    wanted = content_of(case.recipe, case.profile, case.seed)
+    case.network_path.unlink()
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", 0.0)
+    made, changed, step = [], networks._changed, Step.__call__
+
+    def dies_after_half_of_it(network, recipe, *args):
+        if len(changes) > 1:
+            changed(network, replace(recipe, changes=changes[:1]), *args)
+        raise KeyboardInterrupt
+
+    def counted(network, recipe, *args):
+        if recipe.changes:
+            made.append(recipe)
+        return changed(network, recipe, *args)
+
+    def dies_within_an_epoch(self, *args):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 4:  # two steps an epoch
+            raise KeyboardInterrupt
+        step(self, *args)
+
+    for where, what in ((networks, dies_after_half_of_it), (Step, dies_within_an_epoch)):
+        with monkeypatch.context() as patch:
+            patch.setattr(networks, "_changed", what if where is networks else counted)
+            if where is Step:
+                patch.setattr(Step, "__call__", what)
+            with pytest.raises(KeyboardInterrupt):
+                ensure(sweep, "smoke", overrides=thrice, point="after", progress=False)
+    assert len(made) == 1
+    state = load_state(case.folder, run_id(case.recipe, case.seed))
+    assert state is not None
+    assert state["epoch"] == 1
+    assert state["planned"]["spec"] == wanted["spec"]
+    monkeypatch.setattr(networks, "_changed", counted)
+    found = trained(sweep, "after", "smoke", 0, thrice, progress=False)
+    assert len(made) == 1
+    assert found.spec == expected.spec
+    assert same(dict(found.state_dict()), dict(expected.state_dict()))
+    again = content_of(case.recipe, case.profile, case.seed)
+    assert all(same(again[name], wanted[name]) for name in ("model", "best", "masks", "curve"))
 
 
 def test_a_student_starts_from_its_parent_and_learns_from_its_teacher(lab, monkeypatch):

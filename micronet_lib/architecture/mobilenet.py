@@ -3,6 +3,8 @@
 Chapter `10_assembled_cnn`.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,10 +76,21 @@ class MobileNetV1(Network):
         """The last linear layer."""
         return self._classifier
 
+    @property
+    def parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The stem, every block, and the head."""
+        blocks = {f"blocks.{name}": block for name, block in self.blocks.named_children()}
+        return {"stem": self._stem, **blocks, "head": self._head}
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self._classifier(x.mean((2, 3)))
+
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, H, W] -> [N, num_classes]` logits."""
-        x = self.blocks(F.relu(self.bn(self.conv(x))))
-        return self._classifier(x.mean((2, 3)))
+        return self._head(self.blocks(self._stem(x)))
 
 
 @register("mobilenet_v1")

@@ -4,7 +4,7 @@ One builder, `resnet`, with a switch for every tweak. Without any it is the ResN
 the stride in the 3x3 convolution, as torchvision's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch.fx
@@ -218,10 +218,17 @@ class ResNet(Network):
         width_mult: of every width, to multiples of 8.
         stem: of `STEMS`.
         tweaks: switches.
+        last_stride: of the last stage, if it is not the first.
     """
 
     def __init__(
-        self, blocks: Sequence[int], num_classes: int, width_mult: float, stem: str, tweaks: Tweaks
+        self,
+        blocks: Sequence[int],
+        num_classes: int,
+        width_mult: float,
+        stem: str,
+        tweaks: Tweaks,
+        last_stride: int = 2,
     ) -> None:
         super().__init__()
         chs = scaled(STEM_CHS, width_mult)
@@ -233,12 +240,15 @@ class ResNet(Network):
                 stride = 1 if index == last - 1 else 2
                 stages.append(BigLittleStage(in_chs, chs, number, stride, tweaks))
             else:
-                stages.append(_blocks(in_chs, chs, number, 1 if index == 0 else 2, tweaks))
+                stride = 1 if index == 0 else last_stride if index == last else 2
+                stages.append(_blocks(in_chs, chs, number, stride, tweaks))
             in_chs, chs = EXPANSION * chs, 2 * chs
         self.stages = nn.Sequential(*stages)
         self._classifier = nn.Linear(in_chs, num_classes)
         stem_stride = 4 if stem == "imagenet" else 1
-        self.smallest = stem_stride * 2**last
+        # Big-Little branches halve images in every stage but the last.
+        halvings = last if tweaks.big_little or last_stride == 2 else max(0, last - 1)
+        self.smallest = stem_stride * 2**halvings
         # Every branch at half the size needs an even number of pixels.
         self.multiple = self.smallest if tweaks.big_little else 1
         start_convolutions(self)
@@ -247,6 +257,19 @@ class ResNet(Network):
     def classifier(self) -> nn.Linear:
         """The last linear layer."""
         return self._classifier
+
+    @property
+    def parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The stem, every block, and the head. A Big-Little stage is one part."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {
+            "stem": lambda x: self.stem(check_image(x, self.smallest, self.multiple))
+        }
+        for index, stage in enumerate(self.stages):
+            if isinstance(stage, BigLittleStage):
+                found[f"stages.{index}"] = stage
+            else:
+                found |= {f"stages.{index}.{name}": block for name, block in stage.named_children()}
+        return {**found, "head": lambda x: self._classifier(x.mean((2, 3)))}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 3, H, W] -> [N, num_classes]` logits.
@@ -272,6 +295,7 @@ def resnet(
     blur: int = 0,
     blur_at: Sequence[str] = ("strided_conv",),
     zero_gamma: bool = True,
+    last_stride: int = 2,
 ) -> Network:
     """Build a ResNet of bottleneck blocks with the tweaks of [lee2020assembled].
 
@@ -294,12 +318,15 @@ def resnet(
         blur_at: names of `BLUR_PLACES`.
         zero_gamma: whether the last batch norm of a block starts at 0, so that it starts as its
             shortcut.
+        last_stride: of the last stage. The paper has 1 for retrieval, where the largest maps are
+            best.
 
     Raises:
         InputError: an option outside its range.
     """
     check_choice("stem", stem, STEMS)
     check_ratios(se_ratio=se_ratio, sk_ratio=sk_ratio)
+    check_choice("last_stride", last_stride, (1, 2))
     if blur:
         check_choice("blur size", blur, BLUR_SIZES)
     for place in blur_at:
@@ -327,4 +354,4 @@ def resnet(
         tuple(blur_at),
         zero_gamma,
     )
-    return ResNet(blocks, num_classes, width_mult, stem, tweaks)
+    return ResNet(blocks, num_classes, width_mult, stem, tweaks, last_stride)

@@ -4,8 +4,9 @@ A network that has learned some classes embeds images of others, and an image sh
 class nearest. `EmbeddingNetwork` replaces the head of a network by a pooling and a classifier,
 whose logits may be cosines. Chapter `10_assembled_cnn`, page `10_assembled_cnn_transfer`.
 
-Differences from the paper: an embedding is what the pooling returns, with as many numbers as the
-network has channels there (the paper has 1 536), and the last stage is as it was.
+The paper's head has GeM, embeddings of 1 536 numbers, and a network without down-sampling in its
+last stage (`last_stride=1` of `architecture.resnet`). It does not say what makes the 1 536 numbers;
+here it is a linear layer without a bias.
 """
 
 import math
@@ -54,27 +55,32 @@ class EmbeddingNetwork(Network):
         pooling: `average`, or `gem` for `GeM`.
         scale: factor of cosines between an embedding and the rows of the classifier's weight, which
             are the logits; 0 for a linear classifier.
+        size: numbers of an embedding, which a linear layer makes of the pooled features; the
+            classifier is then a fresh one. 0 for the pooled features themselves.
 
     Raises:
         InputError: a network without parts, or whose features its classifier does not fit; an
-            unknown pooling, or a negative scale.
+            unknown pooling, a negative scale or size.
     """
 
-    def __init__(self, trunk: Network, pooling: Pooling = "average", scale: float = 0.0) -> None:
+    def __init__(
+        self, trunk: Network, pooling: Pooling = "average", scale: float = 0.0, size: int = 0
+    ) -> None:
         super().__init__()
         check_choice("pooling", pooling, get_args(Pooling))
         if not 0 <= scale < math.inf:
             raise InputError(f"the scale of cosines is {scale}; give a finite number from 0")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise InputError(f"the size of embeddings is {size!r}; give a whole number from 0")
         if len(trunk.parts) < 2:
             raise InputError(f"{trunk.spec.name} has no blocks whose features could be pooled")
         plain = {"name": trunk.spec.name, "options": dict(trunk.spec.options)}
-        self.spec = NetworkSpec(NAME, {"trunk": plain, "pooling": pooling, "scale": scale})
+        options = {"trunk": plain, "pooling": pooling, "scale": scale}
+        self.spec = NetworkSpec(NAME, {**options, "size": size} if size else options)
         self.trunk, self.scale = trunk, scale
         self.foldable = trunk.foldable
         self.gem = GeM() if pooling == "gem" else None
         self.dropout = nn.Dropout(0.0)  # a training sets it
-        if scale:
-            self.classifier.register_parameter("bias", None)
         like, training = self.classifier.weight, trunk.training
         with torch.no_grad():
             shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
@@ -84,6 +90,14 @@ class EmbeddingNetwork(Network):
                 f"{trunk.spec.name} returns {list(shape)} before its last part; the classifier "
                 f"reads {self.classifier.in_features} pooled features"
             )
+        self.project: nn.Linear | None = None
+        if size:
+            self.project = nn.Linear(shape[1], size, bias=False).to(like)
+            classes = self.classifier.out_features
+            owner = next(n for n, m in trunk.named_modules() if m is trunk.classifier)
+            trunk.set_submodule(owner, nn.Linear(size, classes).to(like))
+        if scale:
+            self.classifier.register_parameter("bias", None)
 
     @property
     def classifier(self) -> nn.Linear:
@@ -99,7 +113,8 @@ class EmbeddingNetwork(Network):
     def embed(self, x: Tensor) -> Tensor:
         """Return the embeddings, `[N, C]`, of any length."""
         features = self.features(x)
-        return features.mean((2, 3)) if self.gem is None else self.gem(features)
+        pooled = features.mean((2, 3)) if self.gem is None else self.gem(features)
+        return pooled if self.project is None else self.project(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, `[N, num_classes]`."""
@@ -134,14 +149,19 @@ class Embed:
     Attributes:
         pooling: of the features.
         scale: of cosines; 0 for a linear classifier.
+        size: numbers of an embedding; 0 for as many as the network has channels. The paper has
+            1 536.
     """
 
     pooling: Pooling = "average"
     scale: float = 0.0
+    size: int = 0
     num_images: ClassVar[int] = 0
 
     def apply(self, network: Network, images: Tensor | None = None) -> EmbeddingNetwork:
-        """Return the network with the new head. The classifier's weight is the network's.
+        """Return the network with the new head.
+
+        The classifier's weight is the network's, unless embeddings have a size of their own.
 
         Raises:
             InputError: as `EmbeddingNetwork`.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note, yours
 
 __all__ = ["adjusted_ranges", "learned_and_uniform", "widths_of_channels"]
 
@@ -52,24 +52,43 @@ def widths_of_channels(
     return footer(fig, source)
 
 
-def learned_and_uniform(measured: pd.DataFrame, source: str) -> Figure:
+def learned_and_uniform(
+    measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw accuracy against score, widths that were learned beside widths that are all the same.
+
+    A grey line joins the two ways of a width. A bar is the spread of a point with several runs.
 
     Args:
         measured: a table of the sweep; points without a record are not drawn.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (ax,) = figure(height=3.2)
     run = measured[measured["n"] > 0]
+    if mine is not None:
+        yours(ax, mine, mine["official.score"], 100 * mine["top1"], legend=run.empty)
     if run.empty:
         not_run(ax)
         return footer(fig, source)
     kinds = run["point"].str.partition("_")[0]
+    at = run.set_index("point")[["official.score", "top1"]]
+    for point in at.index[at.index.str.startswith("learned")]:
+        same = point.replace("learned", "uniform").removesuffix("_bounds")
+        if same in at.index:
+            ends = at.loc[[same, point]]
+            ax.plot(ends["official.score"], 100 * ends["top1"], color=GREY, lw=0.8, zorder=0)
     for kind, rows in run.groupby(kinds, sort=False):
         where = rows["official.score"], 100 * rows["top1"]
         ax.scatter(*where, color=_COLOURS[str(kind)], label=kind)
+        ax.errorbar(*where, 100 * rows["top1_std"], fmt="none", color=_COLOURS[str(kind)])
         for point, score, top1 in zip(rows["point"], *where, strict=True):
-            note(ax, point.replace("_", " "), (score, top1), (6, -3))
+            left = kind == "uniform"  # the learned way of that score has its name on the right
+            shift, side = ((-6, -3), "right") if left else ((6, -3), "left")
+            if point.endswith("bounds"):
+                shift = (6, -12)  # below the same way without
+            note(ax, point.replace("_", " "), (score, top1), shift, ha=side)
+    ax.axhline(80, color="black", lw=0.9, ls=":")
     ax.margins(x=0.15, y=0.15)
     ax.set(xlabel="score", ylabel="top-1 (%)")
-    ax.legend(fontsize=8)
+    fig.legend(fontsize=8, loc="outside upper left", ncols=4)
     return footer(fig, source)

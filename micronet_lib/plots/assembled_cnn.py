@@ -16,6 +16,7 @@ from micronet_lib.plots.style import (
     footer,
     not_run,
     note,
+    yours,
 )
 
 __all__ = [
@@ -180,13 +181,16 @@ def retrieved(rows: Sequence[Sequence[np.ndarray]], right: np.ndarray, source: s
     return footer(fig, source)
 
 
-def robustness(measured: pd.DataFrame, source: str) -> Figure:
+def robustness(measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = None) -> Figure:
     """Draw accuracy on corrupted images against accuracy on clean ones.
 
     Args:
         measured: a table of the sweep `corruptions`; points without a record are not drawn.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (ax,) = figure(height=3.0)
+    if mine is not None:
+        yours(ax, mine, 100 * mine["top1"], 100 * mine["corrupted_top1"])
     run = measured[measured["n"] > 0]
     if run.empty:
         not_run(ax)

@@ -21,6 +21,7 @@ from micronet_lib.plots.style import (
     footer,
     not_run,
     note,
+    yours,
 )
 
 __all__ = [
@@ -214,7 +215,11 @@ def osi_tradeoff(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def exit_tradeoff(
-    curves: pd.DataFrame, measured: pd.DataFrame, osi: pd.DataFrame, source: str
+    curves: pd.DataFrame,
+    measured: pd.DataFrame,
+    osi: pd.DataFrame,
+    source: str,
+    mine: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw threshold against exit rate, exit rate against accuracy, and score against accuracy.
 
@@ -222,9 +227,15 @@ def exit_tradeoff(
         curves: from `exit_curves`.
         measured: table of the sweep `early_exit`, for the chosen thresholds.
         osi: from `osi_tradeoff`.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, axes = figure(height=3.2, columns=3)
     rates, answers, scores = axes
+    if mine is not None:
+        left, top1 = 100 * mine["exit_rate"], 100 * mine["top1"]
+        yours(rates, mine, mine["threshold"], left, legend=False)
+        yours(answers, mine, left, top1, legend=False)
+        yours(scores, mine, 1e3 * mine["official.expected_score"], top1, legend=False)
     plain = curves[~curves["calibrated"].astype(bool)]
     for point, own in plain.groupby("point", sort=False):
         style: dict[str, Any] = {"color": _COLOURS.get(str(point), GREY), "lw": 1.6}

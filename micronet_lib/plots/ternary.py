@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note
+from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run, note, yours
 
 __all__ = ["latent_bins", "ternary_readings", "three_bins"]
 
@@ -66,14 +66,21 @@ def latent_bins(histograms: Mapping[str, Mapping[str, Any]], source: str) -> Fig
     return footer(fig, source)
 
 
-def ternary_readings(measured: pd.DataFrame, source: str) -> Figure:
+def ternary_readings(
+    measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = None
+) -> Figure:
     """Draw accuracy against score, with additions at 32 bits and at 16.
+
+    A bar is the spread of a point with several runs.
 
     Args:
         measured: a table of the sweep `ternary`; points without a record are not drawn.
+        mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
     fig, (ax,) = figure(height=3.2)
     run = measured[measured["n"] > 0]
+    if mine is not None:
+        yours(ax, mine, mine["official.score"], 100 * mine["top1"], legend=run.empty)
     if run.empty:
         not_run(ax)
         return footer(fig, source)
@@ -81,9 +88,10 @@ def ternary_readings(measured: pd.DataFrame, source: str) -> Figure:
     ax.hlines(right, narrow, wide, color=GREY, lw=0.8)
     ax.scatter(wide, right, color=BLUE, label="additions at 32 bits", zorder=3)
     ax.scatter(narrow, right, edgecolor=BLUE, color="white", label="at 16 bits", zorder=3)
+    ax.errorbar(wide, right, 100 * run["top1_std"], fmt="none", color=BLUE)
     for point, score, top1 in zip(run["point"], wide, right, strict=True):
         note(ax, point.replace("_", " "), (score, top1), (6, -3))
     ax.margins(x=0.15)
     ax.set(xlabel="score", ylabel="top-1 (%)", ylim=(0, None))
-    ax.legend(fontsize=8)
+    fig.legend(fontsize=8, loc="outside upper left", ncols=3)
     return footer(fig, source)

@@ -5,7 +5,7 @@ The identity of recipe and seed is the address of a trained network, whatever sw
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,13 +266,14 @@ def train_network(
     set_up(device)
     data, notes = training_data(recipe, profile, device)
     load_own(folder / "network.pt", key)  # renames a damaged file, so that it is not overwritten
-    resumed = load_state(folder, key) is not None
+    state = load_state(folder, key)
     data = replace(data, taught=_answers_of(recipe, profile, seed, data))
-    network, hooks, masks = _begin(recipe, profile, seed, data, resumed)
+    network, hooks, masks = _begin(recipe, profile, seed, data, state)
+    planned = _planned(network, recipe)
     _check_classes(network, data)
     teacher = _teacher_of(recipe, profile, seed, device)
     inputs = inputs_of(recipe, profile, seed)
-    run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs)
+    run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs, planned)
     try:
         trained = train(run, folder, key, name, progress)
     except DivergedError as error:
@@ -356,17 +357,46 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _begin(
-    recipe: Recipe, profile: Profile, seed: int, data: TrainingData, resumed: bool
+    recipe: Recipe,
+    profile: Profile,
+    seed: int,
+    data: TrainingData,
+    state: Mapping[str, Any] | None,
 ) -> tuple[Network, list[Hook], dict[str, Tensor]]:
-    """Return the network to train, on its device, with its hooks and the masks of a round."""
+    """Return the network to train, on its device, with its hooks and the masks of a round.
+
+    Args:
+        recipe: see `train_network`, as the next two.
+        profile: names the data set.
+        seed: of all random numbers.
+        data: what is trained on.
+        state: training state to resume from, or None.
+    """
     device = data.train.images.device
     if recipe.prune.sparsities:
-        network, masks = _begin_round(recipe, profile, seed, data, resumed)
+        network, masks = _begin_round(recipe, profile, seed, data, state is not None)
         network = network.to(device)
         return network, [HeldMasks(network, masks, recipe.prune.mask_updates)], masks
-    network = _started(recipe, profile, seed) or fresh_network(recipe, seed)
-    network = _changed(network, recipe, profile, seed).to(device)
+    planned = state.get("planned") if state else None
+    if planned:
+        network = restore(planned["spec"], planned["model"])
+    else:
+        network = _started(recipe, profile, seed) or fresh_network(recipe, seed)
+        network = _changed(network, recipe, profile, seed)
+    network = network.to(device)
     return network, [hook for change in recipe.changes for hook in change.hooks(network)], {}
+
+
+def _planned(network: Network, recipe: Recipe) -> dict[str, Any] | None:
+    """Return the content of a file with the network, if changes have computed it from images.
+
+    Another processor rounds such sums in another way and may plan other widths or zeros. So a
+    training state holds the plan, and a run resumed elsewhere goes on with it.
+    """
+    if not any(change.num_images for change in recipe.changes):
+        return None
+    made = pack(network)
+    return {**made, "model": {name: value.clone() for name, value in made["model"].items()}}
 
 
 def _begin_round(

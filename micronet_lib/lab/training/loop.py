@@ -115,6 +115,8 @@ class Run:
         hooks: of the recipe's changes, see `hooks.Hook`.
         teacher: network whose logits are learned from.
         inputs: name -> sha256 of the files that decide the run.
+        planned: content of a file (`storage.networks.pack`) with the network before its training,
+            which every state keeps; None if it is made again from saved files to the last bit.
 
     Raises:
         InputError: fewer training images than one batch.
@@ -129,9 +131,10 @@ class Run:
         hooks: Sequence[Hook] = (),
         teacher: nn.Module | None = None,
         inputs: Mapping[str, str] | None = None,
+        planned: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe, self.data, self.seed = recipe, data, seed
-        self.inputs = dict(inputs or {})
+        self.inputs, self.planned = dict(inputs or {}), planned
         train = recipe.train
         self.steps = len(data.train) // train.batch_size
         if not self.steps:
@@ -316,6 +319,7 @@ class Run:
             "best_state": self.best_state,
             "commits": self.commits,
             "inputs": self.inputs,
+            "planned": self.planned,
             "network": self.network.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "hooks": [dict(hook.state_dict()) for hook in self.step.hooks],

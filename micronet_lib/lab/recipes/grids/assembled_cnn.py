@@ -160,7 +160,30 @@ _HEADS = {
 }
 
 
+# Rows S0, S2 and S5 of Table 12: the paper's head on networks that do not down-sample at the end.
+_RETRIEVERS = {
+    "resnet": ("R50", DropBlockConfig()),
+    "resnet_sk": ("R50D+SK", DropBlockConfig()),
+    "resnet_sk_drop_block": (
+        "R50D+SK",
+        replace(_LATE_STAGES, at={f"trunk.{at}": share for at, share in _LATE_STAGES.at.items()}),
+    ),
+}
+_PAPERS_HEAD = Embed("gem", _SCALE, size=1536)
+
+
 def _embedding(head: str) -> Recipe:
+    """Return the training of a head on C-EfficientNet, or of a ResNet with the paper's head."""
+    if head in _RETRIEVERS:
+        tweaks, drop_block = _RETRIEVERS[head]
+        options = _SMALL | _TWEAKS[tweaks] | {"last_stride": 1}
+        return replace(
+            _embedding("gem_arcface"),
+            model="resnet",
+            options={**options, "num_classes": _SEEN},
+            changes=(_PAPERS_HEAD,),
+            drop_block=drop_block,
+        )
     train = replace(PLAIN.train, num_classes=_SEEN, epochs=0 if head == "untrained" else 600)
     margin = _MARGIN if "arcface" in head else 0.0
     return replace(
@@ -221,7 +244,7 @@ SWEEPS = (
         name="retrieval",
         title="Which head finds classes that it has never seen",
         chapter="10_assembled_cnn",
-        axes={"head": tuple(_HEADS)},
+        axes={"head": (*_HEADS, *_RETRIEVERS)},
         make=_embedding,
         metrics=("recall_at_1", "recall_at_8", "top1"),
         measures=("accuracy", "retrieval"),
