@@ -1,13 +1,19 @@
 """The figures of chapter zero show what was counted and printed."""
 
+import io
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from micronet_lib import plots
 from micronet_lib.lab import records
+from micronet_lib.plots import style
+from micronet_lib.plots.layouts import FOOTER, Parts, stacked
 
 STEMS = ("architecture", "srip", "label_smoothing", "augmentation", "pruning")
 QUOTED = pd.concat(records.paper(stem) for stem in STEMS)
