@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from PIL import Image
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -37,6 +38,8 @@ exclude_patterns = ["_build", "src", "**/.ipynb_checkpoints", "**/.jupyter_cache
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_output_stderr = "remove"
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 # Widgets would load require.js from a CDN.
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
 
@@ -136,6 +139,47 @@ def explain_terms(app: Sphinx, doctree: nodes.document, _: str) -> None:
         if any("std-term" in child.get("classes", ()) for child in link.findall(nodes.inline)):
             name = link.get("refid") or link["refuri"].rpartition("#")[2]
             link["reftitle"] = _definitions(app)[name]
+
+
+# ---------------------------------------------------------------------- one bar for folded cells
+
+
+def _bar(cell: nodes.Node) -> HideCodeCellNode | None:
+    """Return the bar over a cell's code, if it has one without a name of its own."""
+    if isinstance(cell, nodes.container) and "cell" in cell["classes"] and cell.children:
+        bar = cell.children[0]
+        if isinstance(bar, HideCodeCellNode) and bar["prompt_show"] == nb_code_prompt_show:
+            return None if "tag_source" in cell["classes"] else bar
+    return None
+
+
+def share_bars(app: Sphinx, doctree: nodes.document, _: str) -> None:
+    """Fold cells that follow each other into one bar, and let the set-up's bar say which run it is.
+
+    A cell that shows an output is the last of its row: the bar stands above what it shows.
+    """
+    for section in doctree.findall(nodes.section):
+        shared: HideCodeCellNode | None = None
+        for cell in list(section.children):
+            bar = _bar(cell)
+            if bar is None:
+                shared = None
+                continue
+            whole = len(cell.children) == 1
+            stamp = re.search(r"^this run: (.*)$", bar.astext(), re.MULTILINE)
+            if shared is None:
+                shared = bar
+            else:
+                shared.extend(bar.children)
+                cell.remove(bar)
+                if whole:
+                    section.remove(cell)
+            if stamp and "tag_setup" in cell["classes"]:
+                profile, seed, *_, commit = stamp[1].split(" · ")
+                shared["prompt_show"] = f"Set-up of this run: {profile} · {seed} · {commit}"
+                shared["prompt_hide"] = "Hide the set-up"
+            if not whole:
+                shared = None
 
 
 # ---------------------------------------------------------------- from a page to the line of code
@@ -314,6 +358,7 @@ def setup(app: Sphinx) -> None:
     app.add_config_value("repository", "", "html")
     app.connect("doctree-resolved", explain_terms)
     app.connect("doctree-resolved", link_code)
+    app.connect("doctree-resolved", share_bars)  # after all that looks for a cell
     app.connect("html-collect-pages", show_code)
     app.connect("html-page-context", _add_texts)
     app.connect("build-finished", _write_texts)

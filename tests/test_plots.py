@@ -196,6 +196,14 @@ def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
         return plots.stage_steps(tables, "", mine=mine)
     if name == "augmentation_sweep":
         return plots.augmentation_sweep(nothing, "", mine=mine)
+    if name == "srip_placement":
+        unknown = dict.fromkeys(("gain", "low", "high"), float("nan"))
+        table = nothing.query("point != 'none'")[["point"]].assign(**unknown)
+        gains = {"ours, day": table, "ours, quick": table}
+        return plots.srip_placement(gains, paper, "", mine)
+    if name == "smoothing_sweep":
+        forms = {f"ours, {p}": nothing for p in ("day", "quick")}
+        return plots.smoothing_sweep(forms, plots.als_gain(paper), "", mine)
     files = plots.pruned_files(PUBLISHED[PUBLISHED["point"].str.startswith("v2")])
     if name == "short_rounds":
         return plots.short_rounds(nothing, files, "", mine=mine)
@@ -208,6 +216,8 @@ def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
     [
         ("stage_steps", "stages", "3.0-als", 0.3, {2: (30, 3)}),
         ("augmentation_sweep", "augmentation", "random", 0.3, {0: (30, 2), 1: (3.5, 2)}),
+        ("srip_placement", "srip_placement", "pointwise", 0.3, {2: (2, 5)}),
+        ("smoothing_sweep", "label_smoothing", "paper", 0.3, {2: (30, 2)}),
         ("short_rounds", "rounds", "linear-2", 0.7, {0: (45, 70)}),
         ("pruning_curve", "pipeline", "0.30", 0.7, {2: (30, 70)}),
         ("pruning_curve", "pipeline", "0.30", 0.8, {0: (30, 80), 1: (0.01, 80)}),
@@ -215,6 +225,8 @@ def _with_mine(name: str, mine: pd.DataFrame) -> Figure:
 )
 def test_the_readers_own_runs_are_a_third_marker(name, sweep, point, top1, places):
     mine = _own(sweep, point, top1)
+    if sweep == "srip_placement":  # its figure shows gains
+        mine.loc[mine["point"] == "none", ["n", "top1"]] = [1, 0.25]
     if sweep == "rounds":
         mine["sparsity"] = 0.45
     fig = _with_mine(name, mine)
@@ -227,6 +239,12 @@ def test_the_readers_own_runs_are_a_third_marker(name, sweep, point, top1, place
     assert {at: (line.get_xdata()[0], line.get_ydata()[0]) for at, line in found.items()} == {
         at: pytest.approx(place) for at, place in places.items()
     }
+    for at, (x, y) in places.items():
+        ax = fig.axes[at]
+        assert min(ax.get_xlim()) <= x <= max(ax.get_xlim())
+        assert min(ax.get_ylim()) <= y <= max(ax.get_ylim())
+        assert len(ax.get_xticks())
+        assert len(ax.get_yticks())
     assert {line.get_label() for line in found.values()} == {"yours, quick, n=1"}
     assert "yours, quick, n=1" in texts(fig)
     assert "yours" not in texts(_with_mine(name, _own(sweep, "", top1)))

@@ -1,13 +1,19 @@
 """The figures of chapter zero show what was counted and printed."""
 
+import io
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from figures import texts
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from micronet_lib import plots
 from micronet_lib.lab import records
+from micronet_lib.plots import style
+from micronet_lib.plots.layouts import FOOTER, Parts, stacked
 
 STEMS = ("architecture", "srip", "label_smoothing", "augmentation", "pruning")
 QUOTED = pd.concat(records.paper(stem) for stem in STEMS)
@@ -54,3 +60,18 @@ def test_the_likeliest_guess_stands_first():
     assert [bar.get_width() for bar in bars] == [0.5, 0.2, 0.1, 0.05, 0.01]
     assert [label.get_text() for label in right.get_yticklabels()] == list("edcba")
     assert "50.0%" in texts(fig)
+
+
+def test_the_five_guesses_can_be_read_on_a_phone():
+    names = ["sweet pepper", "pickup truck", "poppy", "lawn mower", "tulip"]
+    fig = plots.five_guesses(np.zeros((3, 32, 32)), names, [0.9, 0.05, 0.02, 0.02, 0.01], "here")
+    data, _ = style.sharp_png(fig)
+    with Image.open(io.BytesIO(data)) as picture:
+        parts = Parts.read(picture)
+        assert parts
+        narrow = stacked(picture, parts)
+    assert narrow
+    shown = 358 / (narrow.width / 2)  # the text of a page is 358 px wide on a phone of 390
+    texts = [t for t in fig.findobj(plt.Text) if t.get_text() and t.get_gid() != FOOTER]
+    assert len(texts) >= 12
+    assert min(text.get_fontsize() for text in texts) * fig.dpi / 72 * shown >= 11

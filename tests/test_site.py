@@ -174,6 +174,29 @@ def test_every_figure_of_a_chapter_has_a_numbered_caption(site: Path) -> None:
     assert not bare
 
 
+def test_the_set_up_of_a_chapter_is_one_folded_bar_that_says_which_run_it_is(site: Path) -> None:
+    for stem in CHAPTERS:
+        if stem == "explore":  # has no code
+            continue
+        article = parse(site / f"{stem}.html").select_one("article")
+        assert article
+        bars = article.select("details.hide")
+        title = bars[0].select_one("summary .collapsed")
+        assert title, stem
+        assert re.fullmatch(
+            r"Set-up of this run: profile smoke · seed 0 · commit [0-9a-f]{7,}", title.get_text()
+        ), stem
+        assert not bars[0].has_attr("open")
+        for part in ("overrides = {}", "running.begin("):
+            found = [bar for bar in bars if part in bar.get_text()]
+            assert found[0] is bars[0], stem
+            assert article.get_text().count(part) == sum(b.get_text().count(part) for b in bars)
+        first = article.select_one("figure, table")
+        assert first, stem
+        before = [bar for bar in first.find_all_previous("details") if "hide" in bar["class"]]
+        assert len(before) == 1, f"{stem}: {len(before)} bars before the first picture"
+
+
 def test_code_that_a_chapter_shows_or_names_leads_to_its_line(site: Path) -> None:
     shown = 0
     for stem in CHAPTERS:

@@ -33,7 +33,8 @@ def five_guesses(
         names: of the classes, the likeliest first.
         shares: their probabilities.
     """
-    fig, (left, right) = figure(height=2.5, columns=2, widths=(1, 2))
+    # On a phone the panels stand below each other, as wide as the wider one: half of the figure.
+    fig, (left, right) = figure(height=2.5, columns=2, widths=(1, 0.95))
     left.imshow(np.asarray(image).transpose(1, 2, 0), interpolation="nearest")
     left.set(xticks=[], yticks=[], title=f"{image.shape[1]} x {image.shape[2]} pixels")
     left.spines[:].set_visible(False)

@@ -17,6 +17,8 @@ from micronet_lib.plots.style import (
     footer,
     not_run,
     note,
+    panel_of,
+    yours,
 )
 
 __all__ = ["als_gain", "smoothing_forms", "smoothing_sweep", "target_bars"]
@@ -119,7 +121,10 @@ def als_gain(paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def smoothing_sweep(
-    measured: Mapping[str, pd.DataFrame], gain: pd.DataFrame, source: str
+    measured: Mapping[str, pd.DataFrame],
+    gain: pd.DataFrame,
+    source: str,
+    mine: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw the paper's gains, and the measured forms, each panel on a scale of its own.
 
@@ -127,6 +132,8 @@ def smoothing_sweep(
         measured: title of the panel -> a table of the sweep `label_smoothing`: point, n, top1,
             top1_std.
         gain: from `als_gain`.
+        mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
+            of their profile, or in the first one that is measured.
     """
     fig, (left, *others) = figure(height=3.3, columns=1 + len(measured))
     bars = left.barh(gain["i"], gain["gain"], color=BLUE, height=0.7)
@@ -134,9 +141,11 @@ def smoothing_sweep(
     left.invert_yaxis()
     left.set(title="paper, 600 epochs", xlabel="+ ALS over + ORN (points)", ylabel="ratio i")
     left.set_xlim(0, 1.25 * gain["gain"].max())
-    for ax, (title, table) in zip(others, measured.items(), strict=True):
+    for ax, title in zip(others, measured, strict=True):
         ax.set(title=title)
-        if not table["n"].any():
+    panel = panel_of(mine, others) if mine is not None and mine["n"].any() else None
+    for ax, table in zip(others, measured.values(), strict=True):
+        if not table["n"].any() and ax is not panel:
             not_run(ax)
             continue
         for place, row in enumerate(table.to_dict("records")):
@@ -149,6 +158,9 @@ def smoothing_sweep(
                 ax.text(0.5, place, "not run", transform=at, size=8, ha="center", va="center")
         ax.set_yticks(range(len(table)), table["point"])
         ax.set(xlabel="top-1 (%)", ylim=(len(table) - 0.5, -0.5))
+    if mine is not None and panel is not None:
+        places = {name: place for place, name in enumerate(mine["point"])}
+        yours(panel, mine, 100 * mine["top1"], mine["point"].map(places))
     for ax in (left, *others):
         ax.grid(axis="y", visible=False)
     return footer(fig, source)

@@ -9,7 +9,18 @@ from matplotlib.figure import Figure
 
 from micronet_lib.architecture.layers import POINTWISE
 from micronet_lib.plots.srip_spectra import ratio_axis
-from micronet_lib.plots.style import BLUE, GREEN, GREY, KIND_STYLES, ORANGE, SKY, figure, footer
+from micronet_lib.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    KIND_STYLES,
+    ORANGE,
+    SKY,
+    figure,
+    footer,
+    panel_of,
+    yours,
+)
 
 __all__ = ["srip_descent", "srip_ellipse", "srip_floor", "srip_placement", "srip_starts"]
 
@@ -128,13 +139,20 @@ def srip_starts(draws: pd.DataFrame, warm: pd.DataFrame, exact: float) -> Figure
     return fig
 
 
-def srip_placement(gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, source: str) -> Figure:
+def srip_placement(
+    gains: Mapping[str, pd.DataFrame],
+    paper: pd.DataFrame,
+    source: str,
+    mine: pd.DataFrame | None = None,
+) -> Figure:
     """Draw the gain over no SRIP by placement: the paper's 600 epochs, then ours, axis by axis.
 
     Args:
         gains: title of the panel -> table from `records.gain` over the point `none`, in points of
             top-1, with the same points. A point all of whose runs failed says so.
         paper: transcribed numbers with `gain_percent` by point.
+        mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
+            of their profile, or in the paper's. They are gains too, so the point `none` is needed.
     """
     fig, (left, *others) = figure(height=3.0, columns=1 + len(gains))
     points = next(iter(gains.values()))["point"]
@@ -156,6 +174,11 @@ def srip_placement(gains: Mapping[str, pd.DataFrame], paper: pd.DataFrame, sourc
             ax.text(x, 0, said, ha="center", va="bottom", size=8, rotation=90)
         if not run.any():
             ax.set(yticks=[], ylim=(-1, 2))
+    if mine is not None:
+        top1 = mine.set_index("point")["top1"]
+        own = 100 * mine["point"].map(top1 - top1["none"])
+        at = mine["point"].map(dict(zip(points, place, strict=True)))
+        yours(panel_of(mine, [left, *others]), mine, at, own)
     for ax in (left, *others):
         ax.axhline(0, color="#222222", lw=0.8)
         ax.set_xticks(place, points, rotation=25, ha="right")

@@ -20,6 +20,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 from matplotlib.transforms import Bbox
 from PIL import Image
 
@@ -165,6 +166,10 @@ def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool
         style: dict[str, Any] = {"color": RED, "mec": "white", "ms": 11, "zorder": 5}
         label = f"yours, {mine['profile'].iloc[0]}, n={n}"
         handles = ax.plot(x[run], y[run], "*", clip_on=False, label=label, **style)
+        for axis in (ax.xaxis, ax.yaxis):
+            if not len(axis.get_majorticklocs()):  # nothing else was drawn there
+                axis.set_major_locator(AutoLocator())
+                ax.autoscale(axis=axis.axis_name)
         fig = ax.get_figure(root=True)
         if legend and fig is not None:
             fig.legend(handles=handles, loc="outside upper right", fontsize=8.5)
