@@ -427,7 +427,7 @@ def curves(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib import plots
     from micronet_lib.lab.host.files import check_output, write_atomically
     from micronet_lib.lab.host.places import runs_root
-    from micronet_lib.lab.storage.curves import curves_of
+    from micronet_lib.lab.storage.curves import curves_of, write_events
 
     path = args.output or runs_root() / "curves.html"
     check_output(path)
@@ -435,6 +435,8 @@ def curves(args: argparse.Namespace) -> tuple[Result, str]:
         found = curves_of(args.what, args.profile)
         page = plots.curves_page(*found, WATCH_S if args.watch else 0)
         write_atomically(path, page.encode(), f"the page {path}")
+        if args.tensorboard:
+            write_events(found.table, args.tensorboard)
         runs = found.table.groupby(["point", "seed"]).ngroups
         if not args.watch:
             points = list(found.table["point"].unique())
@@ -671,6 +673,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", default="", help="of a sweep; by default the largest with curves")
     sub.add_argument("--watch", action="store_true", help="write it again every few seconds")
     sub.add_argument("--output", type=Path, metavar="FILE", help="default: curves.html in runs/")
+    sub.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write event files")
 
     sub = add(verbs, "recipe", recipe, "sweep", "profile")
     sub.add_argument("sweep")

@@ -210,6 +210,38 @@ def test_a_file_has_the_printed_digits_rounded_or_cut_off(tmp_path):
         assert found["locator"] == "Table 2, row A"
 
 
+def test_a_sum_in_32_bits_has_fewer_digits_than_are_printed(tmp_path):
+    printed = SWEEP.printed
+    exact, summed = (replace(printed[1], tolerance=limit) for limit in (0.0, 1e-3))
+    for score, expected in ((0.01201, "within"), (0.01213, "outside"), (0.0120, "same")):
+        add(tmp_path / "measured", "file", 0.8007, **{"revised.score": score})
+        (tmp_path / "toy.csv").write_text(PAPER.replace("0.0120", "0.012000"))
+        for each, said in ((summed, expected), (exact, expected.replace("within", "outside"))):
+            sweep = replace(SWEEP, printed=(printed[0], each, printed[2]))
+            found = records.compared(sweep, "full", True, tmp_path / "measured")
+            found = found.set_index(["point", "metric"]).loc[("file", "score")]
+            assert found["paper_verdict"] == said, score
+    assert found["verdict"] == NOT_RUN  # the paper judges nothing of this machine
+
+
+def test_the_committed_records_agree_with_every_number_of_the_authors_notebooks(monkeypatch):
+    monkeypatch.setattr(tables, "PAPER_TABLES", PAPER_TABLES)
+    found = records.compared(SWEEPS["published"], "full").set_index(["point", "metric"])
+    judged = found["paper_verdict"][found["paper_verdict"] != NOT_RUN]
+    within = [("v1_pr_60", "score_final"), ("v1_pr_60", "math_ops_final")]
+    assert judged[judged != "same"].to_dict() == dict.fromkeys(within, "within")
+    said = records.remarks(found.reset_index())
+    assert "2 within beside the paper: equal to 1e-06: the authors add up in 32 bits" in said
+    assert "outside" not in said
+
+
+def test_where_the_paper_differs_the_chapter_is_named(monkeypatch):
+    monkeypatch.setattr(tables, "PAPER_TABLES", PAPER_TABLES)
+    said = records.remarks(records.compared(SWEEPS["expand_ratio"], "full"))
+    assert "outside beside the paper" in said
+    assert "where paper, README and code differ: 01_architecture" in said
+
+
 def test_a_training_is_held_against_the_paper_at_its_own_budget_only(tmp_path):
     for profile, expected in (("quick", "undecided"), ("full", "within")):
         add(tmp_path / "measured", "more", 0.790, 0.800, 0.802, profile=profile)

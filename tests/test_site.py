@@ -7,6 +7,7 @@ page checks are skipped and say so.
 import functools
 import http.server
 import io
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup, Tag
@@ -1074,6 +1076,62 @@ def test_a_click_on_the_map_moves_the_sliders(sliders: Any) -> None:
     assert readout(sliders).startswith("71.00 %")
     assert (sliders.input_value(".zeros"), sliders.input_value(".bits")) == ("0", "0")
     assert sliders.locator("[data-chosen]").count() == 1
+
+
+def test_no_label_of_the_map_covers_another(browser: Any) -> None:
+    """Four widths within a thousandth of score, as the measured ones of 5 to 8 bits are."""
+    widths = (8, 7, 6, 5)
+    rows = [
+        {"point": f"0.60-{bits}", "n": 1, "top1": 0.8, "official.score": 0.004 - 0.00006 * column}
+        for column, bits in enumerate(widths)
+    ]
+    bills = {row["point"]: {"project.add": row["official.score"]} for row in rows}
+    part = plots.zeros_and_bits(pd.DataFrame(rows), bills, ("the line", 0.0044), "four", "made up")
+    for page in alone(browser, part):
+        found = page.locator("svg text").filter(has_text=re.compile(r"^\d bits$"))
+        labels = [text.bounding_box() for text in found.all()]
+        assert len(labels) == len(widths)
+        assert overlaps(labels) == []
+
+
+def overlaps(boxes: list[dict[str, float]]) -> list[tuple[int, int]]:
+    """Which boxes cover a part of each other; letters need two pixels less than a box has."""
+    return [
+        (i, j)
+        for i, one in enumerate(boxes)
+        for j, other in enumerate(boxes[:i])
+        if abs(one["x"] + one["width"] / 2 - other["x"] - other["width"] / 2)
+        < (one["width"] + other["width"]) / 2
+        and abs(one["y"] - other["y"]) < one["height"] - 2
+    ]
+
+
+# What is written left of a matrix: its place from above, and the words.
+WRITTEN = """() => {
+  const names = [], write = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...more) {
+    if (this.textAlign === 'right') names.push([y, text]);
+    return write.call(this, text, x, y, ...more);
+  };
+  document.documentElement.dataset.theme = 'dark';
+  return new Promise(done => setTimeout(() => done(names), 300));
+}"""
+
+
+def test_the_chosen_class_covers_no_name_of_a_group(browser: Any) -> None:
+    """Beside a small matrix stand the superclasses, and the class that is chosen."""
+    classes = pd.read_csv(ROOT / "data" / "cifar100_classes.csv")
+    matrix = np.eye(len(classes))
+    network = plots.Similarity("one", matrix, classes, "made up")
+    for start in ("whale", "beaver", "maple_tree"):
+        part = plots.similarity_explorer([network], start, "card-test", form="card")
+        for page in alone(browser, part):
+            page.set_viewport_size({"width": 800, "height": 900})
+            written = sorted(page.evaluate(WRITTEN))
+            assert start.replace("_", " ") in [text for _, text in written]
+            assert len(written) > 15
+            gaps = [(b[0] - a[0], a[1], b[1]) for a, b in itertools.pairwise(written)]
+            assert [each for each in gaps if each[0] < 10] == []
 
 
 def test_the_sliders_fit_a_phone(sliders: Any) -> None:

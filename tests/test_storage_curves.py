@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -203,6 +204,31 @@ def test_what_cannot_be_shown_is_one_line(tmp_path, monkeypatch, capsys, words, 
     assert main(["curves", *(word.replace("EMPTY", str(tmp_path)) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_curves_are_written_for_tensorboard_too(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="the extra `test` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
+    for seed, losses in ((0, (4.0, 3.0)), (1, (5.0, 2.5))):
+        put(tmp_path / "networks" / f"abc-s{seed}", "stages/3.0-orn", *losses)
+    words = ["curves", str(tmp_path / "networks"), "--tensorboard", str(tmp_path / "events")]
+    for _ in range(2):  # the second call takes the place of the first
+        assert main(words) == 0
+        for seed, losses in ((0, [4.0, 3.0]), (1, [5.0, 2.5])):
+            (place,) = (tmp_path / "events" / "stages" / "3.0-orn" / f"seed_{seed}").iterdir()
+            events = EventAccumulator(str(place)).Reload().Scalars("train_loss")
+            assert [(each.step, each.value) for each in events] == list(enumerate(losses, 1))
+
+
+def test_without_tensorboard_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MICRONET_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    put(tmp_path / "abc-s0", "toy/a", 4.0)
+    assert main(["curves", str(tmp_path), "--tensorboard", str(tmp_path / "events")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "micronet: event files need TensorBoard: `pip install tensorboard`"
 
 
 def test_a_curve_of_this_machine_stands_beside_the_committed_ones(tmp_path, monkeypatch):

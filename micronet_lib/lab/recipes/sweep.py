@@ -35,6 +35,7 @@ class Printed:
         points: the printed point of each of the sweep's points; None if they have the same names.
         factor: turns a recorded number into the printed unit.
         against: for printed gains, the point that is subtracted; empty otherwise.
+        tolerance: relative, of sums that their authors add up in 32 bits and print to more digits.
     """
 
     stem: str
@@ -43,6 +44,7 @@ class Printed:
     points: Mapping[str, str] | None = None
     factor: float = 1.0
     against: str = ""
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 - A training is equal if commit, instruction set, device and PyTorch are. Otherwise it lies within
   the spread of the committed runs, which takes two of them. With one, nothing can be decided.
 - A training that diverges on this machine is outside if committed ones of its point did not.
-- Against the paper, a number that needs no training has the printed digits. A training is held
-  against it at the paper's schedule only.
+- Against the paper, a number that needs no training has the printed digits; a sum that its authors
+  add up in 32 bits is within 1e-6 of them. A training is held against it at the paper's schedule
+  only.
 """
 
 import math
@@ -80,13 +81,13 @@ def compared(
         root: of the committed records.
 
     Returns:
-        One row for each point and metric. sweep, point, profile, metric. paper (text, as printed),
-        source, locator. committed (mean, in the printed unit), low and high (its 95 % interval), n,
-        paper_difference, paper_verdict and paper_reason. mine, n_mine, difference (mine minus
-        committed), verdict and reason, which judge the records of this machine. diverged and
-        mine_diverged: the text of the runs that diverged, if any. device, torch and commit of the
-        committed runs. Verdicts are `same`, `within`, `outside`, `undecided`, `diverged` (all
-        runs), `not run`; `paper_verdict` is empty where nothing is printed.
+        One row for each point and metric. sweep, chapter, point, profile, metric. paper (text, as
+        printed), source, locator. committed (mean, in the printed unit), low and high (its 95 %
+        interval), n, paper_difference, paper_verdict and paper_reason. mine, n_mine, difference
+        (mine minus committed), verdict and reason, which judge the records of this machine.
+        diverged and mine_diverged: the text of the runs that diverged, if any. device, torch and
+        commit of the committed runs. Verdicts are `same`, `within`, `outside`, `undecided`,
+        `diverged` (all runs), `not run`; `paper_verdict` is empty where nothing is printed.
 
     Raises:
         InputError: unknown profile, or a damaged record.
@@ -99,7 +100,8 @@ def compared(
     quoted = {each.stem: printed_rows(each.stem) for each in sweep.printed}
     rows = []
     for point in sweep.points():
-        context = {"sweep": sweep.name, "point": point.name, "profile": shown}
+        context = {"sweep": sweep.name, "chapter": sweep.chapter}
+        context |= {"point": point.name, "profile": shown}
         for what, printed in _asked(sweep, point.name, quoted):
             ours, theirs = _parts(mine, point.name, what), _parts(committed, point.name, what)
             said, mine_said = failed.get(point.name, ""), mine_failed.get(point.name, "")
@@ -147,7 +149,7 @@ def compared(
 
 
 _COLUMNS = (
-    *("sweep", "point", "profile", "metric", "paper", "source", "locator"),
+    *("sweep", "chapter", "point", "profile", "metric", "paper", "source", "locator"),
     *("committed", "low", "high", "n", "paper_difference", "paper_verdict", "paper_reason"),
     *("mine", "n_mine", "difference", "verdict", "reason", "diverged", "mine_diverged"),
     *("device", "torch", "commit"),
@@ -259,6 +261,7 @@ class _Judge:
 
     def __init__(self, recipe: Recipe, profile: str, what: Printed) -> None:
         self.exact = _is_exact(recipe)
+        self.printed_to = what.tolerance
         self.seeded = not recipe.checkpoint and what.measured.partition(".")[0] not in RULE_SETS
         counted = what.measured.partition(".")[0] in RULE_SETS
         self.tolerance = (EXACT if counted else RATED) if self.exact else EQUAL
@@ -280,6 +283,8 @@ class _Judge:
         # Digits may be rounded or cut off; where one ends and the other begins is rounding itself.
         if -unit / 2 - EQUAL * unit <= off <= unit * (1 - EQUAL):
             return SAME, ""
+        if self.exact and abs(off) <= self.printed_to * abs(float(printed)):
+            return WITHIN, f"equal to {self.printed_to:g}: the authors add up in 32 bits"
         if self.exact:
             return OUTSIDE, "not the printed digits"
         margin = _margin(parts, [1] * len(parts))
@@ -415,6 +420,8 @@ def remarks(rows: pd.DataFrame) -> str:
         ):
             given = own[own[reason] != ""].groupby([verdict, reason], sort=False).size()
             lines += [f"  {n} {kind} beside {of}: {why}" for (kind, why), n in given.items()]
+        if (own["paper_verdict"] == OUTSIDE).any():
+            lines.append(f"  where paper, README and code differ: {own['chapter'].iloc[0]}")
     return "\n".join(lines)
 
 

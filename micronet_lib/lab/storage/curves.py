@@ -202,3 +202,31 @@ def curves_of(what: str, profile: str = "") -> Curves:
     profile, table = curves_of_sweep(sweep, profile)
     source = f"committed records of the profile {profile}; mine: this machine"
     return Curves(table, printed_accuracy(sweep), f"{sweep.title} · {profile}", source)
+
+
+def write_events(curves: pd.DataFrame, folder: Path) -> None:
+    """Write curves as event files for TensorBoard, a folder for each run.
+
+    Args:
+        curves: see `read_curve`.
+        folder: gets `<point>/seed_<seed>/`. Event files of an earlier call are removed from there.
+
+    Raises:
+        InputError: TensorBoard is not installed, or the folder cannot be written.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise InputError("event files need TensorBoard: `pip install tensorboard`") from error
+    columns = [name for name in curves if name not in ("point", "id", "seed", "epoch")]
+    try:
+        for (point, seed), run in curves.groupby(["point", "seed"], sort=False):
+            place = folder / str(point).replace(", ", "_").replace(" ", "_") / f"seed_{seed}"
+            for old in place.glob("events.out.tfevents.*"):
+                old.unlink()
+            with SummaryWriter(str(place)) as events:
+                for name in columns:
+                    for epoch, value in run[["epoch", name]].dropna().itertuples(index=False):
+                        events.add_scalar(name, value, int(epoch))
+    except OSError as error:
+        raise InputError(f"cannot write event files under {folder} ({error.strerror})") from error
