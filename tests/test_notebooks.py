@@ -122,6 +122,16 @@ def test_every_code_cell_has_one_known_kind_and_is_short(path: Path) -> None:
 
 
 @each_chapter
+def test_jupyterlab_shows_the_parameters_and_folds_the_set_up(path: Path) -> None:
+    """A page of the site has one bar for both."""
+    parameters, setup, *_ = code_cells(path)
+    assert "parameters" in tags(parameters)
+    assert "setup" in tags(setup)
+    assert not parameters.metadata.get("jupyter", {}).get("source_hidden")
+    assert setup.metadata.get("jupyter", {}).get("source_hidden")
+
+
+@each_chapter
 def test_the_parameters_are_three_plain_literals(path: Path) -> None:
     kinds = [kind(cell) for cell in code_cells(path)]
     assert kinds.count("parameters") == 1
