@@ -28,6 +28,8 @@ LANGUAGE = {"name": "python", "file_extension": ".py", "nbconvert_exporter": "py
 # What is removed is in the notebook and not on the page.
 REMOVED = {"remove-cell", "remove-input"}
 HIDDEN = {"hide-input", "hide-output", "hide-cell"}
+# What folds a cell's code in JupyterLab.
+FOLDED = {"source_hidden": True}
 KNOWN_TAGS = {*LINE_LIMITS, *REMOVED, *HIDDEN, IGNORED, "scroll-output"}
 
 # Pages about all methods (chapter zero, those from 90 on, the one for lookers) have no card; the
@@ -96,7 +98,8 @@ def test_metadata_tells_nothing_of_the_machine(path: Path) -> None:
     assert metadata.kernelspec.name == "python3"
     assert metadata.get("language_info") == LANGUAGE, "run `make execute`"
     for cell in read(path).cells:
-        assert set(cell.metadata) <= {"tags", "mystnb"}, name(cell)
+        assert set(cell.metadata) <= {"tags", "mystnb", "jupyter"}, name(cell)
+        assert cell.metadata.get("jupyter", FOLDED) == FOLDED, name(cell)
 
 
 @each_chapter
@@ -119,6 +122,16 @@ def test_every_code_cell_has_one_known_kind_and_is_short(path: Path) -> None:
         code = [line for line in lines if line and not line.startswith("#")]
         limit = LINE_LIMITS[kind(cell) or ""]
         assert 1 <= len(code) <= limit, f"{name(cell)}: {len(code)} lines, at most {limit}"
+
+
+@each_chapter
+def test_jupyterlab_shows_the_parameters_and_folds_the_set_up(path: Path) -> None:
+    """A page of the site has one bar for both."""
+    parameters, setup, *_ = code_cells(path)
+    assert "parameters" in tags(parameters)
+    assert "setup" in tags(setup)
+    assert "jupyter" not in parameters.metadata
+    assert setup.metadata.get("jupyter") == FOLDED
 
 
 @each_chapter
