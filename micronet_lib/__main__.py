@@ -395,8 +395,7 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
         for profile in [args.profile] if args.profile else records.profiles_of_records(sweep):
             rows = records.compared(sweep, profile, everything=bool(args.sweep))
             if len(rows):
-                shown = records.side_by_side(rows)
-                text = "" if shown.empty else f"{shown.to_string(index=False)}\n"
+                text = _fitting(records.side_by_side(rows))
                 texts.append(f"{text}{records.remarks(rows)}\n")
                 listed += json.loads(rows.to_json(orient="records", double_precision=15))
     verdicts = Counter(row["verdict"] for row in listed if row["verdict"] != records.NOT_RUN)
@@ -405,6 +404,22 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
     if records.OUTSIDE in verdicts:
         result["exit_status"] = 1
     return result, "\n".join([*texts, f"yours: {counts or 'no record to compare'}"])
+
+
+def _fitting(shown: Any) -> str:
+    """Return a table as text. Where it is wider than the terminal, places in print stand below."""
+    from shutil import get_terminal_size
+
+    if shown.empty:
+        return ""
+    text, place = shown.to_string(index=False), "printed in"
+    if place not in shown or len(text.partition("\n")[0]) <= get_terminal_size((1000, 24)).columns:
+        return f"{text}\n"
+    quoted = shown[shown[place] != "–"].drop_duplicates(["metric", place])
+    width = quoted["metric"].str.len().max()
+    lines = [f"  {row['metric']:{width}}  {row[place]}" for row in quoted.to_dict("records")]
+    text = shown.drop(columns=place).to_string(index=False)
+    return "\n".join([text, "printed in:", *lines, ""])
 
 
 def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:

@@ -375,6 +375,17 @@ def test_compare_puts_paper_records_and_this_machine_side_by_side(runs):
     assert "must be equal" in run(*words).out
 
 
+def test_compare_fits_a_narrow_terminal(runs, monkeypatch):
+    widths = {}
+    for columns in ("400", "150"):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = run("compare", "published").out.partition("published: committed")[0]
+        widths[columns] = max(map(len, shown.splitlines()))
+        assert "final scoring notebook, output flops" in shown
+        assert ("\nprinted in:\n" in shown) == (columns == "150")
+    assert widths["150"] <= 150 < widths["400"]
+
+
 def test_compare_without_a_sweep_shows_every_number_in_print(runs):
     found = result("compare")
     listed = {row["sweep"] for row in found["rows"]}

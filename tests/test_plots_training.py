@@ -65,3 +65,14 @@ def test_another_setting_shows():
     train = asdict(PAPER.train) | {"epochs": 7}
     table = plots.recipe_settings(records.paper("pruning"), train).set_index("setting")
     assert table.loc["train.epochs", ["paper", "here"]].tolist() == ["600", "7"]
+
+
+def test_the_legend_covers_no_mean():
+    labels = dict.fromkeys(("dense", "0.15", "0.30", "0.45", "0.60"), "round")
+    fig = plots.training_curves(records.curves(SWEEPS["pipeline"], "quick"), labels, "")
+    fig.canvas.draw()
+    (legend,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend()]
+    for ax in fig.axes:
+        for line in ax.lines:
+            places = ax.transData.transform(line.get_xydata())
+            assert not [place for place in places if legend.get_window_extent().contains(*place)]

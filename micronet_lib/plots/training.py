@@ -68,7 +68,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
-        right.legend(fontsize=8)
+        left.legend(fontsize=8)  # falling lines leave a corner free
     return footer(fig, source)
 
 
