@@ -169,7 +169,7 @@ def yours(ax: Axes, mine: pd.DataFrame, x: pd.Series, y: pd.Series, legend: bool
         for axis in (ax.xaxis, ax.yaxis):
             if not len(axis.get_majorticklocs()):  # nothing else was drawn there
                 axis.set_major_locator(AutoLocator())
-                ax.autoscale(axis=axis.axis_name)
+                ax.autoscale(axis="x" if axis is ax.xaxis else "y")
         fig = ax.get_figure(root=True)
         if legend and fig is not None:
             fig.legend(handles=handles, loc="outside upper right", fontsize=8.5)
