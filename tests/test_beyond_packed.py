@@ -73,9 +73,10 @@ def test_biases_and_scales_of_any_size_come_back():
                 layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
                 layer.scale *= torch.rand((), generator=generator) + 0.5
         network_bytes(network.eval())
-    with torch.no_grad():
-        network.layers["stem.conv"].bias.zero_()
-    network_bytes(network)
+    for size in (0, 5e-9, 2e-8):  # the first two are no biases
+        with torch.no_grad():
+            network.layers["stem.conv"].bias.copy_(size * torch.linspace(-1, 1, 8))
+        network_bytes(network)
 
 
 # ---------------------------------------------------------------------------------- byte by byte

@@ -135,8 +135,12 @@ def fake_quantize_weight(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 
 def bias_unit(bias: Tensor, bits: int) -> Tensor:
-    """Return the unit of a layer's biases, 0-d: the largest of them is the largest integer."""
-    return bias.detach().abs().max().clamp_min(1e-8) / (2 ** (bits - 1) - 1)
+    """Return the unit of a layer's biases, 0-d: the largest of them is the largest integer.
+
+    If all are below 1e-8, the unit is so large that every one is 0.
+    """
+    largest = bias.detach().abs().max()
+    return torch.where(largest < 1e-8, 1e-7, largest / (2 ** (bits - 1) - 1))
 
 
 # --------------------------------------------------------------------------------- activations
