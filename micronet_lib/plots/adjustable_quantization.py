@@ -63,7 +63,7 @@ def learned_and_uniform(
         measured: a table of the sweep; points without a record are not drawn.
         mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
-    fig, (ax,) = figure(height=3.2)
+    fig, (ax,) = figure(height=3.8)
     run = measured[measured["n"] > 0]
     if mine is not None:
         yours(ax, mine, mine["official.score"], 100 * mine["top1"], legend=run.empty)
@@ -83,9 +83,9 @@ def learned_and_uniform(
         ax.errorbar(*where, 100 * rows["top1_std"], fmt="none", color=_COLOURS[str(kind)])
         for point, score, top1 in zip(rows["point"], *where, strict=True):
             left = kind == "uniform"  # the learned way of that score has its name on the right
-            shift, side = ((-6, -3), "right") if left else ((6, -3), "left")
+            shift, side = ((-6, -3), "right") if left else ((6, 3), "left")
             if point.endswith("bounds"):
-                shift = (6, -12)  # below the same way without
+                shift = (6, -10)  # below the same way without
             note(ax, point.replace("_", " "), (score, top1), shift, ha=side)
     ax.axhline(80, color="black", lw=0.9, ls=":")
     ax.margins(x=0.15, y=0.15)
