@@ -54,7 +54,7 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -521,6 +521,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
         export_network,
     )
     from micronet_lib.scoring.bill import score_network
+    from micronet_lib.scoring.rules import UnpricedError
 
     sweep, profile = SWEEPS[args.sweep], PROFILES[args.profile]
     recipe = resolved(sweep.point(args.point).recipe, profile)
@@ -539,9 +540,11 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     measured = {"top1": "top1", "official_score": "official.score"}
     facts |= {name: float(row[key]) for name, key in measured.items() if key in row}
-    score = score_network(model, "published").metrics()
-    export_network(model, args.file, recipe, score=score, **facts)
-    result = {"file": str(args.file), **facts, "score": score["score"]}
+    result = {"file": str(args.file), **facts}
+    with suppress(UnpricedError):  # the winners' counter knows few operations
+        score = score_network(model, "published").metrics()
+        facts["score"], result["score"] = score, score["score"]
+    export_network(model, args.file, recipe, **facts)
     return result, _lines(result)
 
 

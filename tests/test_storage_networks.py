@@ -254,6 +254,19 @@ def test_a_published_network_is_exported_as_it_is(tmp_path, monkeypatch, capsys)
     assert same_network(load_exported(path)[0], model)
 
 
+def test_a_network_that_the_winners_counter_cannot_price_is_exported(tmp_path, monkeypatch, capsys):
+    plain = SWEEPS["stages"].point("3.0-cutmix").recipe
+    monkeypatch.setitem(SWEEPS, "toy", sweep_of(resnet=replace(plain, model="resnet")))
+    path = tmp_path / "a.safetensors"
+    words = ["export", "toy", str(path), "--point", "resnet", "--profile", "smoke", "--json"]
+    with tiny_lab(tmp_path):
+        assert main(words) == 0, capsys.readouterr().err
+    exported = json.loads(capsys.readouterr().out)
+    metadata = load_exported(path)[1]
+    assert "score" not in exported.keys() | metadata.keys()
+    assert metadata["official_score"] == exported["official_score"] > 0
+
+
 def test_the_command_line_packs_and_runs_integers(tmp_path, monkeypatch, capsys):
     plain = SWEEPS["stages"].point("3.0-cutmix").recipe
     sweep = sweep_of(plain=plain, integers=replace(plain, changes=(Quantize(5, 7),)))
