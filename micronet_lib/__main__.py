@@ -4,59 +4,18 @@ Results go to stdout, progress to stderr. With `--json` a verb prints exactly on
 errors print one line on stderr and exit with status 2.
 """
 
-import os
-import sys
-
-STOPPED = "micronet: stopped"
-IS_COMMAND = __name__ == "__main__" or os.path.basename(sys.argv[0]).startswith("micronet")  # noqa: PTH119
-"""Whether this process is the command; another one, such as a test, keeps its own Ctrl-C."""
-
-
-def _end() -> None:
-    os.write(2, f"{STOPPED}\n".encode())
-    os._exit(130)
-
-
-try:
-    import signal
-except KeyboardInterrupt:
-    if not IS_COMMAND:
-        raise
-    _end()
-
-_may_raise = False
-
-
-def _stop(number: int, frame: "FrameType | None") -> None:
-    """Handle Ctrl-C: interrupt the verb, or end the process at once.
-
-    At once before the verb, at a second Ctrl-C, and while a module is being imported: some
-    libraries catch all exceptions during their import and continue.
-    """
-    global _may_raise
-    importing = False
-    while frame is not None and not importing:
-        importing = frame.f_code.co_filename.startswith("<frozen importlib")
-        frame = frame.f_back
-    if importing or not _may_raise:
-        _end()
-    _may_raise = False
-    raise KeyboardInterrupt
-
-
-# Now, because the imports below take a while too.
-if IS_COMMAND and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _stop)
+from micronet_lib import interrupt  # isort: split
 
 import argparse
 import io
 import json
+import os
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from micronet_lib.errors import InputError, check_choice
@@ -71,21 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words of the command; by default those of this process.
     """
-    global _may_raise
-    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _stop)
+    if argv is None:
+        interrupt.handle()
     words = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows ASCII only gets the result
         sys.stdout.reconfigure(errors="backslashreplace")
     status = 1
     try:
-        _may_raise = True
+        interrupt.may_interrupt()
         try:
             status = _run(words)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        print(interrupt.STOPPED, file=sys.stderr)
         status = 130
     except BrokenPipeError:  # the reader closed the pipe, such as `head`
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -96,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 0
         raise
     finally:
-        _may_raise = False
-        if signal.getsignal(signal.SIGINT) is _stop:  # all is said, and no traceback may follow
-            signal.signal(signal.SIGINT, lambda *_: os._exit(status))
+        interrupt.all_is_said(status)
     return status
 
 

@@ -217,7 +217,9 @@ def test_the_command_line_starts_without_torch():
     at_once = {each for each, now in imports(LIBRARY / "__main__.py") if now}
     assert {each.split(".")[0] for each in at_once} <= {*sys.stdlib_module_names, "micronet_lib"}
     inside = {each for each in at_once if area(each)}
-    assert all(each.startswith("micronet_lib.errors") for each in inside), inside
+    light = ("micronet_lib.errors", "micronet_lib.interrupt")
+    assert all(each.startswith(light) for each in inside), inside
+    assert tops(LIBRARY / "interrupt.py") <= set(sys.stdlib_module_names)
 
 
 def own_dependencies() -> set[str]:
