@@ -431,6 +431,8 @@ def recipe(args: argparse.Namespace) -> tuple[Result, str]:
 
 
 def _overrides(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
+    from micronet_lib.lab.host.given import parsed_json
+
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -439,7 +441,9 @@ def _overrides(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
         if key in found:
             raise InputError(f"{what} {key} is given twice: give it once")
         try:
-            found[key] = json.loads(value)
+            found[key] = parsed_json(value)
+        except InputError:
+            raise
         except ValueError:
             found[key] = value
     return found

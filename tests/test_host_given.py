@@ -52,7 +52,7 @@ def test_no_overrides(nothing):
 
 
 def test_a_key_that_is_there_twice_is_no_choice():
-    with pytest.raises(InputError, match=r"'train\.epochs' twice"):
+    with pytest.raises(InputError, match=r"'train\.epochs' is given twice"):
         as_overrides('{"train.epochs": 2, "seed": 1, "train.epochs": 3}')
 
 

@@ -177,6 +177,9 @@ WRONG_WORDS = {
     "measure rounds --point linear-1 --point linear-2 --profile day": ("--point", "'linear-*'"),
     "score --model micronet_v1 --save dead_gates --save sixth": ("--save", "all values after it"),
     "recipe stages 3.0-orn --profile quick --override model=x --override model=y": ("model is",),
+    'recipe stages 3.0-orn --profile quick --override train={"epochs":2,"epochs":3}': (
+        "'epochs' is given twice",
+    ),
     f"{RESNET} --arg num_classes=100 --arg num_classes=10": ("num_classes is given twice",),
 }
 

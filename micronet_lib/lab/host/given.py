@@ -38,7 +38,7 @@ def as_overrides(value: object) -> dict[str, Any]:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value or "{}", object_pairs_hook=_with_each_key_once)
+            found = parsed_json(value or "{}")
         except InputError:
             raise
         except ValueError:
@@ -52,11 +52,21 @@ def as_overrides(value: object) -> dict[str, Any]:
     return dict(found)
 
 
+def parsed_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        InputError: an object holds a key twice.
+        ValueError: no JSON.
+    """
+    return json.loads(text, object_pairs_hook=_with_each_key_once)
+
+
 def _with_each_key_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Return a mapping. JSON itself would take the last value of a key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise InputError(f"overrides hold {key!r} twice: give it once")
+            raise InputError(f"key {key!r} is given twice: give it once")
         found[key] = value
     return found

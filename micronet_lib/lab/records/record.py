@@ -231,6 +231,7 @@ def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promo
             another recipe, from uncommitted code, on drawn images, or with other files than the
             published ones; another measurement is in its place.
     """
+    place = of_checkout(root) if root == MEASURED else root
     record = read(path)
     sweep = SWEEPS.get(record.sweep)
     if sweep is None:
@@ -262,8 +263,8 @@ def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promo
                 f"{path} was not measured with the published {file.name}, or does not say so: "
                 "`micronet data fetch` gets it; then measure the point again"
             )
-    place = (of_checkout(root) if root == MEASURED else root) / record.path
-    before = read(place) if place.is_file() else None
+    file = place / record.path
+    before = read(file) if file.is_file() else None
     if before == record:
         before = None
     if before is not None and not replacing:
