@@ -52,6 +52,21 @@ def test_parts_add_up_and_lie_in_their_order():
     assert "somewhere" in texts(fig)
 
 
+def test_reliability_shows_the_means_of_each_bin():
+    sure, boasting = [0.02, 0.08, 0.51, 0.57, 1.0], [0.9, 0.95, 1.0, 1.0, 1.0]
+    right = [False, True, True, True, False]
+    rows = [
+        pd.DataFrame({"confidence": values, "right": right, "kind": kind})
+        for kind, values in {"one": sure, "two": boasting}.items()
+    ]
+    fig = plots.reliability(pd.concat(rows), "somewhere")
+    lines = {line.get_label(): line for line in fig.axes[0].lines}
+    assert lines["one"].get_xdata() == pytest.approx([5, 54, 100])
+    assert lines["one"].get_ydata() == pytest.approx([50, 100, 0])
+    assert lines["two"].get_ydata() == pytest.approx([60])
+    assert "somewhere" in texts(fig)
+
+
 def test_curves_are_linear_in_the_exit_rate():
     curves = plots.exit_curves(made_arrays("block_3"))
     plain = curves[~curves["calibrated"].astype(bool)]

@@ -32,6 +32,7 @@ __all__ = [
     "exit_tradeoff",
     "osi_tradeoff",
     "part_costs",
+    "reliability",
     "threshold_choice",
 ]
 
@@ -137,6 +138,23 @@ def threshold_choice(table: pd.DataFrame, threshold: float, source: str) -> Figu
     leaving = int((table["confidence"] > threshold).sum())
     right.axvline(leaving + 0.5, color="black", lw=0.9, ls="--")
     right.set(xlabel="images that leave", ylabel="changed answers, % of all")
+    return footer(fig, source)
+
+
+def reliability(table: pd.DataFrame, source: str) -> Figure:
+    """Draw how often classifiers are right by how sure they are, in ten bins.
+
+    Args:
+        table: a row for each image: kind (of classifier), confidence (0 to 1), right (boolean).
+    """
+    fig, (ax,) = figure(height=2.9)
+    ax.plot([0, 100], [0, 100], color="black", lw=0.9, ls="--")
+    for colour, (kind, own) in zip((BLUE, ORANGE), table.groupby("kind", sort=False), strict=True):
+        bins = own.groupby((10 * own["confidence"]).clip(upper=9).astype(int))
+        means = 100 * bins[["confidence", "right"]].mean()
+        ax.plot(means["confidence"], means["right"], color=colour, marker="o", ms=5, label=kind)
+    ax.set(xlabel="mean confidence, %", ylabel="right, %", xlim=(0, 100), ylim=(0, 100))
+    ax.legend(fontsize=8, loc="upper left")
     return footer(fig, source)
 
 
