@@ -35,8 +35,8 @@ NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 # Chapter zero, the pages from 90 on and the page for lookers are about all methods, so they have
 # none of their own.
 PAGES = [path for path in NOTEBOOKS if path.stem.startswith(("00", "9", "explore"))]
-# `11_beyond_in_depth` is the second page of `11_beyond`, `10_assembled_cnn_transfer` another.
-FURTHER = re.compile("_(in_depth|transfer)$")
+# `11_beyond_in_depth` is the second page of `11_beyond`; `10_assembled_cnn` has two more.
+FURTHER = re.compile("_(in_depth|robustness|transfer)$")
 SECONDS = [path for path in NOTEBOOKS if FURTHER.search(path.stem)]
 CHAPTERS = [path for path in NOTEBOOKS if path not in (*PAGES, *SECONDS)]
 STEMS = [path.stem[3:] for path in CHAPTERS]
