@@ -79,6 +79,16 @@ def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     return rows[shown].merge(ours, on="rung", how="left").fillna({"n": 0})
 
 
+# Where the names of networks stand whose points lie close together.
+_NAMES = {
+    "R50": ((-5, 3), "right"),
+    "R50D": ((-5, -6), "right"),
+    "R50D+SK": ((5, 4), "left"),
+    "R50D+SK+BL": ((-5, -9), "right"),
+    "R50D+SK+BL+AA": ((5, -9), "left"),
+}
+
+
 def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
     """Draw images per second against multiply-accumulates, both on logarithmic axes.
 
@@ -91,10 +101,11 @@ def speed_and_work(table: pd.DataFrame, source: str) -> Figure:
     for chosen, colour, label in groups:
         rows = table[chosen]
         ax.scatter(rows["macs_billions"], rows["throughput"], color=colour, label=label, s=18)
-        for place, row in enumerate(rows.itertuples()):
-            shift = (5, -9) if place % 2 else (5, 3)
+        for row in rows.itertuples():
             text = str(row.point).replace("efficientnet_", "").partition("@")[0]
-            note(ax, text, (row.macs_billions, row.throughput), shift, size=7, color=colour)
+            shift, side = _NAMES.get(text, ((5, 3), "left"))
+            at = (row.macs_billions, row.throughput)
+            note(ax, text, at, shift, size=7, color=colour, ha=side)
     ax.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
     ticks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500)
     ax.set_xticks(ticks[:6], map(str, ticks[:6]))
