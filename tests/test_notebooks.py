@@ -34,7 +34,9 @@ KNOWN_TAGS = {*LINE_LIMITS, *REMOVED, *HIDDEN, IGNORED, "scroll-output"}
 
 # Pages about all methods (chapter zero, those from 90 on, the one for lookers) have no card; the
 # second page of a chapter leaves card and exercises to the first.
-CARDLESS = {p.stem for p in CHAPTERS if re.match(r"00|9|explore|.*_(in_depth|robustness|transfer)$", p.stem)}
+CARDLESS = {
+    p.stem for p in CHAPTERS if re.match(r"00|9|explore|.*_(in_depth|robustness|transfer)$", p.stem)
+}
 CARD_ENTRIES = (
     *("What", "Paper", "Equation", "Suggested values", "Cost", "Measured effect", "Differences"),
 )
