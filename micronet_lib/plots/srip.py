@@ -154,7 +154,7 @@ def srip_placement(
         mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
             of their profile, or in the paper's. They are gains too, so the point `none` is needed.
     """
-    fig, (left, *others) = figure(height=3.0, columns=1 + len(gains))
+    fig, (left, *others) = figure(height=2.7, columns=1 + len(gains))
     points = next(iter(gains.values()))["point"]
     place = np.arange(len(points))
     printed = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
