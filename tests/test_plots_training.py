@@ -67,7 +67,8 @@ def test_another_setting_shows():
     assert table.loc["train.epochs", ["paper", "here"]].tolist() == ["600", "7"]
 
 
-def test_the_legend_covers_no_mean():
+@pytest.mark.parametrize("sweep", ["pipeline", "label_smoothing", "stages"])
+def test_the_legend_covers_no_line(sweep):
     labels = dict.fromkeys(("dense", "0.15", "0.30", "0.45", "0.60"), "round")
     fig = plots.training_curves(records.curves(SWEEPS["pipeline"], "quick"), labels, "")
     fig.canvas.draw()

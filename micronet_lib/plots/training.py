@@ -48,7 +48,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
         curves: from `records.curves`; points that are not in `labels` are left out.
         labels: point -> name in the legend.
     """
-    fig, (left, right) = figure(height=2.9, columns=2)
+    fig, (left, right) = figure(height=3.2, columns=2)
     known = curves if "point" in curves else pd.DataFrame(columns=["point"])
     known = known[known["point"].isin(list(labels))]
     panels = ((left, "train_loss", 1), (right, "validation_top1", 100))
@@ -68,7 +68,8 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
-        left.legend(fontsize=8)  # falling lines leave a corner free
+        where = {"loc": "outside upper center", "ncols": min(3, len(labels))}
+        fig.legend(*left.get_legend_handles_labels(), fontsize=8, **where)
     return footer(fig, source)
 
 
