@@ -68,7 +68,8 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
-        left.legend(fontsize=8)  # falling lines leave a corner free
+        where = {"loc": "outside upper center", "ncols": min(3, len(labels))}
+        fig.legend(*left.get_legend_handles_labels(), fontsize=8, **where)
     return footer(fig, source)
 
 
