@@ -193,7 +193,7 @@ def _met(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     unsaid = [UNDECIDED] if PROFILES[profile].epoch_share >= 1 else [UNDECIDED, DIVERGED]
     run = found[~found["paper_verdict"].isin(unsaid)]
     if run.empty:
-        below = "" if found.empty else f"{len(found)} were run at {profile} only"
+        below = "" if found.empty else f"{len(found)} run at {profile}, none at the paper's schedule"
         return profile, printed, below or "no record", NOT_RUN
     agree = run["paper_verdict"].isin([SAME, WITHIN])
     good, missing = int(agree.sum()), len(rows) - len(run)
@@ -201,7 +201,7 @@ def _met(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     if good == len(run):
         return profile, printed, evidence, CONFIRMED
     best, rule = _best_rule(claim, profile, root)
-    evidence += f"; at best {best}, by the rules {rule}"
+    evidence += f"; at best {best}, with the rule set {rule}"
     verdict = CONFIRMED if best == len(run) else UNIDENTIFIED if best else UNSUPPORTED
     return profile, printed, evidence, verdict
 
@@ -246,7 +246,7 @@ def _gained(claim: Claim, root: Path) -> tuple[str, str, str, str]:
         len(sweep.point(name).recipe.prune.sparsities) for name in (claim.point, claim.against)
     ]
     if not whole and longer[0] != longer[1]:
-        more = f"{evidence}; {longer[0] - longer[1]} trainings more than its reference"
+        more = f"{evidence}; it had {longer[0] - longer[1]} trainings more"
         return profile, printed, more, UNIDENTIFIED
     verdict = good if row["low"] > claim.above else bad
     return profile, printed, evidence, verdict
