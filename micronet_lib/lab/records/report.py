@@ -193,7 +193,9 @@ def _met(claim: Claim, root: Path) -> tuple[str, str, str, str]:
     unsaid = [UNDECIDED] if PROFILES[profile].epoch_share >= 1 else [UNDECIDED, DIVERGED]
     run = found[~found["paper_verdict"].isin(unsaid)]
     if run.empty:
-        below = "" if found.empty else f"{len(found)} run at {profile}, none at the paper's schedule"
+        below = (
+            "" if found.empty else f"{len(found)} run at {profile}, none at the paper's schedule"
+        )
         return profile, printed, below or "no record", NOT_RUN
     agree = run["paper_verdict"].isin([SAME, WITHIN])
     good, missing = int(agree.sum()), len(rows) - len(run)
