@@ -171,8 +171,9 @@ def srip_placement(
         diverged = table.attrs.get("diverged", {})
         for x in place[~run]:
             said = "diverged" if points.iloc[x] in diverged else "not run"
-            above = {"xytext": (0, 3), "textcoords": "offset points"}  # clear of the line at 0
-            ax.annotate(said, (x, 0), **above, ha="center", va="bottom", size=8, rotation=90)
+            # Clear of the line at 0.
+            where: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            ax.annotate(said, (x, 0), **where, ha="center", va="bottom", size=8, rotation=90)
         if not run.any():
             ax.set(yticks=[], ylim=(-1, 2))
     if mine is not None:
