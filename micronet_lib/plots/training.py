@@ -69,8 +69,8 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
         handles, names = left.get_legend_handles_labels()
-        ncols = min(3, len(labels))
-        fig.legend(handles, names, loc="outside upper center", ncols=ncols, fontsize=8)
+        columns = min(3, len(names))
+        fig.legend(handles, names, loc="outside upper center", ncols=columns, fontsize=8)
     return footer(fig, source)
 
 
