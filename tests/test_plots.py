@@ -120,6 +120,19 @@ def test_a_table_of_gains_tells_one_run_from_none():
     assert d == ["d", "a", "0 / 3", "not run", "–", "–", "–", "–", "–"]
 
 
+def test_a_small_p_value_is_not_printed_as_zero():
+    values = {"a": [10, 10.1, 9.9], "far": [90, 90.1, 89.9], "near": [10.1, 10.2, 9.7]}
+    rows = [(p, seed, v) for p, own in values.items() for seed, v in enumerate(own)]
+    gains = records.gain(pd.DataFrame(rows, columns=["point", "seed", "top1"]), "a")
+    far, near = gains["p"]
+    assert 0 < far < 1e-6
+    assert near > 0.5
+    html = plots.show_gains(gains.assign(p_holm=[0.001, 0.00099])).to_html()
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    assert cells[6:8] == ["&lt;0.001", "0.001"]
+    assert cells[15:17] == [f"{near:.3f}", "&lt;0.001"]
+
+
 def test_what_a_table_of_gains_allows_to_say():
     values = {"a": [10, 20, 30], "b": [50, 60, 73], "c": [12, 21, 28], "one": [15.5], "none": []}
     rows = [(p, seed, v) for p, own in values.items() for seed, v in enumerate(own)]

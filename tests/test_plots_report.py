@@ -1,18 +1,42 @@
 """The figures and the table of the reviewer's page."""
 
+import io
+
 import pandas as pd
-from figures import texts
+from figures import labels, texts
+from PIL import Image
 
 from micronet_lib import plots
+from micronet_lib.lab.records import report
+from micronet_lib.plots.layouts import Parts, stacked
+from micronet_lib.plots.style import sharp_png
+
+PHONE_WIDTH = 390
 
 
 def test_each_claim_has_a_point_under_its_verdict():
     claims = pd.DataFrame({"claim": ["a.", "b.", "c."], "verdict": ["no", "yes", "no"]})
     fig = plots.claim_verdicts(claims, ["yes", "no"], "somewhere")
-    (points,) = fig.axes[0].collections
-    assert points.get_offsets().tolist() == [[1, 0], [0, 1], [1, 2]]
-    assert "yes\n1" in texts(fig)
-    assert "no\n2" in texts(fig)
+    places = [
+        [tuple(point) for mark in ax.collections for point in mark.get_offsets()] for ax in fig.axes
+    ]
+    assert places == [[(1, 0), (0, 1)], [(1, 0)]]
+    names = [[name.get_text() for name in ax.get_yticklabels()] for ax in fig.axes]
+    assert names == [["a", "b"], ["c"]]
+    assert {"yes: 1", "no: 2"} <= set(labels(fig))
+
+
+def test_claims_stand_below_each_other_on_a_phone():
+    claims = report.claims()
+    drawn, _ = sharp_png(plots.claim_verdicts(claims, report.VERDICTS, "somewhere"))
+    picture = Image.open(io.BytesIO(drawn))
+    parts = Parts.read(picture)
+    assert parts is not None
+    assert len(parts.panels) == 2
+    assert len(parts.legend) == len(report.VERDICTS)
+    below = stacked(picture, parts)
+    assert below is not None
+    assert below.width / 2 < PHONE_WIDTH * 1.2  # two pixels for one, shown a little smaller
 
 
 def test_hours_of_a_sweep_are_added_up_over_profiles():

@@ -67,9 +67,11 @@ def test_another_setting_shows():
     assert table.loc["train.epochs", ["paper", "here"]].tolist() == ["600", "7"]
 
 
-def test_the_legend_covers_no_mean():
-    labels = dict.fromkeys(("dense", "0.15", "0.30", "0.45", "0.60"), "round")
-    fig = plots.training_curves(records.curves(SWEEPS["pipeline"], "quick"), labels, "")
+@pytest.mark.parametrize("sweep", ["pipeline", "label_smoothing", "stages"])
+def test_the_legend_covers_no_line(sweep):
+    table = records.curves(SWEEPS[sweep], "quick")
+    labels = dict.fromkeys(table["point"].unique(), "a stage or round")
+    fig = plots.training_curves(table, labels, "")
     fig.canvas.draw()
     (legend,) = fig.legends + [ax.get_legend() for ax in fig.axes if ax.get_legend()]
     for ax in fig.axes:

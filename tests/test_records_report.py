@@ -63,12 +63,24 @@ def test_a_gain_is_judged_by_its_interval_and_its_budget(root, profile, with_it,
     assert verdict(root, HELPS) == expected
 
 
+def test_one_run_at_a_longer_profile_does_not_hide_the_runs_at_a_shorter_one(root):
+    put(root, "srip_placement", none=[0.10, 0.11], pointwise=[0.30, 0.31])
+    put(root, "srip_placement", "day", pointwise=[0.40])
+    row = judged(root, HELPS)
+    assert (row["profile"], row["verdict"]) == ("quick", report.CONSISTENT)
+    put(root, "srip_placement", "day", none=[0.50])
+    assert judged(root, HELPS)["profile"] == "quick"  # one run each has no interval
+    put(root, "srip_placement", "day", none=[0.50, 0.51], pointwise=[0.40, 0.41])
+    row = judged(root, HELPS)
+    assert (row["profile"], row["verdict"]) == ("day", report.HERE)
+
+
 def test_a_network_that_was_trained_longer_shows_nothing_at_a_small_budget(root):
     pruned = {"dense": [0.10, 0.11], "0_at_60": [0.30, 0.31]}
     put(root, "pipeline", **pruned)
-    assert verdict(root, "Pruning 60 % costs less than a point.") == report.UNIDENTIFIED
+    assert verdict(root, "Pruning 60 % costs less than one point of top-1.") == report.UNIDENTIFIED
     put(root, "pipeline", "full", **pruned)
-    assert verdict(root, "Pruning 60 % costs less than a point.") == report.CONFIRMED
+    assert verdict(root, "Pruning 60 % costs less than one point of top-1.") == report.CONFIRMED
 
 
 def counted(root: Path, storage: float, point: str = "1.0") -> str:
@@ -90,7 +102,8 @@ def test_a_count_is_judged_under_every_counting_rule(root):
 def test_a_printed_accuracy_needs_the_papers_schedule(root):
     put(root, "stages", **{"3_at_0__orn": [0.1, 0.2]})
     row = judged(root, "Tables 2 to 4: accuracy of every stage and ratio.")
-    assert (row["verdict"], row["evidence"]) == (report.NOT_RUN, "1 were run at quick only")
+    said = "1 run at quick, none at the paper's schedule"
+    assert (row["verdict"], row["evidence"]) == (report.NOT_RUN, said)
 
 
 def test_null_and_negative_results_are_those_whose_interval_reaches_zero(root):

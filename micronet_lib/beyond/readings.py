@@ -100,7 +100,7 @@ _READINGS = (
     _Reading(
         "conversions",
         "free: a shift and a clip",
-        "3 operations of 16 bits an output",
+        "3 operations of 16 bits per output",
         _counted_conversions,
     ),
     _Reading(
@@ -118,11 +118,11 @@ _READINGS = (
     _Reading(
         "exact savings",
         "what the program executes",
-        "a product and a sum a weight",
+        "a product and a sum per weight",
         _without_savings,
     ),
     _Reading(
-        "gates, pooling, stream",
+        "gates, pooling, residual stream",
         "16 bits, as their integers have",
         "32 bits",
         precision=Precision(HALF, HALF, other_bits=FULL),
@@ -141,7 +141,7 @@ def harsher_readings(network: IntegerMicroNet) -> pd.DataFrame:
 
     Returns:
         Columns point, charged, harsher, score, more (than the headline score). The first row is the
-        headline, the last one all harsher readings at once.
+        score as reported, the last one all harsher readings at once.
 
     Raises:
         InputError: a network in floats.
@@ -149,7 +149,7 @@ def harsher_readings(network: IntegerMicroNet) -> pd.DataFrame:
     operations = record_operations(network)
     rules = RULE_SETS["official"]
     headline = score_operations(operations, rules).score
-    rows = [("headline", "as charged", "", headline)]
+    rows = [("as reported", "", "", headline)]
     # Savings first: that change lists the operations anew.
     everything: Operations = _without_savings(network, operations)
     for reading in _READINGS:

@@ -11,6 +11,12 @@ from micronet_lib.plots.style import BLUE, GREY, ORANGE, figure, footer, not_run
 __all__ = ["adjusted_ranges", "learned_and_uniform", "widths_of_channels"]
 
 _COLOURS = {"uniform": GREY, "learned": BLUE, "rounded": ORANGE}
+# Where the name of a point stands: two ways of a score lie above each other.
+_SHIFTS = {
+    "uniform": ((0, -13), "center"),
+    "learned": ((6, -8), "left"),
+    "rounded": ((6, 3), "left"),
+}
 
 
 def adjusted_ranges(curves: pd.DataFrame, source: str) -> Figure:
@@ -82,10 +88,9 @@ def learned_and_uniform(
         ax.scatter(*where, color=_COLOURS[str(kind)], label=kind)
         ax.errorbar(*where, 100 * rows["top1_std"], fmt="none", color=_COLOURS[str(kind)])
         for point, score, top1 in zip(rows["point"], *where, strict=True):
-            left = kind == "uniform"  # the learned way of that score has its name on the right
-            shift, side = ((-6, -3), "right") if left else ((6, 3), "left")
+            shift, side = _SHIFTS[str(kind)]
             if point.endswith("bounds"):
-                shift = (6, -10)  # below the same way without
+                shift, side = (-6, -3), "right"  # its point covers that of the way without
             note(ax, point.replace("_", " "), (score, top1), shift, ha=side)
     ax.axhline(80, color="black", lw=0.9, ls=":")
     ax.margins(x=0.15, y=0.15)

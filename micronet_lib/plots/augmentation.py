@@ -103,7 +103,7 @@ def policy_statistics(statistics: pd.DataFrame, source: str) -> Figure:
         statistics: rows kind (`published`, `searched`), operation, share (of all steps),
             probability and level (means over those steps).
     """
-    fig, axes = figure(height=4.4, columns=3)
+    fig, axes = figure(height=3.7, columns=3)
     order, kinds = statistics["operation"].unique(), statistics["kind"].unique()
     columns = {
         "share": ("share of all steps (%)", 100, 100 / len(order)),
@@ -131,7 +131,7 @@ def box_weights(draws: pd.DataFrame, source: str) -> Figure:
     Args:
         draws: one row per draw: before (from Beta), after (area outside the box).
     """
-    fig, (scatter, histogram) = figure(height=3.2, columns=2)
+    fig, (scatter, histogram) = figure(height=2.9, columns=2)
     few = draws.head(2000)
     scatter.plot(few["before"], few["after"], ".", ms=3, color=BLUE, alpha=0.5)
     scatter.plot([0, 1], [0, 1], color=_DARK, lw=1)
@@ -160,7 +160,7 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
         controls: fold, policies, loss; policies are `none`, `searched`, `shuffled`, `random`,
             `published`.
     """
-    fig, (left, right) = figure(height=3.6, columns=2, widths=(1.25, 1))
+    fig, (left, right) = figure(height=3.2, columns=2, widths=(1.25, 1))
     colours = (BLUE, ORANGE, GREEN, PURPLE, GREY)
     for (fold, rows), colour in zip(trials.groupby("fold"), colours, strict=False):
         best = rows["loss"].cummin()
@@ -189,7 +189,7 @@ def augmentation_sweep(
         measured: a table of the sweep `augmentation`: point, top1, top1_std, train_loss.
         mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
-    fig, (left, right) = figure(height=3.6, columns=2)
+    fig, (left, right) = figure(height=3.2, columns=2)
     points = measured["point"]
     _points(left, points, 100 * measured["top1"], 100 * measured["top1_std"], BLUE)
     left.set_xlabel("top-1 (%)")

@@ -100,7 +100,9 @@ def trick_steps(gains: pd.DataFrame, needed: float, source: str) -> Figure:
         colour = GREEN if end > start else ORANGE
         ax.barh(place, end - start, left=start, color=colour, height=0.6)
         ax.plot([start, start], [place - 1, place], color=GREY, lw=0.8)
-        note(ax, f"{end - start:+.2f}", (max(start, end), place), (5, 0), va="center")
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # of the line at `needed`
+        place_of_text = (max(start, end), place)
+        note(ax, f"{end - start:+.2f}", place_of_text, (5, 0), va="center", bbox=clear)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set(xlabel="top-1 accuracy (%)", xlim=(gains["top1"].min() - 1, gains["top1"].max() + 1.5))

@@ -127,12 +127,12 @@ def _own_line(own: pd.DataFrame) -> str:
     line = (
         f"This book's own network: <b>{_thousands(first['correct'])} of "
         f"{_thousands(first['num_examples'])}</b> right at score "
-        f"<b>{first['official.score']:.6f}</b>, seed {first['seed']}"
+        f"<b>{first['official.score']:.6f}</b>"
     )
     if len(runs) == 1:
-        return line + "."
+        return line + " (one run)."
     span = f"{_thousands(correct.min())} to {_thousands(correct.max())}"
-    return line + f" of {len(runs)} ({span} right)."
+    return line + f" (first of {len(runs)} runs, which have {span} right)."
 
 
 def _thousands(number: float) -> str:

@@ -46,7 +46,7 @@ def target_bars(targets: pd.DataFrame, source: str) -> Figure:
         targets: one row per class, its name as the index, the true class first; one column per
             form: the target's entries, not negative. A row of `NaN` is a gap.
     """
-    fig, axes = figure(height=0.26 * len(targets) + 1.0, columns=len(targets.columns))
+    fig, axes = figure(height=0.22 * len(targets) + 0.9, columns=len(targets.columns))
     end = 1.55 * targets.iloc[1:].max(axis=None)
     names = [str(name).replace("_", " ") for name in targets.index]
     for ax, form in zip(axes, targets, strict=True):
@@ -83,7 +83,7 @@ def smoothing_forms(
         entropy: columns temperature, cosine and absolute: mean entropy of u in nats.
         published: columns form, temperature, entropy: published settings.
     """
-    fig, (left, right) = figure(height=3.7, columns=2)
+    fig, (left, right) = figure(height=3.4, columns=2)
     ranks = np.arange(1, len(targets) + 1)
     for form in targets:
         left.plot(ranks, targets[form], ".-", ms=3, lw=1, color=_COLOURS[str(form)], label=form)
@@ -135,7 +135,7 @@ def smoothing_sweep(
         mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
             of their profile, or in the first one that is measured.
     """
-    fig, (left, *others) = figure(height=3.3, columns=1 + len(measured))
+    fig, (left, *others) = figure(height=3.0, columns=1 + len(measured))
     bars = left.barh(gain["i"], gain["gain"], color=BLUE, height=0.7)
     left.bar_label(bars, fmt="%+.2f", fontsize=8, padding=2)
     left.invert_yaxis()

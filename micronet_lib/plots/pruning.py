@@ -133,7 +133,7 @@ def density_by_kind(zeros: pd.DataFrame, source: str) -> Figure:
     Args:
         zeros: columns network, kind, sparsity, from `zeros_by_kind`; the kind `all` is a line.
     """
-    fig, (ax,) = figure(height=3.3)
+    fig, (ax,) = figure(height=2.9)
     kinds = [kind for kind in zeros["kind"].unique() if kind != "all"]
     networks = list(zeros["network"].unique())
     width = 0.8 / len(networks)
@@ -233,7 +233,7 @@ def short_rounds(
         files: from `pruned_files`, of the network that the rounds start from.
         mine: from `records.mine` of that sweep: the reader's own runs, a marker more.
     """
-    fig, (ax,) = figure(height=3.6)
+    fig, (ax,) = figure(height=3.2)
     found = files[files["n"] > 0]
     start = found.nsmallest(1, "sparsity")
     measured = measured.assign(way=measured["point"].str.rpartition("-")[0])
@@ -320,7 +320,7 @@ def pruning_curve(
         mine: from `records.mine` of that sweep: the reader's own runs, a marker more. Those far
             below the paper's numbers are among the short runs.
     """
-    fig, (left, middle, right) = figure(height=3.5, columns=3)
+    fig, (left, middle, right) = figure(height=3.1, columns=3)
     found = files[files["n"] > 0]
     for ax, column, factor in ((left, "sparsity", 100), (middle, "score", 1)):
         style: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1, "color": GREY, "mfc": "white"}

@@ -1,16 +1,20 @@
 """Figures and tables of the page `98_report`."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, RED, SKY, figure, footer, not_run
 
 __all__ = ["claim_verdicts", "core_hours", "hyperparameters"]
 
 _COLOURS = (GREEN, SKY, BLUE, ORANGE, RED, GREY)
+_MARKS = "oPD^Xs"
+_NAME_CHARS = 38  # of a line of a claim
 
 # Setting of a recipe -> where the paper, the README and the released code say it. First the
 # metric, then the points of each among the transcribed numbers.
@@ -34,26 +38,33 @@ _SOURCES = {"paper": "kim2020", "README": "micronet_code", "released code": "mic
 
 
 def claim_verdicts(claims: pd.DataFrame, verdicts: Sequence[str], source: str) -> Figure:
-    """Draw the verdict of each claim: a row a claim, a column a verdict.
+    """Draw the verdict of each claim: a row a claim, a mark and a column a verdict.
+
+    The claims stand in two panels, so that a phone shows them below each other. The legend names
+    the columns from left to right and counts the claims of each.
 
     Args:
         claims: columns claim and verdict.
-        verdicts: in the order of the columns.
+        verdicts: at most six, in the order of the columns.
     """
-    fig, (ax,) = figure(height=1.2 + 0.25 * len(claims))
-    places = [verdicts.index(verdict) for verdict in claims["verdict"]]
-    rows = range(len(claims))
-    ax.scatter(places, rows, s=70, color=[_COLOURS[place] for place in places], zorder=3)
-    ax.set_yticks(rows, claims["claim"].str.removesuffix("."), fontsize=8)
-    names = [verdict.replace(" ", "\n").replace("at\n", "at ") for verdict in verdicts]
-    counts = [places.count(place) for place in range(len(verdicts))]
-    labels = [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)]
-    ax.set_xticks(range(len(verdicts)), labels, fontsize=8)
-    ax.set_xlim(-0.5, len(verdicts) - 0.5)
-    ax.xaxis.tick_top()
-    ax.invert_yaxis()
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    half = max(1, (len(claims) + 1) // 2)
+    fig, axes = figure(height=1.3 + 0.36 * half, columns=2)
+    for ax, part in zip(axes, (claims[:half], claims[half:]), strict=True):
+        names = part["claim"].str.removesuffix(".").map(lambda text: fill(text, _NAME_CHARS))
+        places = [verdicts.index(verdict) for verdict in part["verdict"]]
+        for row, place in enumerate(places):
+            ax.scatter(place, row, s=60, color=_COLOURS[place], marker=_MARKS[place], zorder=3)
+        ax.set_yticks(range(len(part)), names, fontsize=8)
+        ax.set_xticks(range(len(verdicts)), [])
+        ax.set(xlim=(-0.5, len(verdicts) - 0.5), ylim=(half - 0.5, -0.5))
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    counts = claims["verdict"].value_counts()
+    handles = [
+        Line2D([], [], ls="", color=colour, marker=mark, label=f"{name}: {counts.get(name, 0)}")
+        for name, colour, mark in zip(verdicts, _COLOURS, _MARKS, strict=False)
+    ]
+    fig.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8.5)
     return footer(fig, source)
 
 

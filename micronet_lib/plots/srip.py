@@ -154,7 +154,7 @@ def srip_placement(
         mine: from `records.mine` of the sweep: the reader's own runs, a marker more in the panel
             of their profile, or in the paper's. They are gains too, so the point `none` is needed.
     """
-    fig, (left, *others) = figure(height=3.0, columns=1 + len(gains))
+    fig, (left, *others) = figure(height=2.7, columns=1 + len(gains))
     points = next(iter(gains.values()))["point"]
     place = np.arange(len(points))
     printed = paper[paper["metric"] == "gain_percent"].set_index("point")["value"]
@@ -171,7 +171,9 @@ def srip_placement(
         diverged = table.attrs.get("diverged", {})
         for x in place[~run]:
             said = "diverged" if points.iloc[x] in diverged else "not run"
-            ax.text(x, 0, said, ha="center", va="bottom", size=8, rotation=90)
+            # Clear of the line at 0.
+            where: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            ax.annotate(said, (x, 0), **where, ha="center", va="bottom", size=8, rotation=90)
         if not run.any():
             ax.set(yticks=[], ylim=(-1, 2))
     if mine is not None:

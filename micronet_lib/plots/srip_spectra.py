@@ -160,7 +160,7 @@ def srip_spectra(values: pd.DataFrame, networks: Sequence[str], source: str = ""
         networks: panels from top to bottom; one without values says `not run`.
         source: the provenance footer; none if empty.
     """
-    fig, axes = figure(height=1.35 * len(networks) + 1.1, rows=len(networks))
+    fig, axes = figure(height=1.1 * len(networks) + 1.1, rows=len(networks))
     bottom, top = (0.02, 30.0)
     if len(values):
         bottom, top = max(bottom, 0.8 * values["value"].min()), 1.25 * values["value"].max()

@@ -88,8 +88,13 @@ def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
         styler.format(number, na_rep=said, subset=([row], ["difference"]))
     # A difference of single runs is known and has none of these.
     styler.format(number, na_rep="–", subset=["95 % from", "to"])
-    styler.format("{:.3f}", na_rep="–", subset=["p", "p (Holm)"])
+    styler.format(_said_p, na_rep="–", subset=["p", "p (Holm)"])
     return styler.format(number.replace("+", ""), na_rep="–", subset=["detectable"])
+
+
+def _said_p(p: float) -> str:
+    """Return a p-value as HTML. None is ever zero, so a small one reads `<0.001`."""
+    return f"{p:.3f}" if p >= 0.001 else "&lt;0.001"
 
 
 def said_checks(held: Mapping[str, Any]) -> str:

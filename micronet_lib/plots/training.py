@@ -68,7 +68,9 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
     if not known.empty:
-        left.legend(fontsize=8)  # falling lines leave a corner free
+        handles, names = left.get_legend_handles_labels()
+        columns = min(3, len(names))
+        fig.legend(handles, names, loc="outside upper center", ncols=columns, fontsize=8)
     return footer(fig, source)
 
 
