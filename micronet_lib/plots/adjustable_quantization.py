@@ -54,7 +54,8 @@ def widths_of_channels(
         ax.set(title=title, xlabel="bits", xlim=(1.3, 8.7))
     if histograms:
         axes[0].set(ylabel="channels (%)")
-        axes[0].legend(fontsize=8)
+        handles = axes[0].get_legend_handles_labels()[0]
+        fig.legend(handles=handles, fontsize=8, loc="outside upper left", ncols=2)
     return footer(fig, source)
 
 
