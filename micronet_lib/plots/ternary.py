@@ -90,8 +90,9 @@ def ternary_readings(
     ax.scatter(narrow, right, edgecolor=BLUE, color="white", label="at 16 bits", zorder=3)
     ax.errorbar(wide, right, 100 * run["top1_std"], fmt="none", color=BLUE)
     for point, score, top1 in zip(run["point"], wide, right, strict=True):
-        note(ax, point.replace("_", " "), (score, top1), (6, -3))
-    ax.margins(x=0.15)
-    ax.set(xlabel="score", ylabel="top-1 (%)", ylim=(0, None))
+        shift, side = ((0, 6), "center") if point == "ttq_75" else ((6, -3), "left")
+        note(ax, point, (score, top1), shift, ha=side)
+    ax.margins(x=0.15, y=0.12)
+    ax.set(xlabel="score", ylabel="top-1 (%)", ylim=(-4, None))
     fig.legend(fontsize=8, loc="outside upper left", ncols=3)
     return footer(fig, source)
