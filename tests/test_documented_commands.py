@@ -100,7 +100,10 @@ def run(command: str) -> tuple[int, str]:
         words = ["promote", *map(str, promotable(pattern)), "--replace"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(words)
+        try:
+            status = main(words)
+        except SystemExit as ended:  # argparse ends the program after --help
+            status = int(ended.code or 0)
     return status, out.getvalue() + err.getvalue()
 
 
