@@ -207,6 +207,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     import torch
 
     from micronet_lib.architecture import build
+    from micronet_lib.lab.host.given import assignments
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.scoring.bill import score_network
     from micronet_lib.scoring.dead_channels import apply_savings
@@ -218,7 +219,7 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     if args.network:
         if args.save:
             raise InputError("--save is for MicroNets: give --model or --checkpoint")
-        options = _overrides(args.arg, "argument")
+        options = assignments(args.arg, "argument")
         model, name = _imported(args.network, options), args.network
     elif args.arg:
         raise InputError("--arg goes with --network")
@@ -276,6 +277,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def measure(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure the missing points of a sweep, on this machine or on a cluster."""
+    from micronet_lib.lab.host.given import assignments
     from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.recipes.profile import PROFILES
     from micronet_lib.lab.records import provenance
@@ -286,7 +288,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.requirements import require
 
     sweep = SWEEPS[args.sweep]
-    overrides = _overrides(args.override)
+    overrides = assignments(args.override)
     asked = cases(sweep, PROFILES[args.profile], args.seed, overrides, args.point)
     ahead = jobs(asked, retrain=args.retrain)
     trains = any(job.does == "train" for job in ahead)
@@ -335,6 +337,8 @@ def agenda(args: argparse.Namespace) -> tuple[Result, str]:
 
 def compare(args: argparse.Namespace) -> tuple[Result, str]:
     """Put the paper, the committed records and this machine's side by side."""
+    from shutil import get_terminal_size
+
     from micronet_lib.lab import records
     from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.recipes.profile import PROFILES
@@ -351,8 +355,7 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
         for profile in [args.profile] if args.profile else records.profiles_of_records(sweep):
             rows = records.compared(sweep, profile, everything=bool(args.sweep))
             if len(rows):
-                text = _fitting(records.side_by_side(rows))
-                texts.append(f"{text}{records.remarks(rows)}\n")
+                texts.append(records.comparison_text(rows, get_terminal_size((1000, 24)).columns))
                 listed += json.loads(rows.to_json(orient="records", double_precision=15))
     verdicts = Counter(row["verdict"] for row in listed if row["verdict"] != records.NOT_RUN)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
@@ -360,22 +363,6 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
     if records.OUTSIDE in verdicts:
         result["exit_status"] = 1
     return result, "\n".join([*texts, f"yours: {counts or 'no record to compare'}"])
-
-
-def _fitting(shown: Any) -> str:
-    """Return a table as text. Where it is wider than the terminal, places in print stand below."""
-    from shutil import get_terminal_size
-
-    if shown.empty:
-        return ""
-    text, place = shown.to_string(index=False), "printed in"
-    if place not in shown or len(text.partition("\n")[0]) <= get_terminal_size((1000, 24)).columns:
-        return f"{text}\n"
-    quoted = shown[shown[place] != "–"].drop_duplicates(["metric", place])
-    width = quoted["metric"].str.len().max()
-    lines = [f"  {row['metric']:{width}}  {row[place]}" for row in quoted.to_dict("records")]
-    text = shown.drop(columns=place).to_string(index=False)
-    return "\n".join([text, "printed in:", *lines, ""])
 
 
 def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:
@@ -418,35 +405,17 @@ def curves(args: argparse.Namespace) -> tuple[Result, str]:
 
 def recipe(args: argparse.Namespace) -> tuple[Result, str]:
     """Print the recipe of a point, resolved for a profile."""
+    from micronet_lib.lab.host.given import assignments
     from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.recipes.identity import flat_settings, plain_recipe, recipe_id
     from micronet_lib.lab.recipes.profile import PROFILES, resolved
 
     point = SWEEPS[args.sweep].point(args.point)
-    overrides = _overrides(args.override)
+    overrides = assignments(args.override)
     found = resolved(point.recipe, PROFILES[args.profile], overrides)
     settings = plain_recipe(found)
     result = {"recipe_id": recipe_id(found), "recipe": settings}
     return result, _lines({"recipe_id": result["recipe_id"], **flat_settings(settings)})
-
-
-def _overrides(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
-    from micronet_lib.lab.host.given import parsed_json
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"{what} {text!r} is not KEY=VALUE, such as model=micronet_v2")
-        if key in found:
-            raise InputError(f"{what} {key} is given twice: give it once")
-        try:
-            found[key] = parsed_json(value)
-        except InputError:
-            raise
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def search_policies(args: argparse.Namespace) -> tuple[Result, str]:

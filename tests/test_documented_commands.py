@@ -25,6 +25,7 @@ from micronet_lib.lab import records
 from micronet_lib.lab.data import downloads
 from micronet_lib.lab.data.downloads import published_digests
 from micronet_lib.lab.host.places import OWN_NETWORKS
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records import record
 
 ROOT = BOOK.parent
@@ -124,8 +125,10 @@ def prepare(command: str) -> None:
     if words[0] == "promote":
         _, profile, sweep, _ = words[1].split("/")
         assert main(["measure", sweep, "--profile", profile, "--point", "v1_pr_60"]) == 0
-    if words[0] == "curves" and not Path("runs/quick/networks").is_dir():
-        assert main(["measure", "stages", "--profile", "quick", "--point", "3.0-orn"]) == 0
+    if words[0] == "curves":
+        sweep = words[1] if words[1] in SWEEPS else "stages"
+        point = SWEEPS[sweep].points()[0].name
+        assert main(["measure", sweep, "--profile", "quick", "--point", point]) == 0
     if words[0] == "export":
         point = words[words.index("--point") + 1]
         profile = words[words.index("--profile") + 1]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 from micronet_lib.errors import InputError, Registry, check_choice
-from micronet_lib.lab.host.given import SEEDS, as_overrides, as_seed
+from micronet_lib.lab.host.given import SEEDS, as_overrides, as_seed, assignments
 from micronet_lib.lab.host.machine import stamp
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
@@ -114,3 +114,27 @@ def test_names_of_odd_types_are_unknown_names():
                 looked_up(name)
         with pytest.raises(InputError, match="choose from"):
             check_choice("profile", name, {"a": 1})
+
+
+def test_values_of_assignments_are_json_or_text():
+    texts = ["model=micronet_v2", "train.epochs=2", 'train={"lr": 0.1}', "note=a=b", "empty="]
+    assert assignments(texts) == {
+        "model": "micronet_v2",
+        "train.epochs": 2,
+        "train": {"lr": 0.1},
+        "note": "a=b",
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["model"], "argument 'model' is not KEY=VALUE"),
+        (["a=1", "a=2"], "argument a is given twice"),
+        (['a={"b": 1, "b": 2}'], "'b' is given twice"),
+    ],
+)
+def test_wrong_assignments_are_refused(texts, said):
+    with pytest.raises(InputError, match=said):
+        assignments(texts, "argument")

@@ -38,7 +38,7 @@ def as_overrides(value: object) -> dict[str, Any]:
     found = value
     if isinstance(value, str):
         try:
-            found = parsed_json(value or "{}")
+            found = _parsed_json(value or "{}")
         except InputError:
             raise
         except ValueError:
@@ -52,7 +52,31 @@ def as_overrides(value: object) -> dict[str, Any]:
     return dict(found)
 
 
-def parsed_json(text: str) -> Any:
+def assignments(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
+    """Return the values of texts such as `model=micronet_v2`, by key.
+
+    A value is read as JSON. If it is none, it is the text itself.
+
+    Raises:
+        InputError: no such text, or a key that is given twice. `what` says of what it is.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{what} {text!r} is not KEY=VALUE, such as model=micronet_v2")
+        if key in found:
+            raise InputError(f"{what} {key} is given twice: give it once")
+        try:
+            found[key] = _parsed_json(value)
+        except InputError:
+            raise
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _parsed_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:

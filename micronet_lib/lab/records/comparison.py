@@ -395,6 +395,22 @@ def _first_diverged(rows: pd.DataFrame) -> pd.Series:
     return told & ~rows["point"].where(told).duplicated()
 
 
+def comparison_text(rows: pd.DataFrame, columns: int) -> str:
+    """Return `side_by_side` and `remarks` of a `compared` for a terminal of so many columns.
+
+    Where the table is wider, the places in print stand below it.
+    """
+    shown, place = side_by_side(rows), "printed in"
+    text = "" if shown.empty else f"{shown.to_string(index=False)}\n"
+    if place in shown and len(text.partition("\n")[0]) > columns:
+        quoted = shown[shown[place] != "–"].drop_duplicates(["metric", place])
+        width = quoted["metric"].str.len().max()
+        lines = [f"  {row['metric']:{width}}  {row[place]}" for row in quoted.to_dict("records")]
+        text = shown.drop(columns=place).to_string(index=False)
+        text = "\n".join([text, "printed in:", *lines, ""])
+    return f"{text}{remarks(rows)}\n"
+
+
 def remarks(rows: pd.DataFrame) -> str:
     """Return the lines under a `compared`: where the records are from, and what they leave open.
 
