@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from integer_networks import images, integer_network
+from published_data import require
 from small_networks import seeded
 from tiny_lab import sweep_of, tiny_lab
 from torch import Tensor
@@ -209,8 +210,7 @@ def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
 def test_they_follow_on_real_images_too():
     """The published network with every width, on test images of CIFAR-100."""
     case = cases(SWEEPS["adjustable_quantization"], PROFILES["day"], point="learned_4")[0]
-    if missing_files(case, trains=True):
-        pytest.skip("needs the published data: python -m micronet_lib data fetch")
+    require(*missing_files(case, trains=True))
     untrained = replace(case.recipe, train=TrainConfig(epochs=0), teacher=None)
     network = network_of(untrained, case.profile, 0)
     generator = seeded(7)
@@ -465,8 +465,7 @@ def test_additions_at_32_bits_explain_the_official_score(efficientnet):
 @pytest.mark.parametrize("bits", UNIFORM_SCORES)
 def test_a_target_is_the_score_of_the_published_network_at_that_width(bits):
     case = cases(SWEEPS["adjustable_quantization"], PROFILES["day"], point=f"uniform_{bits}")[0]
-    if missing_files(case, trains=True):
-        pytest.skip("needs the published data: python -m micronet_lib data fetch")
+    require(*missing_files(case, trains=True))
     untrained = replace(case.recipe, train=TrainConfig(epochs=0), teacher=None)
     network = network_of(untrained, case.profile, 0)
     assert score_network(network, "official").score == pytest.approx(UNIFORM_SCORES[bits], abs=1e-6)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from published_data import require
 from small_networks import seeded
 from torch import Tensor, nn
 
@@ -186,8 +187,8 @@ def test_sampling_follows_a_table_by_hand(monkeypatch):
     assert table.sample("fc", torch.Size([2]), seeded(0)).tolist() == [10, 10]
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason="python -m micronet_lib data fetch kaist")
 def test_a_published_network_gives_a_distribution():
+    require(PUBLISHED)
     published = load_published(PUBLISHED)
     alive = distribution_of(remove_dead_gates(published))
     assert set(alive.quantiles) == set(KINDS)

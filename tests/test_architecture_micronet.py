@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from published_data import require
 from torch import nn
 
 from micronet_lib import plots
@@ -361,8 +362,7 @@ def test_the_dead_gates_of_the_published_files_were_never_trained(
     name: str, num_zero_biases: int
 ) -> None:
     path = checkpoint_path(name)
-    if not path.is_file():
-        pytest.skip(f"skipped: no {path.name} under $MICRONET_DATA/kaist")
+    require(path)
     model = load_published(path)
     dead = {
         f"blocks.{index}.se.{layer}.bias"

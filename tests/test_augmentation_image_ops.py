@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+from published_data import require
 from torch import Tensor
 from torchvision.transforms import functional as torchvision
 
@@ -191,11 +192,9 @@ def test_any_level_on_any_image(name, level, centre, seed):
     compare(name, images, value.expand(len(images)), centres)
 
 
-@pytest.mark.skipif(
-    not POLICY_FILE.is_file(), reason="no policies: python -m micronet_lib data fetch policies"
-)
 @each_operation
 def test_every_value_of_the_published_policies(name):
+    require(POLICY_FILE)
     sets = json.loads(POLICY_FILE.read_text(encoding="utf-8")).values()
     low, high = VALUE_RANGES[name]
     levels = {

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from published_data import require
 from test_augmentation_image_ops import (
     BLENDED,
     PILLOW,
@@ -39,10 +40,6 @@ from micronet_lib.augmentation.policies import (
 from micronet_lib.errors import InputError
 
 SUB_POLICY = [["Rotate", 0.5, 0.25], ["Invert", 1.0, 0.5]]
-
-needs_policies = pytest.mark.skipif(
-    not POLICY_FILE.is_file(), reason="no policies: python -m micronet_lib data fetch policies"
-)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -94,8 +91,8 @@ def test_both_appliers_and_pillow_agree():
     assert torch.equal(subset, by_pillow(images, draws))
 
 
-@needs_policies
 def test_the_published_policies_make_pillows_images():
+    require(POLICY_FILE)
     images = sample_images().repeat(10, 1, 1, 1)
     draws = draw(load_policies(POLICY_FILE), len(images), generator())
     subset = apply_subset(images, draws)
@@ -299,8 +296,8 @@ def test_random_policies_are_uniform_and_repeatable():
     assert sigmas((policies.probabilities < 0.25).sum(), 20_000, 0.25) < 4
 
 
-@needs_policies
 def test_the_published_file():
+    require(POLICY_FILE)
     sizes = {
         "fa_wresnet28x10_cifar100": (496, 248),
         "fa_shake26_2x96d_cifar100": (498, 498),

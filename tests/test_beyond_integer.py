@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from integer_networks import KINDS, network_of
+from published_data import IMAGES, require
 
 from micronet_lib.beyond import arithmetic, integer, layers
 from micronet_lib.beyond.conversion import network_bytes
@@ -27,7 +28,7 @@ from micronet_lib.beyond.network import IntegerMicroNet
 from micronet_lib.beyond.packed import read_packed
 from micronet_lib.beyond.quantizers import hard_swish_grid
 from micronet_lib.lab.data.images import load_split, normalize
-from micronet_lib.lab.host.places import OWN_NETWORKS, checkpoint_path
+from micronet_lib.lab.host.places import OWN_NETWORKS
 
 SOURCE = Path(integer.__file__)
 
@@ -239,12 +240,9 @@ def test_the_width_of_a_range(low, high, bits):
 # --------------------------------------------------------------------------------------- real data
 
 
-@pytest.mark.skipif(
-    not (checkpoint_path("x").parents[1] / "cifar-100-python" / "test").is_file(),
-    reason="needs the published data: python -m micronet_lib data fetch",
-)
 @pytest.mark.parametrize("path", sorted(OWN_NETWORKS.glob("*.mnet")), ids=lambda path: path.stem)
 def test_a_committed_network_predicts_the_same_on_200_images(path):
+    require(IMAGES)
     from micronet_lib.beyond.conversion import unpacked
     from micronet_lib.beyond.packed import load_packed
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from integer_networks import KINDS, network_of
+from published_data import IMAGES, require
 
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.description import IMAGE_BITS, Packed
@@ -18,7 +19,7 @@ from micronet_lib.beyond.integer import Machine
 from micronet_lib.beyond.packed import load_packed, read_packed
 from micronet_lib.beyond.savings import compile_rows, costs
 from micronet_lib.lab.data.images import load_split
-from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS, data_root
+from micronet_lib.lab.host.places import MEASURED, OWN_NETWORKS
 from micronet_lib.lab.records.record import Record, record_path
 from micronet_lib.lab.records.record import read as read_record
 
@@ -158,8 +159,7 @@ def test_a_committed_network_costs_what_its_record_says(path):
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_a_committed_network_is_as_accurate_as_its_record_says(path):
     """All test images, through the loop over integers."""
-    if not (data_root() / "cifar-100-python" / "test").is_file():
-        pytest.skip("needs CIFAR-100: python -m micronet_lib data fetch cifar100")
+    require(IMAGES)
     network, test = load_packed(path), load_split("cifar100", "test")
     machine = Machine(network)
     found = [machine(part.numpy()).argmax(1) for part in test.images.split(100)]

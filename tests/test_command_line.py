@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torchvision
 from PIL import Image
+from published_data import IMAGES, require
 from published_format import pruned_network, published_state, save
 from small_networks import PLAIN_RULES
 
@@ -607,15 +608,13 @@ PUBLISHED = {
     "v2_pr_60": (8004, 0.9551, 0.742793),
     "v2_pr_30": (8108, 0.9605, 0.707615),
 }
-has_no_images = not (checkpoint_path("x").parents[1] / "cifar-100-python" / "test").is_file()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_network_is_as_accurate_as_its_authors_say(name):
     path = checkpoint_path(f"micronet_{name}")
     correct, top5, loss = PUBLISHED[name]
-    if has_no_images or not path.is_file():
-        pytest.skip("needs the published data: python -m micronet_lib data fetch")
+    require(IMAGES, path)
     ran = run("evaluate", "--checkpoint", path, "--json")
     assert ran.status == 0, ran.err
     found = json.loads(ran.out)

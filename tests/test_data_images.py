@@ -5,16 +5,12 @@ import socket
 import numpy as np
 import pytest
 import torch
+from published_data import IMAGES, require
 from torchvision.datasets import CIFAR100
 from torchvision.transforms.functional import normalize as torchvision_normalize
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images as data
-
-needs_cifar100 = pytest.mark.skipif(
-    not (data.data_root() / CIFAR100.base_folder).is_dir(),
-    reason="CIFAR-100 is not there: python -m micronet_lib data fetch cifar100",
-)
 
 
 def digest(tensor):
@@ -56,6 +52,7 @@ def embedded_set():
 
 @pytest.fixture(scope="module")
 def cifar100_set():
+    require(IMAGES)
     return data.load_dataset("cifar100")
 
 
@@ -81,7 +78,6 @@ def test_embedded_has_the_three_splits_and_no_image_twice(embedded_set):
     assert len({image.numpy().tobytes() for part in parts for image in part.images}) == 6000
 
 
-@needs_cifar100
 def test_cifar100_has_the_three_splits_statistics_and_the_committed_names(cifar100_set):
     check_structure(cifar100_set, {"train": 450, "validation": 50, "test": 100})
     assert cifar100_set.class_names[:2] == ("apple", "aquarium_fish")
@@ -117,8 +113,8 @@ def test_labels_need_no_images(name, monkeypatch, tmp_path):
     )
 
 
-@needs_cifar100
 def test_cifar100_images_are_torchvisions():
+    require(IMAGES)
     theirs = CIFAR100(data.data_root(), train=False)
     ours = data.load_split("cifar100", "test")
     assert np.array_equal(ours.images[7].permute(1, 2, 0).numpy(), np.asarray(theirs[7][0]))

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from published_data import require
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
-from micronet_lib.lab.host.places import data_root
+from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.training.hooks import TargetTable
 from micronet_lib.label_smoothing import (
@@ -418,9 +419,8 @@ def test_the_suggested_values_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("name", ["v1_pr_60", "v2_pr_60"])
 def test_the_forms_on_the_published_classifiers(name: str) -> None:
-    path = data_root() / "kaist" / f"micronet_{name}.t7"
-    if not path.is_file():
-        pytest.skip("python -m micronet_lib data fetch kaist")
+    path = checkpoint_path(f"micronet_{name}")
+    require(path)
     weight = load_published(path).head.classifier.weight
 
     def classes_in_use(config: SmoothingConfig) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_data import require
 from published_format import authors_name, pruned_network, published_state, save
 from small_networks import TORCHVISION
 from torch import nn
@@ -96,8 +97,8 @@ def test_masks_that_nobody_applied_are_applied(network, state, tmp_path):
     assert same_network(load_published(save(dense, tmp_path / "network.t7")), network)
 
 
-@pytest.mark.skipif(not PUBLISHED.is_file(), reason="python -m micronet_lib data fetch kaist")
 def test_the_tests_write_the_authors_format():
+    require(PUBLISHED)
     theirs = read_state(PUBLISHED)
     ours = published_state(load_published(PUBLISHED))
     assert ours.keys() == theirs.keys()

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from plain_step import plain
+from published_data import IMAGES, require
 from ratios import KEPT, compare
 from small_networks import single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture import build
-from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.places import data_root
 from micronet_lib.lab.storage.exchange import OpenVino, onnx_bytes
@@ -64,11 +64,9 @@ def test_evaluation() -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_openvino_predicts_what_the_eager_network_predicts(name: str) -> None:
     pytest.importorskip("openvino", reason="the extra `runtime` is not installed")
-    try:
-        test = load_split("cifar100", "test")
-        model = load_published(data_root() / "kaist" / f"{name}.t7")
-    except InputError as missing:
-        pytest.skip(str(missing))
+    checkpoint = data_root() / "kaist" / f"{name}.t7"
+    require(IMAGES, checkpoint)
+    test, model = load_split("cifar100", "test"), load_published(checkpoint)
     exchanged = OpenVino(onnx_bytes(model), Path("net.onnx"))
     same = correct = 0
     for images, targets in zip(test.images.split(25), test.targets.split(25), strict=True):
