@@ -299,6 +299,15 @@ def test_a_profile_of_drawn_images_shows_the_nearest_to_the_paper_and_nothing_of
         rows(tmp_path, "fast")
 
 
+def test_one_point_of_a_longer_profile_does_not_hide_the_many_of_a_shorter_one(tmp_path):
+    for point in ("more", "none"):
+        add(tmp_path / "measured", point, 0.5, profile="quick")
+    add(tmp_path / "measured", "more", 0.6, profile="day")
+    assert set(rows(tmp_path, "smoke")["profile"]) == {"quick"}
+    add(tmp_path / "measured", "none", 0.6, profile="day")
+    assert set(rows(tmp_path, "smoke")["profile"]) == {"day"}
+
+
 def test_rows_without_anything_to_compare_are_left_out_unless_asked_for(tmp_path):
     add(tmp_path / "measured", "file", 0.8007)
     few, all_of_them = (rows(tmp_path, "full", everything).index for everything in (False, True))

@@ -74,9 +74,10 @@ def compared(
 
     Args:
         sweep: to compare.
-        profile: whose records; by default of the one nearest to the paper that has committed
-            records. So too for a profile of drawn images, which is never held against the paper, or
-            one that the sweep is not defined on; then nothing of this machine is shown.
+        profile: whose records; by default of the one with committed records of most points, and of
+            equals the one nearest to the paper. So too for a profile of drawn images, which is
+            never held against the paper, or one that the sweep is not defined on; then nothing of
+            this machine is shown.
         everything: keep rows that have neither a printed number nor a record of this machine.
         root: of the committed records.
 
@@ -93,7 +94,7 @@ def compared(
         InputError: unknown profile, or a damaged record.
     """
     own = bool(profile) and is_comparable(sweep, profile)
-    shown = profile if own else _nearest(sweep, root)
+    shown = profile if own else _fullest(sweep, root)
     committed, failed = _read(sweep, shown, root)
     mine, mine_failed = _read(sweep, shown, runs_root()) if own or not profile else ([], {})
     about = table(sweep, committed, profile=shown).set_index("point")
@@ -183,10 +184,15 @@ def profiles_of_records(sweep: Sweep, root: Path = MEASURED) -> list[str]:
     return found or real[-1:]
 
 
-def _nearest(sweep: Sweep, root: Path) -> str:
-    """Return the profile nearest to the paper's budget that has committed records."""
+def _fullest(sweep: Sweep, root: Path) -> str:
+    """Return the profile with committed records of most points; the nearest if several."""
     real = [name for name in sweep.profiles if PROFILES[name].dataset != "embedded"]
-    return next((name for name in reversed(real) if any(_read(sweep, name, root))), real[-1])
+
+    def num_points(profile: str) -> int:
+        measured, failed = _read(sweep, profile, root)
+        return len({record.point for record in measured} | set(failed))
+
+    return max(reversed(real), key=num_points)
 
 
 def _asked(sweep: Sweep, point: str, quoted: Mapping[str, pd.DataFrame]) -> _Asked:
