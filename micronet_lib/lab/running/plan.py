@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import Committee
@@ -186,7 +187,7 @@ def timed_images_per_s(recipe: Recipe) -> float:
     set_up(device)
     network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
     asked = () if recipe.distillation.offline else recipe.teachers
-    teachers = [_untrained(each).to(device).eval() for each in asked]
+    teachers = [fold_batch_norm(_untrained(each).eval()).to(device) for each in asked]
     hooks = [hook for change in recipe.changes for hook in _quick(change).hooks(network)]
     teacher = Committee(teachers) if teachers else None
     generator = torch.Generator(device).manual_seed(0)
