@@ -35,4 +35,7 @@ def test_it_counts_wrong_answers_of_each_severity(tmp_path, monkeypatch):
     for name, top1 in tops.items():
         assert record.metrics[f"{name}.top1"] == pytest.approx(top1, abs=1e-5)
     assert record.metrics["corrupted_top1"] == pytest.approx(sum(tops.values()) / 2, abs=1e-5)
+    of_image = [float(text) for text in record.arrays["by_image"].split()]
+    assert len(of_image) == len(test)
+    assert sum(of_image) / len(test) == pytest.approx(record.metrics["corrupted_top1"], abs=1e-4)
     assert 0 <= record.metrics["top1"] <= 1

@@ -36,4 +36,7 @@ def test_it_counts_flips_of_the_first_images_of_every_class(tmp_path, monkeypatc
     assert rates["translate"] == pytest.approx(expected, abs=0.02)  # near ties, other batches
     assert record.metrics["translate.flip_rate"] == pytest.approx(rates["translate"], abs=1e-5)
     assert record.metrics["flip_rate"] == pytest.approx(sum(rates.values()) / 2, abs=1e-5)
+    of_image = [float(text) for text in record.arrays["by_image"].split()]
+    assert len(of_image) == 60
+    assert sum(of_image) / 60 == pytest.approx(record.metrics["flip_rate"], abs=1e-4)
     assert 0 <= record.metrics["top1"] <= 1

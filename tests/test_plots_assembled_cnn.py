@@ -93,6 +93,15 @@ def test_robustness_draws_what_was_run():
     assert "not run" in texts(plots.robustness(nothing, ""))
 
 
+def test_flips_draws_a_marker_for_each_network_and_perturbation():
+    rates = {"few": {"snow": 0.05, "tilt": 0.03}, "many": {"snow": 0.06, "tilt": 0.02}}
+    (ax,) = plots.flips(rates, "").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["tilt", "snow"]
+    drawn = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
+    assert drawn == {"few": [3.0, 5.0], "many": [2.0, 6.0]}
+    assert "not run" in texts(plots.flips({}, ""))
+
+
 def test_the_readers_own_robustness_is_a_star():
     metrics = {"top1": 0.8, "corrupted_top1": 0.5}
     made = Record("corruptions", "v1_pr_60", "x", {}, "day", 0, "", metrics, ENV)

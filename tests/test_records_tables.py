@@ -145,6 +145,23 @@ def test_bill_and_arrays_are_the_records(tmp_path, monkeypatch):
     assert found["matrix"].shape == (1, 2)
 
 
+def test_images_of_two_networks_form_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "MEASURED", tmp_path)
+    assert records.by_image(SWEEP, "full", "flips").empty
+    for point, seed, text in (
+        ("micronet_v1", 0, "0.2 0.4 0.1"),
+        ("micronet_v1", 1, "0.9 0.9 0.9"),
+        ("micronet_v2", 0, "0.3 0.6 0.1"),
+    ):
+        made = record(point, profile="full", seed=seed, arrays={"by_image": text})
+        records.write(made, tmp_path)
+    found = records.by_image(SWEEP, "full", "flips")
+    assert found.query("point == 'micronet_v1'")["flips"].tolist() == [0.2, 0.4, 0.1]
+    (row,) = records.gain(found, "micronet_v1", "flips", paired=True).to_dict("records")
+    assert (row["point"], row["n"], row["gain"]) == ("micronet_v2", 3, pytest.approx(0.1))
+    assert row["low"] < 0 < row["high"]
+
+
 @pytest.mark.parametrize("of", [records.bill, records.arrays])
 def test_a_point_without_a_record_is_refused(of):
     with pytest.raises(InputError, match=r"stages/1\.0-vanilla"):

@@ -55,6 +55,14 @@ def perturb(images: Tensor, perturbation: str, generator: Generator) -> Tensor:
 def flip_rate(answers: Tensor, perturbation: str) -> float:
     """Return the fraction of frames at which the answer changes, from 0 to 1 [hendrycks2019].
 
+    It is the mean over the images of `flip_rates`, with the same arguments and errors.
+    """
+    return flip_rates(answers, perturbation).mean().item()
+
+
+def flip_rates(answers: Tensor, perturbation: str) -> Tensor:
+    """Return the fraction of an image's frames at which the answer changes, float64 `[N]`.
+
     A frame is compared with the one before it. A frame of noise is compared with the first, because
     noise has no order.
 
@@ -71,7 +79,7 @@ def flip_rate(answers: Tensor, perturbation: str) -> float:
             f"answers are {list(answers.shape)}; expected [N, frames] with two frames or more"
         )
     before = answers[:, :1] if perturbation in NOISES else answers[:, :-1]
-    return (answers[:, 1:] != before).double().mean().item()
+    return (answers[:, 1:] != before).double().mean(1)
 
 
 def mean_flip_rate(rates: Mapping[str, float], baseline: Mapping[str, float]) -> float:

@@ -22,6 +22,7 @@ from micronet_lib.plots.style import (
 __all__ = [
     "assembled_ladder",
     "corruption_pictures",
+    "flips",
     "measured_speed",
     "retrieved",
     "robustness",
@@ -211,4 +212,27 @@ def robustness(measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = 
         note(ax, str(row.point), (100 * row.top1, 100 * row.corrupted_top1), (5, -3))
     ax.margins(x=0.15)
     ax.set(xlabel="top-1 of clean images (%)", ylabel="of corrupted images (%)")
+    return footer(fig, source)
+
+
+def flips(rates: Mapping[str, Mapping[str, float]], source: str) -> Figure:
+    """Draw how often each network's answer flips, a row for each perturbation.
+
+    Args:
+        rates: network -> perturbation -> flip rate. The rows are sorted by the first network's.
+    """
+    fig, (ax,) = figure(height=3.6)
+    if not rates:
+        not_run(ax)
+        return footer(fig, source)
+    first = next(iter(rates.values()))
+    names = sorted(first, key=lambda name: first[name])
+    looks = zip((GREY, BLUE, GREEN, ORANGE, RED), "osD^v", strict=True)
+    for (network, own), (colour, marker) in zip(rates.items(), looks, strict=False):
+        percent = [100 * own[name] for name in names]
+        style = {"color": colour, "marker": marker, "alpha": 0.8, "linestyle": ""}
+        ax.plot(percent, range(len(names)), label=network, **style)
+    ax.set(yticks=range(len(names)), xlabel="steps at which the answer flips (%)", xlim=(0, None))
+    ax.set_yticklabels([name.replace("_", " ") for name in names])
+    ax.legend(loc="lower right")
     return footer(fig, source)

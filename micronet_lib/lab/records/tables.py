@@ -165,6 +165,31 @@ def _as_arrays(value: Any) -> Any:
     return np.asarray(value)
 
 
+def by_image(sweep: Sweep, profile: str, value: str) -> pd.DataFrame:
+    """Return what a sweep of the robustness measures has for each test image.
+
+    The first committed seed of each point counts: all points of a seed have seen the same images.
+
+    Args:
+        sweep: whose records have the array `by_image`.
+        profile: of the records.
+        value: the name of the last column.
+
+    Returns:
+        Columns point, seed (the number of the image, by which `gain` forms pairs) and the value.
+        Points without a record are left out.
+    """
+    numbers = dict[str, list[str]]()
+    for record in read_sweep(sweep, profile, MEASURED):
+        numbers.setdefault(record.point, record.arrays["by_image"].split())
+    rows = [
+        pd.DataFrame({"point": point, "seed": range(len(own)), value: own})
+        for point, own in numbers.items()
+    ]
+    found = pd.concat(rows) if rows else pd.DataFrame(columns=["point", "seed", value])
+    return found.astype({value: float})
+
+
 def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
     """Return one row for each run and epoch: point, seed, epoch, then the recorded curves."""
     rows = [

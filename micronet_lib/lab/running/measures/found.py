@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from micronet_lib.architecture.network import Network
 
 if TYPE_CHECKING:
@@ -20,6 +22,14 @@ class Found:
     metrics: dict[str, float] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def by_image(values: Tensor) -> str:
+    """Return a number for each test image as text, which takes one line of a record.
+
+    `records.by_image` reads it.
+    """
+    return " ".join(f"{value:.4f}" for value in values.tolist())
 
 
 @dataclass(frozen=True)
