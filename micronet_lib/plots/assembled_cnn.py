@@ -230,8 +230,15 @@ def flips(rates: Mapping[str, Mapping[str, float]], source: str) -> Figure:
     looks = zip((GREY, BLUE, GREEN, ORANGE, RED), "osD^v", strict=True)
     for (network, own), (colour, marker) in zip(rates.items(), looks, strict=False):
         percent = [100 * own[name] for name in names]
-        style = {"color": colour, "marker": marker, "alpha": 0.8, "linestyle": ""}
-        ax.plot(percent, range(len(names)), label=network, **style)
+        ax.plot(
+            percent,
+            range(len(names)),
+            label=network,
+            color=colour,
+            marker=marker,
+            alpha=0.8,
+            linestyle="",
+        )
     ax.set(yticks=range(len(names)), xlabel="steps at which the answer flips (%)", xlim=(0, None))
     ax.set_yticklabels([name.replace("_", " ") for name in names])
     ax.legend(loc="lower right")
