@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_site import BROWSER_FLAGS, CHAPTERS, find_browser
+from browsers import BROWSER_FLAGS, find_browser
+from test_site import CHAPTERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60_000  # milliseconds

@@ -1,17 +1,13 @@
 """The built site works offline: as files with the standard tools, and as pages in a browser.
 
-The browser is the first of $CHROMIUM, Chromium and Chrome that the machine has; without one the
-page checks are skipped and say so.
+Without a browser (`browsers.py`) the page checks are skipped and say so.
 """
 
 import functools
 import http.server
 import io
-import itertools
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
 import pandas as pd
 import pytest
+from browsers import DESKTOP, PATIENCE, PHONE, TOO_WIDE
 from bs4 import BeautifulSoup, Tag
 from PIL import Image
 
-from micronet_lib import plots
 from micronet_lib.plots.layouts import Parts, stacked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,24 +31,10 @@ CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
 SOURCES = sorted([*CHAPTERS, *(path.stem for path in BOOK.glob("*.md"))])
 PAGES = [f"{stem}.html" for stem in [*SOURCES, "search"]]
 
-PHONE = {"width": 390, "height": 844}
-DESKTOP = {"width": 1280, "height": 900}
 # Screens of 800 px that a page may be long.
 MAX_SCREENS = 16
 # What WCAG 2 asks of body text, level AA.
 MIN_CONTRAST = 4.5
-
-BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)
-BROWSER_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 
 Faults = dict[str, list[str]]
 
@@ -230,13 +211,6 @@ def test_code_leads_to_the_repository_where_its_address_is_known(tmp_path: Path)
 # ------------------------------------------------------------------ the site in a browser
 
 
-def find_browser() -> str | None:
-    wanted = os.environ.get("CHROMIUM")
-    if wanted and not shutil.which(wanted):
-        pytest.fail(f"CHROMIUM={wanted} cannot be started; unset it or correct it", pytrace=False)
-    return next(filter(None, map(shutil.which, [wanted] if wanted else BROWSERS)), None)
-
-
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -283,18 +257,6 @@ MATH = r"""() => {
   article.querySelectorAll('pre, code, script, style, .math').forEach(node => node.remove());
   const raw = article.textContent.match(/.{0,20}(\\\(|\\\[|\\begin|\$\$).{0,20}/g);
   return faults.concat((raw || []).map(text => 'raw: ' + text));
-}"""
-
-TOO_WIDE = """() => {
-  const root = document.documentElement;
-  if (root.scrollWidth <= root.clientWidth + 1) return [];
-  const scrolls = node => node && node !== document.body &&
-    (getComputedStyle(node).overflowX !== 'visible' || scrolls(node.parentElement));
-  return [`page of ${root.scrollWidth} px in ${root.clientWidth} px`].concat(
-    [...document.querySelectorAll('main *')]
-      .filter(node => node.getBoundingClientRect().right > root.clientWidth + 1)
-      .filter(node => !scrolls(node.parentElement))
-      .map(node => node.outerHTML.slice(0, 90)).slice(0, 3));
 }"""
 
 CUT_OFF = """() => [...document.querySelectorAll('main :is(pre, table, .output, div.math)')]
@@ -356,19 +318,6 @@ FAINT = """least => {
     .filter(([ratio]) => ratio < least)
     .map(([ratio, node]) => ratio.toFixed(1) + ': ' + node.textContent.trim().slice(0, 40));
 }"""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("skipped: no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
-        yield chromium
-        chromium.close()
 
 
 def inaccessible(page: Any) -> list[str]:
@@ -638,7 +587,6 @@ def test_search_finds_every_chapter_by_a_word_of_its_title(
 # ------------------------------------------------------------ the matrix one can walk about in
 
 MATRIX_PAGE = "explore.html"
-PATIENCE = 120_000  # milliseconds, for a machine that measures at the same time
 # A pixel on the diagonal, and one far off it.
 COLOURS = """canvas => {
   const pen = canvas.getContext('2d'), size = canvas.clientWidth - 242;
@@ -1012,214 +960,3 @@ def test_the_front_page_has_the_board_and_the_large_numbers_in_the_first_screens
         assert last["y"] + last["height"] < 1.5 * DESKTOP["height"], part
     assert page.locator("article section p").first.locator(".bibtex, cite").count() == 0
     page.close()
-
-
-# ------------------------------------------------------------------------------- the two sliders
-
-
-def alone(browser: Any, part: Any) -> Iterator[Any]:
-    """A component on an empty page, which asks for nothing and has no error."""
-    faults: list[str] = []
-    page = browser.new_page(viewport=DESKTOP)
-    page.set_default_timeout(PATIENCE)
-    page.on("request", lambda request: faults.append(request.url))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_content(f"<!doctype html><html><body>{part.data}</body></html>")
-    yield page
-    page.close()
-    assert faults == []
-
-
-@pytest.fixture
-def sliders(browser: Any) -> Iterator[Any]:
-    """The two sliders of chapter 11 on an empty page, over made-up points; one is missing."""
-    rows, bills = [], {}
-    for row, zeros in enumerate(("0.60", "0.70")):
-        for column, bits in enumerate((8, 6, 4)):
-            point = f"{zeros}-{bits}"
-            n = 0 if point == "0.70-4" else 1
-            top1, score = 0.81 - 0.1 * row - 0.05 * column, 0.004 - 0.0003 * (row + column)
-            rows.append({"point": point, "n": n, "top1": top1, "official.score": score})
-            bills[point] = {"expand.param": score / 2, "project.add": score / 2}
-    part = plots.zeros_and_bits(pd.DataFrame(rows), bills, ("the line", 0.0044), "two", "made up")
-    yield from alone(browser, part)
-
-
-def readout(page: Any) -> str:
-    return str(page.locator(".zeros-and-bits .readout").text_content())
-
-
-def test_the_sliders_obey_the_keyboard(sliders: Any) -> None:
-    assert readout(sliders).startswith("81.00 %")
-    assert "below the line" in readout(sliders)
-    sliders.locator(".zeros").focus()
-    sliders.keyboard.press("ArrowRight")
-    assert readout(sliders).startswith("71.00 % of the test images right: not enough")
-    sliders.locator(".bits").focus()
-    sliders.keyboard.press("ArrowLeft")
-    assert readout(sliders).startswith("66.00 %")
-    assert sliders.locator(".bits").get_attribute("aria-valuetext") == "6 bits"
-    assert sliders.locator(".bill tr").count() == 2
-    sliders.keyboard.press("ArrowLeft")
-    assert readout(sliders) == "not run"
-
-
-def test_a_click_on_the_map_moves_the_sliders(sliders: Any) -> None:
-    sliders.locator("[data-name='0.60-4']").click()
-    assert readout(sliders).startswith("71.00 %")
-    assert (sliders.input_value(".zeros"), sliders.input_value(".bits")) == ("0", "0")
-    assert sliders.locator("[data-chosen]").count() == 1
-
-
-def test_no_label_of_the_map_covers_another(browser: Any) -> None:
-    """Four widths within a thousandth of score, as the measured ones of 5 to 8 bits are."""
-    widths = (8, 7, 6, 5)
-    rows = [
-        {"point": f"0.60-{bits}", "n": 1, "top1": 0.8, "official.score": 0.004 - 0.00006 * column}
-        for column, bits in enumerate(widths)
-    ]
-    bills = {row["point"]: {"project.add": row["official.score"]} for row in rows}
-    part = plots.zeros_and_bits(pd.DataFrame(rows), bills, ("the line", 0.0044), "four", "made up")
-    for page in alone(browser, part):
-        found = page.locator("svg text").filter(has_text=re.compile(r"^\d bits$"))
-        labels = [text.bounding_box() for text in found.all()]
-        assert len(labels) == len(widths)
-        assert overlaps(labels) == []
-
-
-def overlaps(boxes: list[dict[str, float]]) -> list[tuple[int, int]]:
-    """Which boxes cover a part of each other; letters need two pixels less than a box has."""
-    return [
-        (i, j)
-        for i, one in enumerate(boxes)
-        for j, other in enumerate(boxes[:i])
-        if abs(one["x"] + one["width"] / 2 - other["x"] - other["width"] / 2)
-        < (one["width"] + other["width"]) / 2
-        and abs(one["y"] - other["y"]) < one["height"] - 2
-    ]
-
-
-# What is written left of a matrix: its place from above, and the words.
-WRITTEN = """() => {
-  const names = [], write = CanvasRenderingContext2D.prototype.fillText;
-  CanvasRenderingContext2D.prototype.fillText = function (text, x, y, ...more) {
-    if (this.textAlign === 'right') names.push([y, text]);
-    return write.call(this, text, x, y, ...more);
-  };
-  document.documentElement.dataset.theme = 'dark';
-  return new Promise(done => setTimeout(() => done(names), 300));
-}"""
-
-
-def test_the_chosen_class_covers_no_name_of_a_group(browser: Any) -> None:
-    """Beside a small matrix stand the superclasses, and the class that is chosen."""
-    classes = pd.read_csv(ROOT / "data" / "cifar100_classes.csv")
-    matrix = np.eye(len(classes))
-    network = plots.Similarity("one", matrix, classes, "made up")
-    for start in ("whale", "beaver", "maple_tree"):
-        part = plots.similarity_explorer([network], start, "card-test", form="card")
-        for page in alone(browser, part):
-            page.set_viewport_size({"width": 800, "height": 900})
-            # A page that is drawn twice writes the same names at the same places again.
-            written = sorted({tuple(each) for each in page.evaluate(WRITTEN)})
-            assert start.replace("_", " ") in [text for _, text in written]
-            assert len(written) > 15
-            gaps = [(b[0] - a[0], a[1], b[1]) for a, b in itertools.pairwise(written)]
-            assert [each for each in gaps if each[0] < 10] == []
-
-
-def test_the_sliders_fit_a_phone(sliders: Any) -> None:
-    sliders.set_viewport_size(PHONE)
-    assert sliders.evaluate(TOO_WIDE.replace("main *", "body *")) == []
-
-
-# --------------------------------------------------------------------- the threshold of an exit
-
-
-@pytest.fixture
-def threshold(browser: Any) -> Iterator[Any]:
-    """The slider of chapter 07 on an empty page, over made-up curves of two exits."""
-    rows = [
-        (point, calibrated, at, rate, top1, 0.006 - 0.003 * rate)
-        for point in ("block_3", "block_6")
-        for calibrated in (False, True)
-        for at, rate, top1 in ((0.0, 1.0, 0.4), (0.5, 0.5 - 0.1 * calibrated, 0.7), (1.0, 0.0, 0.8))
-    ]
-    columns = ["point", "calibrated", "threshold", "exit_rate", "top1", "score"]
-    trunks = {"block_3": 0.0055, "block_6": 0.0055}
-    part = plots.exit_explorer(pd.DataFrame(rows, columns=columns), trunks, "exits", "made up")
-    yield from alone(browser, part)
-
-
-def test_the_threshold_obeys_keyboard_choice_and_temperature(threshold: Any) -> None:
-    def readout() -> str:
-        return str(threshold.locator(".exit-threshold .readout").text_content())
-
-    assert readout().startswith("50.00 % of the test images leave early")
-    assert "not enough" in readout()
-    threshold.locator(".calibrated").check()
-    assert readout().startswith("40.00 %")
-    threshold.locator(".threshold").focus()
-    threshold.keyboard.press("ArrowRight")
-    assert readout().startswith("0.00 %")
-    assert "9.1 % above that without the exit" in readout()
-    assert threshold.locator(".threshold").get_attribute("aria-valuetext") == "threshold 1.00"
-    threshold.locator("select.exit").select_option("block_6")
-    assert threshold.locator("[data-chosen]").get_attribute("data-name") == "block_6"
-
-
-def test_the_threshold_fits_a_phone(threshold: Any) -> None:
-    threshold.set_viewport_size(PHONE)
-    assert threshold.evaluate(TOO_WIDE.replace("main *", "body *")) == []
-
-
-# -------------------------------------------------------------------------- the bill as an area
-
-
-@pytest.fixture
-def bill(browser: Any) -> Iterator[Any]:
-    """The area of a made-up bill on an empty page: two parts, one of two layers."""
-    rows = [
-        ("stem.conv", "param", 36.5e6, 0.0),  # score 1
-        ("blocks.0.conv_expand", "mult", 0.0, 2 * 10.49e9),
-        ("blocks.0.conv_expand", "add", 0.0, 0.5 * 10.49e9),
-        ("blocks.0.conv_project", "mask", 0.5 * 36.5e6, 0.0),
-    ]
-    items = pd.DataFrame(rows, columns=["layer", "quantity", "param_storage", "math_ops"])
-    part = plots.bill_area({"one": (items, "made up"), "two": (items.head(1), "too")}, "area")
-    yield from alone(browser, part)
-
-
-def areas(page: Any) -> dict[str, float]:
-    """The share of each part that can be chosen in the whole area."""
-    found = page.locator(".bill-area .area button").all()
-    whole = page.locator(".bill-area .area").bounding_box()
-    boxes = {
-        str(each.get_attribute("title")).partition(":")[0]: each.bounding_box() for each in found
-    }
-    return {
-        name: box["width"] * box["height"] / (whole["width"] * whole["height"])
-        for name, box in boxes.items()
-    }
-
-
-def test_areas_are_as_large_as_scores_and_lead_on(bill: Any) -> None:
-    assert areas(bill) == pytest.approx({"stem": 0.25, "block 0": 0.75}, abs=0.01)
-    assert bill.locator("caption").text_content() == "one: score 4.000000"
-    bill.locator("[title^='block 0']").click()
-    assert areas(bill) == pytest.approx({"conv_expand": 5 / 6, "conv_project": 1 / 6}, abs=0.01)
-    bill.locator("[title^='conv_expand']").focus()
-    bill.keyboard.press("Enter")
-    rows = bill.locator(".bill-area .rows tr").all_text_contents()
-    assert rows == ["multiplications2.00000050.0 %", "additions0.50000012.5 %"]
-    bill.locator(".path button").first.click()
-    assert set(areas(bill)) == {"stem", "block 0"}
-    bill.select_option(".bill-area .network", label="two")
-    assert set(areas(bill)) == {"stem"}
-    assert bill.locator(".bill-area .source").text_content() == "too"
-
-
-def test_the_area_fits_a_phone(bill: Any) -> None:
-    bill.set_viewport_size(PHONE)
-    assert bill.evaluate(TOO_WIDE.replace("main *", "body *")) == []
-    assert areas(bill) == pytest.approx({"stem": 0.25, "block 0": 0.75}, abs=0.02)
