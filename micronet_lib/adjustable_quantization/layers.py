@@ -226,7 +226,7 @@ class _Layer:
     def input_bits(self) -> Tensor:
         """Return the width of each input channel, with a gradient, `[in_chs]`."""
         if isinstance(self.reads, Pixels):
-            return torch.full((len(MIDDLE),), float(self.reads.bits))
+            return self.weight.new_full((len(MIDDLE),), self.reads.bits)
         found: Tensor = self.reads.channel_bits()
         return found
 
@@ -286,7 +286,7 @@ class _Layer:
         """Return the layer in integers, as it is now."""
         weight, reads = self.codes(), self.reads
         if isinstance(reads, Pixels):
-            zeros = torch.tensor(MIDDLE, dtype=torch.float64)
+            zeros = torch.tensor(MIDDLE, dtype=torch.float64, device=weight.device)
             tops = torch.full_like(zeros, 2**reads.bits - 1)
         else:
             grid = reads.grid()

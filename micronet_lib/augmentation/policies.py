@@ -247,6 +247,10 @@ class Draws:
     shifts: Tensor
     flips: Tensor
 
+    def to(self, device: torch.device | str) -> "Draws":
+        """Return the decisions on a device."""
+        return Draws(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def split(self, size: int) -> list["Draws"]:
         """Return the decisions in chunks of `size` images."""
         parts = (getattr(self, field.name).split(size) for field in fields(self))
@@ -288,7 +292,7 @@ def draw(
     if not crop:
         shifts = torch.full_like(shifts, CROP_PADDING)
     flips = (uniform(num_images) < 0.5) & flip
-    return Draws(*(tensor.to(device) for tensor in (ops, values, centres, shifts, flips)))
+    return Draws(ops, values, centres, shifts, flips).to(device)
 
 
 def augment(images: Tensor, draws: Draws) -> Tensor:

@@ -38,7 +38,7 @@ def scale_factors(largest: float, places: Tensor) -> Tensor:
     """Return the scales at those places of a layer's grid, float64 of the same shape."""
     steps = range(2**SCALE_BITS)
     table = [OCTAVES[k % OCTAVE] * 2.0 ** -(k // OCTAVE) for k in steps]
-    return largest * torch.tensor(table, dtype=torch.float64)[places]
+    return largest * torch.tensor(table, dtype=torch.float64, device=places.device)[places]
 
 
 def rescaled(values: Tensor, factor: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ class Ternary(nn.Module):
         """Return the smallest scale, 0-d. Centroids may not fall into the bin of zeros."""
         if self.settings.scheme == "entropy":
             return (SMALLEST_CENTROID * weight.detach().std()).clamp_min(SMALLEST)
-        return weight.new_tensor(SMALLEST)
+        return weight.new_full((), SMALLEST)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight that the layer computes with."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.drop_block import DropBlock
 from micronet_lib.augmentation.mixing import MixDraw, draw_mix, images_per_mix
-from micronet_lib.augmentation.policies import Policies, augment, draw
+from micronet_lib.augmentation.policies import Draws, Policies, augment, draw
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import ImageSet
@@ -80,6 +80,21 @@ class TrainingData:
     test: ImageSet | None = None
     policies: Policies | None = None
     taught: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """The random decisions of an epoch, on the CPU.
+
+    Attributes:
+        order: of the training images, int64 [N].
+        draws: of augmentation, for the images in this order.
+        mixes: of all batches, stacked; None without mixing.
+    """
+
+    order: Tensor
+    draws: Draws
+    mixes: MixDraw | None
 
 
 @dataclass(eq=False)
@@ -169,6 +184,7 @@ class Run:
             self.ratings["validation_divergence"] = Divergence(
                 self.rated, teacher, data.validation, data.policies, recipe.augment
             )
+        self._ahead: dict[int, Decisions] = {}
         self.epoch = 0
         self.seconds = 0.0
         self.commits = [COMMIT]
@@ -185,8 +201,8 @@ class Run:
                 again.
         """
         start = time.perf_counter()
-        with _seeded(self.seed, self.epoch, self.on_device) as generator:
-            self._train_epoch(generator, bar, self.steps)
+        with _seeded(self.seed, self.epoch, self.on_device):
+            self._train_epoch(bar, self.steps)
         losses = {
             "train_loss": self.step.loss.item() / self.steps,
             "srip_penalty": self.step.penalty.item() / self.steps,
@@ -228,35 +244,25 @@ class Run:
         The weights are those of a whole run after these steps. Do not use the run again.
         """
         while num_steps > 0:
-            with _seeded(self.seed, self.epoch, self.on_device) as generator:
-                self._train_epoch(generator, None, min(num_steps, self.steps))
+            with _seeded(self.seed, self.epoch, self.on_device):
+                self._train_epoch(None, min(num_steps, self.steps))
             num_steps -= self.steps
             self.epoch += 1
 
-    def _train_epoch(
-        self, generator: torch.Generator, bar: TrainingBar | None, num_steps: int
-    ) -> None:
+    def _train_epoch(self, bar: TrainingBar | None, num_steps: int) -> None:
         """Train an epoch, or its first steps as they are in the whole epoch."""
-        train, config = self.data.train, self.recipe.augment
+        train = self.data.train
         self.network.train()
         self.step.loss.zero_()
         self.step.penalty.zero_()
         for hook in self.step.hooks:
             hook.start_epoch(self.epoch)
-        order = self._order(generator)
-        draws = draw(
-            self.data.policies,
-            len(order),
-            generator,
-            self.device,
-            crop=config.crop,
-            flip=config.flip,
-        )
-        order = order.to(self.device)
+        decided = self._ahead.pop(self.epoch, None) or self._decide(self.epoch)
+        order, draws = decided.order.to(self.device), decided.draws.to(self.device)
         images = augment(train.images[order], draws)
         targets = train.targets[order]
         taught = None if self.data.taught is None else self.data.taught[order]
-        mixes = self._mixes(generator)
+        mixes = _each(decided.mixes, self.steps, self.device)
         loaded = len(order) // self.steps
         for number in range(num_steps):
             part = slice(number * loaded, (number + 1) * loaded)
@@ -271,6 +277,16 @@ class Run:
             )
             if bar is not None:
                 bar.stepped(self.epoch, number + 1, self.step.loss)
+        if self.device.type == "cuda" and self.epoch + 1 < self.recipe.train.epochs:
+            # The GPU still has the queued steps to do, so the next decisions cost no time.
+            self._ahead[self.epoch + 1] = self._decide(self.epoch + 1)
+
+    def _decide(self, epoch: int) -> Decisions:
+        """Draw the decisions of an epoch. They depend on the seed and the epoch's number only."""
+        generator = torch.Generator().manual_seed(_seeds(self.seed, epoch)[0])
+        config, order = self.recipe.augment, self._order(generator)
+        draws = draw(self.data.policies, len(order), generator, crop=config.crop, flip=config.flip)
+        return Decisions(order, draws, self._mixes(generator))
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the images of an epoch in the order of its batches.
@@ -285,11 +301,11 @@ class Run:
         ]
         return torch.cat(orders, 1).flatten()
 
-    def _mixes(self, generator: torch.Generator) -> list[MixDraw | None]:
-        """Return how each batch of an epoch is mixed, copied to the device at once."""
+    def _mixes(self, generator: torch.Generator) -> MixDraw | None:
+        """Return how the batches of an epoch are mixed."""
         train, config = self.recipe.train, self.recipe.augment
         if config.mix == "none":
-            return [None] * self.steps
+            return None
         drawn = [
             draw_mix(
                 config.mix,
@@ -300,11 +316,11 @@ class Run:
             )
             for _ in range(self.steps)
         ]
-        stacked = (
-            [None] * self.steps if parts[0] is None else torch.stack(parts).to(self.device)
-            for parts in zip(*drawn, strict=True)
-        )
-        return [MixDraw(*parts) for parts in zip(*stacked, strict=True)]
+        columns = zip(*drawn, strict=True)
+        lam, box, permutation, own = (None if c[0] is None else torch.stack(c) for c in columns)
+        assert lam is not None
+        assert permutation is not None
+        return MixDraw(lam, box, permutation, own)
 
     def _lr(self, epoch: int, step: int) -> float:
         config = self.recipe.train
@@ -391,19 +407,32 @@ def train(
 
 
 @contextmanager
-def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[torch.Generator]:
-    """Yield this epoch's CPU generator and reseed the device generator.
+def _seeded(seed: int, epoch: int, on_device: torch.Generator) -> Iterator[None]:
+    """Reseed the device generator, and PyTorch's own, from which dropout draws, for an epoch.
 
-    So a resumed epoch draws the same numbers. PyTorch's own generators, from which dropout draws,
-    are restored afterwards.
+    So a resumed epoch draws the same numbers. PyTorch's own generators are restored afterwards.
     """
-    source = torch.Generator().manual_seed(seed)
-    seeds = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()
+    _, for_device, for_pytorch = _seeds(seed, epoch)
     devices = [on_device.device] if on_device.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seeds[2])
-        on_device.manual_seed(seeds[1])
-        yield torch.Generator().manual_seed(seeds[0])
+        torch.manual_seed(for_pytorch)
+        on_device.manual_seed(for_device)
+        yield
+
+
+def _seeds(seed: int, epoch: int) -> list[int]:
+    """Return the seeds of an epoch: of its decisions, of the device, of PyTorch's generators."""
+    source = torch.Generator().manual_seed(seed)
+    seeds: list[int] = torch.randint(2**62, (epoch + 1, 3), generator=source)[-1].tolist()
+    return seeds
+
+
+def _each(mixes: MixDraw | None, num: int, device: torch.device) -> list[MixDraw | None]:
+    """Return the mixing of each batch, copied to the device at once."""
+    if mixes is None:
+        return [None] * num
+    columns = ([None] * num if c is None else c.to(device) for c in mixes)
+    return [MixDraw(*parts) for parts in zip(*columns, strict=True)]
 
 
 def _finite(state: Mapping[str, Tensor]) -> bool:
