@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsers import BROWSER_FLAGS, find_browser
 from test_site import CHAPTERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,21 +58,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Any]:
+def page(address: str, browser: Any) -> Iterator[Any]:
     """One page of JupyterLab, which shows one notebook after the other."""
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("skipped: no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=BROWSER_FLAGS)
-        page = chromium.new_page(viewport={"width": 1280, "height": 2000})
-        page.set_default_timeout(PATIENCE)
-        page.goto(f"{address}/lab?token=x&reset")
-        page.wait_for_selector(".jp-Launcher")
-        yield page
-        chromium.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 2000})
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{address}/lab?token=x&reset")
+    page.wait_for_selector(".jp-Launcher")
+    yield page
+    page.close()
 
 
 OPEN = """async path => {

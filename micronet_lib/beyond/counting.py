@@ -39,7 +39,7 @@ def counted(network: "IntegerMicroNet", savings: bool = True) -> MicroNet:
     architecture = network.architecture
     blocks = tuple(replace(each, activation=ACTIVATION) for each in architecture.cut_blocks)
     architecture = replace(architecture, activation=ACTIVATION, cut_blocks=blocks)
-    plain = MicroNet(architecture).eval()
+    plain = MicroNet(architecture).eval().to(network.classifier.weight.device)
     layers = dict(plain.named_modules())
     seen = set[int]()
     for name, sums in network.sums().items():
