@@ -5,10 +5,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from pillow_operations import PILLOW
 from published_data import require
 from test_augmentation_image_ops import (
     BLENDED,
-    PILLOW,
     PILLOW_ROUNDS_TWICE,
     POLICY_FILE,
     from_pillow,

@@ -9,11 +9,14 @@ from small_networks import seeded, single_thread
 from test_training_loop import images, start, tiny
 from test_training_step import RECIPE, batch, narrow
 
+from micronet_lib.adjustable_quantization import Adjust
 from micronet_lib.architecture import ARCHITECTURES, build
 from micronet_lib.augmentation.mixing import draw_mix, images_per_mix
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
+from micronet_lib.hooks import Change
+from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.host.machine import set_up
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.recipe import Recipe
@@ -30,6 +33,7 @@ from micronet_lib.lab.training.loop import Run
 from micronet_lib.lab.training.step import Step
 from micronet_lib.pruning.masks import HeldMasks, magnitude_masks, prunable_weights
 from micronet_lib.srip.penalty import SripConfig
+from micronet_lib.ternary import Ternarize
 
 MIXES = ("none", "cutmix", "mixup", "mixup_two_batches")
 
@@ -226,6 +230,58 @@ def test_on_a_gpu_another_optimiser_and_a_teacher_are_captured_too(optimizer):
     assert fast.how == "captured"
     assert eager.loss.item() == pytest.approx(other.loss.item(), rel=2e-3)
     assert all(each.isfinite().all() for each in (*expected, *found))
+
+
+def changed_step(change: Change, device: str) -> Step:
+    """Of a network with layers that a change has put in, with that change's hooks."""
+    pixels = normalize(batch()[0])
+    torch.manual_seed(0)
+    network = change.apply(build("micronet_v1", width_mult=0.25), pixels)
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    recipe = replace(recipe_of("cutmix"), srip=SripConfig(coef=0.0))
+    return Step(network, recipe, hooks=change.hooks(network))
+
+
+@pytest.mark.parametrize("change", [Ternarize(), Ternarize("entropy"), Ternarize("fixed")])
+def test_ternary_layers_are_replayed_too(stand_in, change):
+    eager, other = changed_step(change, "cpu"), changed_step(change, "cpu")
+    assert_same(
+        take(other, CapturedStep(other, compiled=False), "cutmix"),
+        take(eager, eager, "cutmix"),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("change", [Ternarize(), Ternarize("entropy"), Ternarize("fixed")])
+def test_on_a_gpu_ternary_layers_are_captured(change):
+    step = changed_step(change, "cuda")
+    fast = CapturedStep(step, compiled=False)
+    assert all(each.isfinite().all() for each in take(step, fast, "cutmix"))
+    assert fast.how == "captured"
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", [None, 0.002])
+def test_adjustable_layers_learn_where_the_network_is(device, target):
+    step = changed_step(Adjust(5, 5, target=target), device)
+    found = take(step, step, "cutmix", num=1)
+    assert all(each.isfinite().all() for each in found)
+    assert step.network.eval()(normalize(batch()[0]).to(device)).isfinite().all()
 
 
 @pytest.mark.gpu

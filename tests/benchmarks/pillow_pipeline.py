@@ -3,7 +3,7 @@
 import random
 
 from PIL import Image
-from test_augmentation_image_ops import PILLOW
+from pillow_operations import PILLOW
 from torchvision import transforms
 
 from micronet_lib.augmentation.image_ops import GEOMETRY, OPERATIONS
