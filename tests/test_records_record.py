@@ -22,6 +22,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import record as records
 from micronet_lib.lab.records.record import Record
+from micronet_lib.lab.running.measure import ON_IMAGES
 
 
 def files(folder: Path) -> list[str]:
@@ -369,7 +370,7 @@ def _numbers(found: Record) -> Iterator[str]:
             yield f"{name} is {value}"
         elif name.startswith("top") and not 0 <= value <= 1:
             yield f"{name} is {value}, no fraction"
-    rated = not {"correct", "recall_at_1"}.isdisjoint(found.metrics)
+    rated = not ON_IMAGES.isdisjoint(found.metrics)
     if found.dataset != (PROFILES[found.profile].dataset if rated else "none"):
         yield f"data set {found.dataset}"
     for name in ("param_storage", "math_ops"):
