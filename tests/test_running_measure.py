@@ -1,7 +1,9 @@
 """Measuring: what a record holds, and that nothing is measured twice or without its files."""
 
 import dataclasses
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -466,3 +468,20 @@ def test_progress_is_hidden_where_bars_are_and_where_it_takes_a_moment(lab, monk
     ensure(PLACEMENT, "smoke", seed=1, point="none", progress=False)
     ensure(SWEEP, "smoke")
     assert "micronet: " not in capsys.readouterr().err
+
+
+def test_expected_times_are_those_of_such_a_device(monkeypatch, tmp_path):
+    """A GPU's time says nothing about a core's."""
+    (case,) = cases(SWEEPS["rounds"], PROFILES["day"], point="linear-1")
+    committed = running.MEASURED / "day" / "rounds" / "linear-1-s0.json"
+    content = json.loads(committed.read_text())
+    folder = tmp_path / "day" / "rounds"
+    folder.mkdir(parents=True)
+    for seed, (wall_s, cuda) in enumerate([(100.0, None), (300.0, None), (7.0, "13.0")]):
+        content["seed"], content["env"] = seed, {**content["env"], "wall_s": wall_s, "cuda": cuda}
+        (folder / f"linear-1-s{seed}.json").write_text(json.dumps(content))
+    monkeypatch.setattr(running, "MEASURED", tmp_path)
+    job = SimpleNamespace(case=case)
+    for device, seconds in (("cpu", 200.0), ("cuda", 7.0)):
+        monkeypatch.setattr(running, "default_device", lambda d=device: torch.device(d))
+        assert running._recorded_seconds(job) == seconds

@@ -114,10 +114,11 @@ class _Layer(nn.Module):
         """Return the layer in integers, as it is now. All widths must be set."""
         reads = self.reads
         if isinstance(reads, Pixels):
-            step, zeros = PIXEL_UNIT, torch.tensor(MIDDLE, dtype=torch.float64)
+            step, middle = PIXEL_UNIT, MIDDLE
         else:
             grid = reads.grid()
-            step, zeros = grid.step, torch.tensor([grid.zero], dtype=torch.float64)
+            step, middle = grid.step, (grid.zero,)
+        zeros = torch.tensor(middle, dtype=torch.float64, device=self.weight.device)
         largest = self.free_scales().detach().max().item()
         scale = scale_factors(largest, self.stored_scales()) * step
         codes, unit = self.bias_codes()

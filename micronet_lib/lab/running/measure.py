@@ -14,7 +14,7 @@ import pandas as pd
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
-from micronet_lib.lab.host.machine import NO_COMMIT, environment
+from micronet_lib.lab.host.machine import NO_COMMIT, default_device, environment
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.host.progress import duration, is_shown, say, say_place
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -158,11 +158,16 @@ class _Clock:
 
 
 def _recorded_seconds(job: Job) -> float:
-    """Return the mean time of committed runs of a job's recipe, or NaN."""
+    """Return the mean time of committed runs of a job's recipe on such a device, or NaN."""
     case = job.case
     place = MEASURED / record_path(case.sweep.name, case.point, case.profile.name, case.seed)
     found = [readable(path) for path in place.parent.glob(f"{case.point}-s*.json")]
-    same = [each for each in found if each and each.recipe_id == recipe_id(case.recipe)]
+    on_gpu = default_device().type == "cuda"
+    same = [
+        each
+        for each in found
+        if each and each.recipe_id == recipe_id(case.recipe) and bool(each.env["cuda"]) == on_gpu
+    ]
     return sum(each.env["wall_s"] for each in same) / len(same) if same else math.nan
 
 
