@@ -92,6 +92,20 @@ class Killed(BaseException):
     pass
 
 
+def test_decisions_made_ahead_are_those_of_the_epoch():
+    """As on a GPU, which still works on the epoch before."""
+    recipe = tiny(PAPER)
+    run, ahead = start(recipe), start(recipe)
+    torch.rand(7)
+    ahead._ahead[1] = ahead._decide(1)
+    for each in (run, ahead):
+        each.run_epoch()
+        each.run_epoch()
+    assert ahead._ahead == {}
+    weights = (each.network.state_dict().values() for each in (run, ahead))
+    assert all(map(torch.equal, *weights))
+
+
 @pytest.mark.parametrize(("begin", "recipe", "cut"), RESUMED.values(), ids=RESUMED)
 def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(
     begin, recipe, cut, tmp_path, monkeypatch
