@@ -6,9 +6,9 @@ from small_networks import single_thread
 from test_architecture_resnet import sizes
 
 from micronet_lib.architecture import build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.mobilenet import BLOCKS
 from micronet_lib.errors import InputError
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 
 
 def test_its_size_is_the_printed_one():

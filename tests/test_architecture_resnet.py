@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from micronet_lib.architecture import build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.resnet import Bottleneck, Tweaks
 from micronet_lib.architecture.tweaks import BlurPool, SelectiveKernel, SqueezeExcite
 from micronet_lib.errors import InputError
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.scoring.bill import score_network
 
 SK, BL = {"sk_ratio": 2}, {"big_little": [2, 4]}

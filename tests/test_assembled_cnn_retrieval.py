@@ -10,6 +10,7 @@ from small_networks import seeded
 from torch import nn
 
 from micronet_lib.architecture import Wrapped, build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.tweaks import SelectiveKernel
 from micronet_lib.assembled_cnn import (
     ArcFaceConfig,
@@ -29,7 +30,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.storage.networks import pack, restore
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.lab.training.step import Step
 from micronet_lib.scoring.operations import record_operations
 

@@ -9,6 +9,7 @@ from integer_networks import NAMES, images, integer_network, random_widths
 from small_networks import TORCHVISION, seeded
 
 from micronet_lib.architecture import NetworkSpec, build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.beyond import layers
 from micronet_lib.beyond.arithmetic import Sums, rescaled, scale_factors
 from micronet_lib.beyond.layers import MEAN, STD
@@ -18,7 +19,6 @@ from micronet_lib.early_exit import AddExit, Front, expected_score
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data import images as lab_images
 from micronet_lib.lab.storage.networks import pack, restore
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.step import _keep_strided_depthwise_in_float32
 from micronet_lib.scoring.bill import score_network, score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -43,6 +43,14 @@ def test_in_floats_it_is_the_folded_network(name):
         assert ours.in_floats
         assert (ours(x) - inner).abs().max() < 0.05 * inner.abs().max()
     assert ours.classifier is ours.head.classifier
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_leaves_the_network_in_its_mode(training):
+    plain = integer_network(widths=None)[0].train(training)
+    made = in_integers(plain)
+    assert made.training == training
+    assert all(module.training == training for module in plain.modules())
 
 
 @pytest.mark.parametrize("seed", range(3))

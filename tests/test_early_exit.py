@@ -10,6 +10,7 @@ from tiny_lab import sweep_of, tiny_lab
 from torch import nn
 
 from micronet_lib.architecture import Network, Wrapped, build, register
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.early_exit import (
     AddExit,
     AllExits,
@@ -33,7 +34,7 @@ from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measures import early_exit as measure
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.storage.networks import pack, restore
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.lab.training.hooks import TargetTable
 from micronet_lib.lab.training.step import Objective, Step
 from micronet_lib.label_smoothing import SmoothingConfig

@@ -7,6 +7,7 @@ import pytest
 from small_networks import network
 from tiny_lab import sweep_of, tiny_lab
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
@@ -18,7 +19,7 @@ from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures import MEASURES, compression
 from micronet_lib.lab.running.networks import network_of
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 
 def test_a_network_in_integers_says_what_a_judge_asks(tmp_path):

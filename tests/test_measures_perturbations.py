@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_lab import sweep_of, tiny_lab
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.assembled_cnn import PERTURBATIONS, flip_rate, perturb
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.profile import PROFILES
@@ -13,7 +14,7 @@ from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures import perturbations
 from micronet_lib.lab.running.networks import network_of
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 
 def test_it_counts_flips_of_the_first_images_of_every_class(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tiny_lab import sweep_of, tiny_lab
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.assembled_cnn import Embed, Embeddings, recall_at_k
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
@@ -14,7 +15,7 @@ from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures import retrieval as measure
 from micronet_lib.lab.running.networks import network_of
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 
 def test_the_measure_rates_the_classes_that_were_left_out(tmp_path):

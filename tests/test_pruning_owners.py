@@ -12,11 +12,11 @@ from torchvision.models import SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from micronet_lib.architecture import build, weight_kinds
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.initialization import distribution_of, initialize
 from micronet_lib.beyond.gates import without_gates
 from micronet_lib.beyond.network import in_integers
 from micronet_lib.errors import InputError
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.hooks import TargetTable
 from micronet_lib.label_smoothing import PAPER_SMOOTHING
 from micronet_lib.pruning.density import density_table

@@ -9,13 +9,14 @@ from small_networks import seeded, single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture import Network, build, initialize
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.augmentation.mixing import draw_mix
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.lab.training.hooks import freeze
 from micronet_lib.lab.training.step import Step, make_optimizer, plain_step
 from micronet_lib.label_smoothing import (

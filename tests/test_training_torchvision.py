@@ -9,6 +9,7 @@ from small_networks import TORCHVISION, single_thread
 from test_training_loop import images
 
 from micronet_lib.architecture import build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.augmentation.policies import AugmentConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
@@ -17,7 +18,7 @@ from micronet_lib.lab.recipes.profile import Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import networks
 from micronet_lib.lab.storage.networks import export_network, load_exported
-from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
+from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
 from micronet_lib.lab.training.loop import Run, TrainingData
 from micronet_lib.label_smoothing import PAPER_SMOOTHING
 from micronet_lib.pruning.masks import current_masks, prunable_weights

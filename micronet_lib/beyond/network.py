@@ -436,7 +436,7 @@ def in_integers(network: Network) -> IntegerMicroNet:
     _check_kind(network)
     assert isinstance(network, MicroNet)
     made = IntegerMicroNet({"name": network.spec.name, "options": network.spec.options})
-    model = network.eval()
+    training, model = network.training, network.eval()
     pairs = [(made.stem.conv, model.stem.conv, model.stem.bn)]
     for ours, block in zip(made.quantized_blocks(), _blocks(model), strict=True):
         pairs += [
@@ -464,7 +464,8 @@ def in_integers(network: Network) -> IntegerMicroNet:
     _absorb_normalisation(made.stem.conv)
     made.head.classifier.weight.copy_(model.head.classifier.weight)
     made.head.classifier.bias.copy_(model.head.classifier.bias)
-    return made.train(network.training)
+    network.train(training)
+    return made.train(training)
 
 
 def _absorb_normalisation(conv: QuantizedConv2d) -> None:

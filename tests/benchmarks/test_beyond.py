@@ -9,11 +9,11 @@ from ratios import compare
 from small_networks import seeded, single_thread
 
 from micronet_lib.architecture import Network, build, initialize
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.beyond.network import Widths, in_integers
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.machine import keep_freed_memory
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.step import Step
 
 RECIPE = SWEEPS["beyond"].point("distilled").recipe

@@ -16,11 +16,12 @@ from small_networks import single_thread
 from torch import Tensor, nn
 
 from micronet_lib.architecture import build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.lab.data.images import load_split, normalize
 from micronet_lib.lab.host.places import data_root
 from micronet_lib.lab.storage.exchange import OpenVino, onnx_bytes
 from micronet_lib.lab.storage.published import load_published
-from micronet_lib.lab.training.evaluation import evaluate_openvino, fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import evaluate_openvino, logits_of
 
 TARGET = 5
 PUBLISHED = ("micronet_v1_pr_60", "micronet_v2_pr_60")

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from micronet_lib.architecture import build
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.lab.host.machine import environment
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.storage.published import load_published
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 
 ASSEMBLED: dict[str, tuple[str, int, dict[str, Any]]] = {
     "R50": ("resnet", 224, {}),

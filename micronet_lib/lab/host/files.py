@@ -58,8 +58,8 @@ def write_atomically(
         Path(temporary).replace(path)
     except OSError as error:
         raise InputError(
-            f"cannot write {what} ({error.strerror}): make room and get the right to write there; "
-            "MICRONET_RUNS names another folder for runs"
+            f"cannot write {what} under {path.parent} ({error.strerror}): make room and get the "
+            "right to write there, or give another folder (MICRONET_RUNS is that of runs)"
         ) from error
     finally:
         if temporary:
@@ -177,7 +177,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         try:
             _lock(file)
         except BlockingIOError as error:
-            raise Busy(f"{what} is being measured by another process: skipped") from error
+            raise Busy(f"{what} is running in another process: skipped") from error
         for left in path.parent.rglob(".*.tmp"):
             left.unlink(missing_ok=True)
         yield

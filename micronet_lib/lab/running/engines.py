@@ -35,7 +35,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
-from micronet_lib.lab.running.measure import ensure, perform, this_run
+from micronet_lib.lab.running.measure import WORK, ensure, perform, this_run, warn_without_commit
 from micronet_lib.lab.storage.states import load_own
 
 ENGINES = ("local", "ray")
@@ -91,7 +91,8 @@ def run(
     for job in planned:
         if job.said:
             say(job.said)
-    ahead = [job for job in planned if job.does in ("count", "rate", "train")]
+    ahead = [job for job in planned if job.does in WORK]
+    warn_without_commit(ahead)
     if ahead:
         with _ray(gpus_per_point) as (ray, task), bar(ahead, sweep.name, "pt", progress) as shown:
             for result in on_ray(ray, task, ahead):
@@ -107,7 +108,7 @@ class Result:
     Attributes:
         job: the finished job.
         record: if the job has one, or its training failed.
-        networks: bytes of `network.pt` by identity: the trained network and those that it needed.
+        networks: bytes of `network.pt` of the trained network, by its identity.
         reason: why nothing was done; otherwise empty.
         fault: bad user input, which stops the whole sweep.
     """
@@ -132,7 +133,7 @@ def perform_with(job: Job, networks: Mapping[str, bytes], *needed: Result) -> Re
         if result.reason:
             return Result(job, reason=f"{label}: a network that it needs was not trained")
         networks = {**networks, **result.networks}
-    trains = job.does == "train" and job.case.recipe.train.epochs > 0
+    trains = job.does == "train"
     try:
         for name, content in networks.items():
             _place(job, name, content)

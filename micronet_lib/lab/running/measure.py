@@ -84,6 +84,12 @@ def ensure(
     return this_run(asked)
 
 
+def warn_without_commit(ahead: Iterable[Job]) -> None:
+    """Print why the records of these jobs cannot be promoted, if so."""
+    if NO_COMMIT and any(job.does in WORK for job in ahead):
+        say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
+
+
 def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
     """Do jobs one after the other. Print a line on stderr for each that cannot be done.
 
@@ -92,8 +98,7 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
     """
     failed: set[str] = set()
     ahead = list(ahead)
-    if NO_COMMIT and any(job.does in WORK for job in ahead):
-        say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
+    warn_without_commit(ahead)
     clock = _Clock([job for job in ahead if job.does in WORK])
     for job in ahead:
         if job.said:

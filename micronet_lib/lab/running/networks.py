@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.initialization import (
     WeightDistribution,
     distribution_of,
@@ -49,7 +50,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import forget_states, load_own, load_state, save_own
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.lab.training.loop import DivergedError, Run, TrainingData, train
 from micronet_lib.pruning.masks import HeldMasks
 from micronet_lib.pruning.schedules import PruneConfig, prune_round

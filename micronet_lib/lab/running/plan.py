@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -12,14 +11,11 @@ import pandas as pd
 import torch
 
 from micronet_lib.architecture.folding import fold_batch_norm
-from micronet_lib.architecture.network import Network
-from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.distillation import Committee
 from micronet_lib.errors import InputError
-from micronet_lib.hooks import Change
 from micronet_lib.lab.data.images import NUM_CLASSES, NUM_IMAGES
 from micronet_lib.lab.host.machine import default_device, environment, set_up
-from micronet_lib.lab.host.places import MEASURED, checkpoint_path, runs_root
+from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.identity import plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES, Profile
@@ -27,11 +23,9 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, readable
 from micronet_lib.lab.running.lineage import Job, cases, jobs
-from micronet_lib.lab.running.networks import fresh_network
-from micronet_lib.lab.storage.published import load_published
+from micronet_lib.lab.running.networks import untrained
 from micronet_lib.lab.storage.states import epochs_done
 from micronet_lib.lab.training.step import Step
-from micronet_lib.scoring.dead_channels import apply_savings
 
 FLOAT_BYTES = 4
 TIMED_STEPS = 3
@@ -185,10 +179,10 @@ def timed_images_per_s(recipe: Recipe) -> float:
     """
     device, train = default_device(), recipe.train
     set_up(device)
-    network = _untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
+    network = untrained(recipe).to(device).to(memory_format=torch.channels_last).train()
     asked = () if recipe.distillation.offline else recipe.teachers
-    teachers = [fold_batch_norm(_untrained(each).eval()).to(device) for each in asked]
-    hooks = [hook for change in recipe.changes for hook in _quick(change).hooks(network)]
+    teachers = [fold_batch_norm(untrained(each)).to(device) for each in asked]
+    hooks = [hook for change in recipe.changes for hook in change.hooks(network)]
     teacher = Committee(teachers) if teachers else None
     generator = torch.Generator(device).manual_seed(0)
     step = Step(network, recipe, generator, hooks, teacher)
@@ -203,33 +197,10 @@ def timed_images_per_s(recipe: Recipe) -> float:
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
-def _untrained(recipe: Recipe) -> Network:
-    """Return a network to time in place of the one that a recipe trains, with any weights.
-
-    Changes read random images.
-    """
-    if recipe.start is not None:
-        network = _untrained(recipe.start)
-    elif recipe.checkpoint:
-        network = load_published(checkpoint_path(recipe.checkpoint))
-    else:
-        default = replace(recipe.train, initialization="default")
-        network = fresh_network(replace(recipe, train=default), 0)
-    for change in recipe.changes:
-        images = torch.randn(min(change.num_images, TIMED_BATCH), 3, 32, 32)
-        network = _quick(change).apply(network, images)
-    return apply_savings(network.eval(), recipe.savings) if recipe.savings else network
-
-
-def _quick(change: Change) -> Change:
-    """Return a change that makes a network of the same speed without minutes of choosing widths."""
-    return Quantize() if isinstance(change, Allocate) else change
-
-
 def _disk_mb(recipe: Recipe) -> float:
     """Return the largest size of a run's folder: a network and two training states."""
     try:
-        num = sum(p.numel() for p in _untrained(recipe).parameters())
+        num = sum(p.numel() for p in untrained(recipe).parameters())
     except InputError:
         return math.nan
     copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.augmentation.policies import PROVENANCE
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import ImageSet, load_split, shuffled
 from micronet_lib.lab.host.files import check_output, only_one, write_atomically
 from micronet_lib.lab.host.given import as_seed
-from micronet_lib.lab.host.machine import default_device, environment
+from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -49,7 +50,6 @@ from micronet_lib.lab.search.policy_trials import (
     without_repeats,
 )
 from micronet_lib.lab.storage.states import load_own, save_own
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.loop import Run, TrainingData, train
 
 SET_NAME = "searched"
@@ -237,6 +237,7 @@ def search_policies(
     seed = as_seed(seed)
     profile, recipe = PROFILES[profile_name], search_recipe(profile_name)
     config, device = BUDGETS[profile_name], default_device()
+    set_up(device)
     folder = runs_root() / profile_name / "search_policies" / f"s{seed}"
     if output is not None:
         check_output(output)

@@ -8,10 +8,11 @@ set does.
 import torch
 from torch import nn
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.augmentation.policies import AugmentConfig, Policies, augment, draw
 from micronet_lib.distillation import distillation_loss
 from micronet_lib.lab.data.images import ImageSet
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 SEED = 2019
 

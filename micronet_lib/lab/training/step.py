@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.offline_teacher import mixed_answers
 from micronet_lib.assembled_cnn.retrieval import EmbeddingNetwork, arcface_logits
@@ -22,7 +23,6 @@ from micronet_lib.hooks import Hook
 from micronet_lib.lab.data.images import normalize
 from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.recipe import Recipe
-from micronet_lib.lab.training.evaluation import fold_batch_norm
 from micronet_lib.lab.training.hooks import TargetTable, freeze
 from micronet_lib.label_smoothing import smoothed_targets, soft_cross_entropy
 from micronet_lib.pruning.masks import apply_masks

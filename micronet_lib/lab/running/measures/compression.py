@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.layers import named_kind
 from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.network import IntegerMicroNet
@@ -15,7 +16,7 @@ from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.running.measures.found import RATINGS, Found
 from micronet_lib.lab.running.networks import content_of, network_of
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of, rate
+from micronet_lib.lab.training.evaluation import logits_of, rate
 from micronet_lib.scoring.bill import score_network
 
 if TYPE_CHECKING:

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.running.measures.found import Found, by_image
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case

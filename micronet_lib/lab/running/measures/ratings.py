@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
@@ -16,7 +17,7 @@ from micronet_lib.lab.running.measures.found import RATINGS, Found
 from micronet_lib.lab.running.networks import chosen, content_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
-from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm, logits_of, rate
+from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
 from micronet_lib.scoring.dead_channels import apply_savings
 
 if TYPE_CHECKING:

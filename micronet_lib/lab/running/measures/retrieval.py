@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.retrieval import EmbeddingNetwork, Embeddings, recall_at_k
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.running.measures.found import Found
-from micronet_lib.lab.training.evaluation import fold_batch_norm, logits_of
+from micronet_lib.lab.training.evaluation import logits_of
 
 if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case

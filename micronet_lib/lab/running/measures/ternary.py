@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.layers import weight_kinds
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
@@ -11,7 +12,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.measures.found import DIGITS, Found
 from micronet_lib.lab.running.measures.ratings import in_half
 from micronet_lib.lab.running.networks import content_of, network_of
-from micronet_lib.lab.training.evaluation import evaluate, fold_batch_norm
+from micronet_lib.lab.training.evaluation import evaluate
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
 from micronet_lib.scoring.rules import RULE_SETS
