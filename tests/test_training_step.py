@@ -74,10 +74,15 @@ CASES = {  # SRIP, smoothing, CutMix, sparsity, width
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize(
-    ("dtype", "within"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=["32", "64"]
+    ("dtype", "within"), [(torch.float32, 3e-3), (torch.float64, 1e-10)], ids=["32", "64"]
 )
 def test_steps_are_the_plain_ones(case, dtype, within):
-    """Float32 shows the accuracy of real steps; float64 that what is left there is rounding."""
+    """Float32 shows the accuracy of real steps; float64 that what is left there is rounding.
+
+    A value at a kink, of an activation or of the norm at an orthogonal matrix, has one of two
+    gradients, and rounding chooses. In float32 that was up to 7e-4 on one machine and 1e-6 on
+    another, where weights move by some hundredths.
+    """
     srip, smoothing, mixed, sparsity, width_mult = case
     recipe = replace(RECIPE, srip=srip, smoothing=smoothing)
     ours = narrow(width_mult).to(dtype)
