@@ -30,13 +30,9 @@ from micronet_lib.pruning.masks import (
     prunable_weights,
 )
 from micronet_lib.pruning.schedules import (
-    EXPONENTIAL,
-    LOTTERY,
-    ONE_SHOT,
     PAPER_PRUNING,
     README_PRUNING,
     RELEASED_PRUNING,
-    REWOUND,
     SCHEDULES,
     PruneConfig,
     PruneTo,
@@ -45,6 +41,12 @@ from micronet_lib.pruning.schedules import (
     one_shot,
     prune_round,
 )
+
+# What the paper compares itself with: its schedule, its rewinding, and both; and no rounds at all.
+EXPONENTIAL = PruneConfig(exponential(0.6, 4))
+REWOUND = PruneConfig(linear(0.6, 4), rewind="initial")
+LOTTERY = PruneConfig(exponential(0.6, 4), rewind="initial")
+ONE_SHOT = PruneConfig(one_shot(0.6))
 
 NAMED = (PAPER_PRUNING, RELEASED_PRUNING, README_PRUNING, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
 

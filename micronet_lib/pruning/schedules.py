@@ -155,11 +155,6 @@ RELEASED_PRUNING = PruneConfig(linear(0.6, 4), threshold_from="last_epoch")
 README_PRUNING = PruneConfig(
     (*linear(0.45, 4), *linear(0.65, 4, start=0.45)), threshold_from="last_epoch", loads_anew=(0, 4)
 )
-# What the paper compares itself with: its schedule, its rewinding, and both.
-EXPONENTIAL = PruneConfig(exponential(0.6, 4))
-REWOUND = PruneConfig(linear(0.6, 4), rewind="initial")
-LOTTERY = PruneConfig(exponential(0.6, 4), rewind="initial")
-ONE_SHOT = PruneConfig(one_shot(0.6))
 
 
 @dataclass(frozen=True)
