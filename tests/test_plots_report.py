@@ -7,6 +7,8 @@ from figures import labels, texts
 from PIL import Image
 
 from micronet_lib import plots
+from micronet_lib.lab import records
+from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.records import report
 from micronet_lib.plots.layouts import Parts, stacked
 from micronet_lib.plots.style import sharp_png
@@ -63,3 +65,14 @@ def test_settings_stand_side_by_side_with_their_place_in_print():
     assert found.loc["train.bn_momentum", ["paper", "ours"]].tolist() == ["0.01", "–"]
     assert found.at["srip.coef", "README"] == "0.01; 0.7"
     assert found.at["prune.sparsities", "ours"] == "2"
+
+
+def test_the_books_recipe_has_the_papers_settings():
+    quoted = records.printed_rows("pruning")
+    table = plots.hyperparameters(quoted, {"here": report.flat(PAPER)}).set_index("setting")
+    said = table[table.index.str.startswith("train.") & (table["paper"] != "–")]
+    assert len(said) == 8
+    assert (said["paper"] == said["here"]).all()
+    silent = said.index == "train.dropout"  # the README does not say
+    assert (said["README"][~silent] == said["here"][~silent]).all()
+    assert (said["README"][silent] == "–").all()

@@ -1,14 +1,11 @@
 """The figures and the table of the page on one training run."""
 
-from dataclasses import asdict
-
 import pandas as pd
 import pytest
 from figures import texts
 
 from micronet_lib import plots
 from micronet_lib.lab import records
-from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids import SWEEPS
 
 
@@ -51,20 +48,6 @@ def test_a_schedule_is_drawn_from_its_first_value_to_its_last():
     fig = plots.learning_rates(pd.DataFrame({"one": [0.1, 0.05], "two": [0.3, 0.2]}), "somewhere")
     assert [line.get_ydata().tolist() for line in fig.axes[0].lines] == [[0.1, 0.05], [0.3, 0.2]]
     assert all(word in texts(fig) for word in ("one", "two", "0.1", "0.05"))
-
-
-def test_the_books_recipe_has_the_papers_settings():
-    table = plots.recipe_settings(records.paper("pruning"), asdict(PAPER.train))
-    assert (table["paper"] == table["here"]).all()
-    silent = table["setting"] == "train.dropout"  # the README does not say
-    assert (table["README"][~silent] == table["here"][~silent]).all()
-    assert (table["README"][silent] == "–").all()
-
-
-def test_another_setting_shows():
-    train = asdict(PAPER.train) | {"epochs": 7}
-    table = plots.recipe_settings(records.paper("pruning"), train).set_index("setting")
-    assert table.loc["train.epochs", ["paper", "here"]].tolist() == ["600", "7"]
 
 
 @pytest.mark.parametrize("sweep", ["pipeline", "label_smoothing", "stages"])

@@ -1,9 +1,7 @@
 """Figures of the page `90_training`."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -24,21 +22,9 @@ from micronet_lib.plots.style import (
     whole_page,
 )
 
-__all__ = ["curves_page", "learning_rates", "recipe_settings", "training_curves"]
+__all__ = ["curves_page", "learning_rates", "training_curves"]
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY)
-
-# Field of a recipe's training -> what the transcribed recipes call it.
-_SETTINGS = {
-    "epochs": "epochs",
-    "batch_size": "batch_size",
-    "lr": "lr",
-    "min_lr": "min_lr",
-    "momentum": "momentum",
-    "weight_decay": "weight_decay",
-    "dropout": "dropout",
-    "bn_momentum": "bn_average_decay",
-}
 
 
 def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str) -> Figure:
@@ -139,29 +125,3 @@ def learning_rates(rates: pd.DataFrame, source: str) -> Figure:
     ax.set(xlabel="epoch", ylabel="learning rate")
     ax.legend()
     return footer(fig, source)
-
-
-def recipe_settings(quoted: pd.DataFrame, train: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the settings of a training: paper, README and this book's recipe side by side.
-
-    Args:
-        quoted: transcribed numbers of `05_pruning`; those of the point `training` are used.
-        train: field -> value of the recipe.
-
-    Returns:
-        Columns setting, paper, README, here; a dash where a source does not say.
-    """
-    told = quoted[quoted["point"] == "training"]
-    told = told.pivot_table(index="metric", columns="source", values="value")
-
-    def said(name: str, source: str) -> str:
-        value = told[source].get(_SETTINGS[name], np.nan)
-        if name == "bn_momentum":
-            value = 1 - value  # the sources print how much of the old average is kept
-        return "–" if np.isnan(value) else f"{value:.4g}"
-
-    rows = [
-        (f"train.{name}", said(name, "kim2020"), said(name, "micronet_code"), f"{train[name]:.4g}")
-        for name in _SETTINGS
-    ]
-    return pd.DataFrame(rows, columns=["setting", "paper", "README", "here"])
