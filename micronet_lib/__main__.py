@@ -470,7 +470,7 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     measured = {"top1": "top1", "official_score": "official.score"}
     facts |= {name: float(row[key]) for name, key in measured.items() if key in row}
     result = {"file": str(args.file), **facts}
-    with suppress(UnpricedError):  # the winners' counter knows few operations
+    with suppress(UnpricedError):  # the authors' counter knows few operations
         score = score_network(model, "published").metrics()
         facts["score"], result["score"] = score, score["score"]
     export_network(model, args.file, recipe, **facts)

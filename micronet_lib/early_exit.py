@@ -402,7 +402,7 @@ def expected_score(
         exit_rate: measured fraction of images that leave early.
         rules: a rule set or its name.
         decision: charge softmax, largest entry and comparison too. [osi_code] does not, and neither
-            does anyone else on the board. The winners' counter has no price for them.
+            does anyone else on the board. The authors' counter has no price for them.
 
     Raises:
         InputError: a rate outside [0, 1], another number of exits, or an operation without a price.

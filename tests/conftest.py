@@ -28,6 +28,14 @@ os.environ["GIT_CONFIG_COUNT"] = str(settings + 1)
 atexit.register(shutil.rmtree, os.environ["MICRONET_RUNS"], ignore_errors=True)
 
 try:
+    import hypothesis
+except ModuleNotFoundError:
+    pass
+else:  # a machine may measure at the same time
+    hypothesis.settings.register_profile("book", deadline=None)
+    hypothesis.settings.load_profile("book")
+
+try:
     import matplotlib as mpl
 
     # The first import builds the font cache, which a notebook would report on stderr.

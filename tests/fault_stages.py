@@ -357,7 +357,7 @@ def interrupted_command(trial: Trial) -> None:
     }
     for moment, reached in list(moments.items())[-trial.wanted :]:
         with process() as child:
-            while not reached(child.pid):
+            while not reached(child.pid) and child.poll() is None:
                 time.sleep(0.01)
             child.send_signal(signal.SIGINT)
             _, said = child.communicate()

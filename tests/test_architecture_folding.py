@@ -38,7 +38,10 @@ def test_folding_merges_every_batch_norm_and_changes_no_logit(name: str) -> None
 def test_a_network_of_another_library_predicts_the_same_folded(name: str) -> None:
     model, images = scrambled(build(name)), load_split("embedded", "test").images[:50]
     plain, folded = (logits_of(each, images) for each in (model, fold_batch_norm(model)))
-    assert torch.equal(folded.argmax(1), plain.argmax(1))
+    first, second = plain.topk(2).values.T
+    clear = first - second > 1e-3 * plain.std()  # rounding decides the others
+    assert clear.sum() > 40
+    assert torch.equal(folded.argmax(1)[clear], plain.argmax(1)[clear])
 
 
 def test_dead_gates_are_not_computed() -> None:

@@ -126,16 +126,19 @@ def test_who_looks_at_a_lock_is_never_taken_for_its_holder(tmp_path, watchers):
             seen.append(is_held(path))
 
     path.touch()
-    threads = [threading.Thread(target=look) for _ in range(watchers)]
+    threads = [threading.Thread(target=look, daemon=True) for _ in range(watchers)]
     for thread in threads:
         thread.start()
-    while len(seen) < 2000:
-        time.sleep(0.001)
-    assert not any(seen)
-    for _ in range(50):
-        with only_one(path, "toy"):  # is not Busy
-            assert is_held(path)
-    done.set()
+    try:
+        while len(seen) < 2000:
+            assert any(thread.is_alive() for thread in threads)
+            time.sleep(0.001)
+        assert not any(seen)
+        for _ in range(50):
+            with only_one(path, "toy"):  # is not Busy
+                assert is_held(path)
+    finally:
+        done.set()
     for thread in threads:
         thread.join()
     assert not is_held(path)

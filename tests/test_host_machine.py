@@ -49,15 +49,11 @@ def test_environment_says_what_a_record_needs():
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other machines have one set only")
 def test_environment_names_the_instruction_set_that_computes():
     code = "from micronet_lib.lab.host import machine; print(machine.environment()['isa'])"
-    isa = {}
-    for capability in ("default", "avx2"):
-        variables = os.environ | {"ATEN_CPU_CAPABILITY": capability}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
-        )
-        isa[capability] = done.stdout.strip()
-    assert isa["default"] == "DEFAULT"
-    assert machine.environment()["isa"] == torch.backends.cpu.get_cpu_capability()
+    variables = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "DEFAULT"
 
 
 def test_environment_names_every_commit_of_a_resumed_run():

@@ -124,7 +124,6 @@ def test_free_savings_leave_the_logits(pruned):
     assert found["num_examples"] == 40
     assert 0 <= found["max_logit_difference"] < 1e-12
     assert 0 <= found["max_logit_difference_stored"] < 1e-4
-    assert found["bit_identical"] in (0, 1)
 
     found = compared("dead_gates")
     assert found["max_logit_difference"] == found["max_logit_difference_stored"] == 0

@@ -24,6 +24,7 @@ from micronet_lib.lab.running import measure as running
 from micronet_lib.lab.running.lineage import Case, cases, jobs
 from micronet_lib.lab.running.measure import ensure, measure, trained
 from micronet_lib.lab.running.measures import MEASURES
+from micronet_lib.lab.storage.states import save_own
 from micronet_lib.lab.training import loop as training
 from micronet_lib.scoring.bill import SCORE_METRICS, score_network
 from micronet_lib.scoring.rules import rules_of
@@ -409,17 +410,14 @@ def test_a_trained_network_is_that_of_its_record(lab):
 
 def test_a_file_that_is_gone_before_a_job_costs_no_training_state(lab):
     (job,) = jobs(cases(PLACEMENT, PROFILES["smoke"], point="fc"))
-    job.case.folder.mkdir(parents=True)
-    state = job.case.folder / "state.pt"
-    state.write_bytes(b"of an epoch")
     gone = dataclasses.replace(job.case.recipe, checkpoint="gone")
     job = dataclasses.replace(job, case=dataclasses.replace(job.case, recipe=gone))
     state = job.case.folder / "state.pt"
-    state.parent.mkdir(parents=True)
-    state.write_bytes(b"of an epoch")
+    save_own(state, job.case.id, {"of": "an epoch"})
+    before = state.read_bytes()
     with pytest.raises(InputError, match=r"gone\.t7"):
         running.perform(job, progress=False)
-    assert list(state.parent.glob("state.pt*")) != []
+    assert state.read_bytes() == before
 
 
 def test_a_network_that_is_trained_again_gets_a_new_record(lab):

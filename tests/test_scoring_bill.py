@@ -1,6 +1,5 @@
-"""The counter against the published figures: the winners' notebooks, the organisers' example."""
+"""The counter against the published figures: the authors' notebooks, the organisers' example."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from micronet_lib.architecture.micronet import EXPAND_RATIOS
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.host.places import data_root
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score_operations
 from micronet_lib.scoring.dead_channels import apply_savings
@@ -20,7 +20,7 @@ from micronet_lib.scoring.operations import Operation, record_operations
 from micronet_lib.scoring.rules import RULE_SETS, rules_of
 
 MEASURED = Path(__file__).resolve().parent.parent / "data" / "measured" / "full"
-KAIST = Path(os.environ.get("MICRONET_DATA", "data")) / "kaist"
+KAIST = data_root() / "kaist"
 
 
 def published(name: str) -> tuple[Operation, ...]:
@@ -30,7 +30,7 @@ def published(name: str) -> tuple[Operation, ...]:
     return record_operations(load_published(path))
 
 
-# By published file: additions, multiplications, parameters, mask and score of the winners' final
+# By published file: additions, multiplications, parameters, mask and score of the authors' final
 # counter; the scores of their first and of the revised one.
 WINNERS = {
     "v1_pr_60": (
@@ -43,7 +43,7 @@ WINNERS = {
 
 
 @pytest.mark.parametrize("name", WINNERS)
-def test_the_winners_counters(name: str) -> None:
+def test_the_authors_counters(name: str) -> None:
     adds, mults, params, mask, score, others = WINNERS[name]
     operations = published(name)
     found = score_operations(operations, rules_of("published"))

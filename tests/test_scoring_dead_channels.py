@@ -1,13 +1,12 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from published_data import require
 from torch import nn
 
 from micronet_lib.architecture import build
 from micronet_lib.architecture.micronet import MicroNet
 from micronet_lib.errors import InputError
+from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.scoring.bill import score_network
 from micronet_lib.scoring.dead_channels import (
@@ -149,9 +148,8 @@ def test_what_cannot_be_saved_says_so() -> None:
     ],
 )
 def test_the_published_networks(name: str, scores: list[float]) -> None:
-    path = Path(os.environ.get("MICRONET_DATA", "data")) / "kaist" / f"micronet_{name}.t7"
-    if not path.is_file():
-        pytest.skip(f"no {path.name}: `micronet data fetch kaist` gets it")
+    path = checkpoint_path(f"micronet_{name}")
+    require(path)
     model = load_published(path).double()
     steps = [apply_savings(model, list(SAVINGS)[: n + 1]) for n in range(3)]
     assert [score_network(step).score for step in steps] == pytest.approx(scores, abs=5e-8)

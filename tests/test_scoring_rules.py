@@ -50,7 +50,7 @@ def test_a_sparse_convolution_by_hand(rules: str, half_empty: nn.Sequential) -> 
     assert widths == {"mult": 16, "add": 32, "param": 16} | ({"mask": 1} if totals[3] else {})
 
 
-def test_dense_tensors_need_no_mask_officially_but_get_one_from_the_winners() -> None:
+def test_dense_tensors_need_no_mask_officially_but_get_one_from_the_authors() -> None:
     conv = nn.Conv2d(8, 4, 1)
     masks = {
         rules: sum(i.count for i in items_of(conv, rules, (8, 2, 2)) if i.quantity == "mask")
@@ -82,7 +82,7 @@ class Gated(nn.Module):
         return out * out.mean((2, 3), keepdim=True).sigmoid() + x
 
 
-def test_gates_and_residuals_are_free_only_for_the_winners() -> None:
+def test_gates_and_residuals_are_free_only_for_the_authors() -> None:
     def adds_and_mults(rules: str) -> dict[str, float]:
         items = items_of(Gated(), rules, (4, 3, 3))
         return {f"{i.kind}.{i.quantity}": i.count for i in items if i.kind in ("gate", "residual")}
@@ -205,7 +205,7 @@ def test_widths_of_activations() -> None:
     assert widths == [[("mult", 4)], [("mult", 4), ("add", 32), ("mult", 16)]]
 
 
-def test_what_the_winners_never_counted_is_refused_with_its_place() -> None:
+def test_what_the_authors_never_counted_is_refused_with_its_place() -> None:
     with pytest.raises(InputError) as caught:
         score_network(nn.Sequential(nn.Conv2d(3, 3, 1), nn.MaxPool2d(2)), "published", (3, 4, 4))
     assert "max" in str(caught.value)

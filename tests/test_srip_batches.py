@@ -225,7 +225,7 @@ def test_warm_vectors_survive_a_resume(resumed_few_launches):
     other = Srip(model, config, seeded(9)).value_and_grad()
     second.load_state_dict(saved)
     resumed = second.value_and_grad()
-    torch.testing.assert_close(resumed, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(resumed, expected, rtol=1e-5, atol=0)
     assert abs(other - expected) > 1e-3 * expected
 
 

@@ -254,7 +254,7 @@ def test_a_published_network_is_exported_as_it_is(tmp_path, monkeypatch, capsys)
     assert same_network(load_exported(path)[0], model)
 
 
-def test_a_network_that_the_winners_counter_cannot_price_is_exported(tmp_path, monkeypatch, capsys):
+def test_a_network_that_the_authors_counter_cannot_price_is_exported(tmp_path, monkeypatch, capsys):
     plain = SWEEPS["stages"].point("3.0-cutmix").recipe
     monkeypatch.setitem(SWEEPS, "toy", sweep_of(resnet=replace(plain, model="resnet")))
     path = tmp_path / "a.safetensors"

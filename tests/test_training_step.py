@@ -74,14 +74,16 @@ CASES = {  # SRIP, smoothing, CutMix, sparsity, width
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize(
-    ("dtype", "within"), [(torch.float32, 3e-3), (torch.float64, 1e-10)], ids=["32", "64"]
+    ("dtype", "within", "rel"),
+    [(torch.float32, 3e-3, 1e-4), (torch.float64, 1e-10, 1e-6)],
+    ids=["32", "64"],
 )
-def test_steps_are_the_plain_ones(case, dtype, within):
+def test_steps_are_the_plain_ones(case, dtype, within, rel):
     """Float32 shows the accuracy of real steps; float64 that what is left there is rounding.
 
     A value at a kink, of an activation or of the norm at an orthogonal matrix, has one of two
     gradients, and rounding chooses. In float32 that was up to 7e-4 on one machine and 1e-6 on
-    another, where weights move by some hundredths.
+    another, where weights move by some hundredths. Loss and penalty are float32 in both.
     """
     srip, smoothing, mixed, sparsity, width_mult = case
     recipe = replace(RECIPE, srip=srip, smoothing=smoothing)
@@ -113,8 +115,8 @@ def test_steps_are_the_plain_ones(case, dtype, within):
             theirs, optimizer, images, targets, table, draw, config, on_device[1], masks
         )
         loss, penalty = loss + found[0].item(), penalty + found[1].item()
-    assert step.loss.item() == pytest.approx(loss, rel=1e-5)
-    assert step.penalty.item() == pytest.approx(penalty, rel=1e-5)
+    assert step.loss.item() == pytest.approx(loss, rel=rel)
+    assert step.penalty.item() == pytest.approx(penalty, rel=rel)
     for (name, tensor), other in zip(
         ours.state_dict().items(), theirs.state_dict().values(), strict=True
     ):

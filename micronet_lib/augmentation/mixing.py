@@ -11,7 +11,7 @@ in order and once in reverse.
 
 Otherwise one weight `lam` for each batch, drawn from Beta(alpha, alpha). CutMix uses one box of
 area `1 - lam`, clips it at the image's border, and sets `lam` to the area outside the box, as the
-winners' code does. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0". Its
+authors' code does. [kim2020, section 4] says the box is "filled with 0" and "lambda to 1.0". Its
 formula and its code fill the box from the partner, and the 1.0 is alpha.
 
 We do not use `torchvision.transforms.v2.CutMix` and `MixUp`, although the definitions are theirs.

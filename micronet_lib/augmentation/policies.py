@@ -2,7 +2,7 @@
 
 A policy is a list of sub-policies. A sub-policy is two steps, each an operation, its probability,
 and a level from 0 to 1 for its strength. Every image gets its own sub-policy, then a crop, then
-perhaps a mirror image, as in the winners' code [kim2020, section 4]. The two steps are not merged
+perhaps a mirror image, as in the authors' code [kim2020, section 4]. The two steps are not merged
 into one resampling, because two roundings to the nearest pixel are not one, and colours may change
 in between. Chapter `04_augmentation`.
 

@@ -10,4 +10,4 @@ and additions of everything, activations and sums included, each weighted by its
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE, score_network, score_operations
 from micronet_lib.scoring.dead_channels import SAVINGS, apply_savings
 from micronet_lib.scoring.operations import record_operations
-from micronet_lib.scoring.rules import RULE_SETS, WinnersRules
+from micronet_lib.scoring.rules import RULE_SETS, AuthorsRules

@@ -1,6 +1,6 @@
 """The price of an operation: rule sets that give the same network different scores.
 
-- `first`, `revised`, `published`: three states of the winners' own counter [kim2020], which gave
+- `first`, `revised`, `published`: three states of the authors' own counter [kim2020], which gave
   one network 0.0049, 0.0051 and 0.0054;
 - `official`: the conventions of the challenge's counting tool [micronet_counting] and the
   organisers' rulings [micronet_leaderboard]. `official_quirk` adds a slip of their EfficientNet
@@ -65,8 +65,8 @@ class RuleSet(ABC):
 
 
 @dataclass(frozen=True)
-class WinnersRules(RuleSet):
-    """The winners' counter in its three states; weights and multiplications at 16 bits.
+class AuthorsRules(RuleSet):
+    """The authors' counter in its three states; weights and multiplications at 16 bits.
 
     Attributes:
         biases: charge one bias for each filter, from batch norm or from the layer.
@@ -106,7 +106,7 @@ class WinnersRules(RuleSet):
         elif op.kind == "shift":
             adds = outputs
         elif op.kind not in ("gate", "residual"):
-            raise UnpricedError(f"the winners' counter has no price for {op.kind}, in {op.name}")
+            raise UnpricedError(f"the authors' counter has no price for {op.kind}, in {op.name}")
         params = 0 if op.shared else op.nonzeros
         params += biases if self.biases and not op.bias_shared else 0
         yield Item(op.name, op.kind, "mult", mults, FREEBIE_BITS)
@@ -303,9 +303,9 @@ RULE_SETS: Registry[RuleSet] = Registry(
     {
         rules.name: rules
         for rules in (
-            WinnersRules("first", biases=False, mask=False),
-            WinnersRules("revised", biases=True, mask=False),
-            WinnersRules("published", biases=True, mask=True),
+            AuthorsRules("first", biases=False, mask=False),
+            AuthorsRules("revised", biases=True, mask=False),
+            AuthorsRules("published", biases=True, mask=True),
             OfficialRules(),
             OfficialRules("official_integer", accumulator="integer"),
             OfficialRules("official_adder_tree", accumulator="adder_tree"),

@@ -44,7 +44,8 @@ class Record:
         env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
             no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
             network, if there are any.
-        layers: rows of the per-layer table; only in the sweep `published`.
+        layers: rows of the per-layer table; only in the sweeps `published`, `ternary` and
+            `adjustable_quantization`.
         curve: one number per epoch under each name, of a run that trains.
         arrays: results of the sweep's measures, by name.
         notes: remarks for readers of the numbers.

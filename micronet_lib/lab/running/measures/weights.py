@@ -59,7 +59,7 @@ def sparsity(case: "Case", network: nn.Module, progress: bool) -> Found:
 
 
 def bill(case: "Case", network: nn.Module, progress: bool) -> Found:
-    """Return the per-layer table of the winners' final counter, if it prices the network."""
+    """Return the per-layer table of the authors' final counter, if it prices the network."""
     try:
         table = score_network(network, "published").table().drop(columns=["score"])
     except UnpricedError:
