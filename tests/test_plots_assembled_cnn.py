@@ -93,13 +93,21 @@ def test_robustness_draws_what_was_run():
     assert "not run" in texts(plots.robustness(nothing, ""))
 
 
-def test_flips_draws_a_marker_for_each_network_and_perturbation():
+def test_rates_have_a_row_for_each_kind_and_a_marker_for_each_network():
     rates = {"few": {"snow": 0.05, "tilt": 0.03}, "many": {"snow": 0.06, "tilt": 0.02}}
-    (ax,) = plots.flips(rates, "").axes
+    (ax,) = plots.rates_by_kind(rates, "flips", "").axes
+    assert ax.get_xlabel() == "flips (%)"
     assert [label.get_text() for label in ax.get_yticklabels()] == ["tilt", "snow"]
     drawn = {line.get_label(): list(line.get_xdata()) for line in ax.lines}
     assert drawn == {"few": [3.0, 5.0], "many": [2.0, 6.0]}
-    assert "not run" in texts(plots.flips({}, ""))
+    assert "not run" in texts(plots.rates_by_kind({}, "flips", ""))
+
+
+def test_every_network_of_a_sweep_has_a_look_of_its_own():
+    points = [point.name for point in SWEEPS["corruptions"].points()]
+    (ax,) = plots.rates_by_kind({point: {"snow": 0.1} for point in points}, "wrong", "").axes
+    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(looks) == len(points) == 11
 
 
 def test_the_readers_own_robustness_is_a_star():

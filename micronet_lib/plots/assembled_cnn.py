@@ -22,13 +22,16 @@ from micronet_lib.plots.style import (
 __all__ = [
     "assembled_ladder",
     "corruption_pictures",
-    "flips",
     "measured_speed",
+    "rates_by_kind",
     "retrieved",
     "robustness",
     "rungs_beside",
     "speed_and_work",
 ]
+
+# Of the networks in one figure; their numbers have no common factor, so pairs repeat late.
+_COLOURS, _MARKERS = (GREY, BLUE, GREEN, ORANGE, RED), "osD^v<>"
 
 
 def assembled_ladder(rungs: pd.DataFrame, source: str) -> Figure:
@@ -215,31 +218,30 @@ def robustness(measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = 
     return footer(fig, source)
 
 
-def flips(rates: Mapping[str, Mapping[str, float]], source: str) -> Figure:
-    """Draw how often each network's answer flips, a row for each perturbation.
+def rates_by_kind(rates: Mapping[str, Mapping[str, float]], what: str, source: str) -> Figure:
+    """Draw a rate of each network, a row for each kind of change to the images.
 
     Args:
-        rates: network -> perturbation -> flip rate. The rows are sorted by the first network's.
+        rates: network -> kind -> fraction. The rows are sorted by the first network's.
+        what: the label of the axis, without its unit.
     """
-    fig, (ax,) = figure(height=3.6)
+    kinds = next(iter(rates.values()), {})
+    names = sorted(kinds, key=lambda name: kinds[name])
+    fig, (ax,) = figure(height=1.3 + 0.23 * max(10, len(names)))
     if not rates:
         not_run(ax)
         return footer(fig, source)
-    first = next(iter(rates.values()))
-    names = sorted(first, key=lambda name: first[name])
-    looks = zip((GREY, BLUE, GREEN, ORANGE, RED), "osD^v", strict=True)
-    for (network, own), (colour, marker) in zip(rates.items(), looks, strict=False):
-        percent = [100 * own[name] for name in names]
+    for number, (network, own) in enumerate(rates.items()):
         ax.plot(
-            percent,
+            [100 * own[name] for name in names],
             range(len(names)),
             label=network,
-            color=colour,
-            marker=marker,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
             alpha=0.8,
             linestyle="",
         )
-    ax.set(yticks=range(len(names)), xlabel="steps at which the answer flips (%)", xlim=(0, None))
+    ax.set(yticks=range(len(names)), xlabel=f"{what} (%)", xlim=(0, None))
     ax.set_yticklabels([name.replace("_", " ") for name in names])
     ax.legend(loc="lower right")
     return footer(fig, source)
