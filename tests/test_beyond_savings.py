@@ -153,16 +153,6 @@ def test_only_equal_magnitudes_without_sharing():
     assert costs(program, 4, 4).num_adds == plain_costs(WEIGHT, 4, 4).num_adds
 
 
-def test_powers_of_two_are_shifts_only_if_asked():
-    weight = [[4, -4, 3, 1], [-2, 0, -1, 0]]
-    assert costs(compile_rows(weight), 3, 4).num_mults == 3
-    program = compile_rows(weight, free_shifts=True)
-    assert run(program, [1, 2, 3, 4]).tolist() == [9, -5]
-    # 3 x2, and -1 x2: the second row has nothing to subtract from.
-    assert costs(program, 3, 4).mult_widths == {4: 2}
-    assert costs(compile_rows([[-1, -2, -2]], free_shifts=True), 2, 4).mult_widths == {4: 1}
-
-
 def test_a_sum_of_unlike_signs_needs_its_sign_bit():
     """x0 + x1 + x2 - x3 lies in [-15, 45]: 7 bits, where 4 + log2(4) would be 6."""
     assert costs(compile_rows([[3, 3, 3, -3]]), 3, 4).mult_widths == {7: 1}
@@ -174,10 +164,10 @@ def test_a_sum_of_unlike_signs_needs_its_sign_bit():
 
 
 @settings(deadline=None, max_examples=150)
-@given(matrices(), st.booleans(), st.booleans(), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_the_result_is_exact(matrix, share, free_shifts, activation_bits, seed):
+@given(matrices(), st.booleans(), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_the_result_is_exact(matrix, share, activation_bits, seed):
     weight, _ = matrix
-    program = compile_rows(weight, share, free_shifts)
+    program = compile_rows(weight, share)
     inputs = np.random.default_rng(seed).integers(0, 2**activation_bits, (weight.shape[1], 2, 3))
     outputs = run(program, inputs)
     assert outputs.dtype == np.int64
@@ -229,13 +219,11 @@ def test_what_is_executed_is_what_is_charged_and_what_the_program_says(matrix, s
 
 
 @settings(deadline=None, max_examples=150)
-@given(matrices(), st.booleans(), st.booleans(), st.integers(1, 8))
-def test_every_value_fits_its_width_and_no_width_is_wider(
-    matrix, share, free_shifts, activation_bits
-):
+@given(matrices(), st.booleans(), st.integers(1, 8))
+def test_every_value_fits_its_width_and_no_width_is_wider(matrix, share, activation_bits):
     """The coefficients of a value say for which inputs it is largest; these inputs are tried."""
     weight, bits = matrix
-    program = compile_rows(weight, share, free_shifts)
+    program = compile_rows(weight, share)
     outputs, log = forms(program)
     for row, output in zip(weight, outputs, strict=True):
         assert output.coefs.tolist() == row.tolist() if output else not row.any()
@@ -278,10 +266,10 @@ def test_a_row_stays_within_its_bounds_in_any_order(matrix, activation_bits, see
 
 
 @settings(deadline=None, max_examples=200)
-@given(matrices(), st.booleans(), st.booleans(), st.integers(1, 8))
-def test_never_dearer_than_plain(matrix, share, free_shifts, activation_bits):
+@given(matrices(), st.booleans(), st.integers(1, 8))
+def test_never_dearer_than_plain(matrix, share, activation_bits):
     weight, bits = matrix
-    found = costs(compile_rows(weight, share, free_shifts), bits, activation_bits)
+    found = costs(compile_rows(weight, share), bits, activation_bits)
     plain = plain_costs(weight, bits, activation_bits)
     nonzeros = np.count_nonzero(weight, axis=1)
     assert plain.num_adds == sum(max(0, n - 1) for n in nonzeros)

@@ -165,4 +165,4 @@ def test_images_of_two_networks_form_pairs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("of", [records.bill, records.arrays])
 def test_a_point_without_a_record_is_refused(of):
     with pytest.raises(InputError, match=r"stages/1\.0-vanilla"):
-        of(SWEEPS["stages"], "1.0-vanilla", "full")
+        of(SWEEPS["stages"], "1.0-vanilla")

@@ -98,10 +98,10 @@ class BlurPool(nn.Module):
 
 
 def conv_bn(
-    in_chs: int, out_chs: int, kernel: int, stride: int = 1, activate: bool = True, groups: int = 1
+    in_chs: int, out_chs: int, kernel: int, stride: int = 1, activate: bool = True
 ) -> nn.Sequential:
     """Return a convolution without bias, batch norm and, if asked for, ReLU."""
-    conv = nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    conv = nn.Conv2d(in_chs, out_chs, kernel, stride, kernel // 2, bias=False)
     found = nn.Sequential(conv, nn.BatchNorm2d(out_chs))
     return found.append(nn.ReLU()) if activate else found
 

@@ -233,8 +233,9 @@ class Allocator:
         return min(BIAS_WIDTHS, key=loss)
 
 
-def output_positions(network: IntegerMicroNet, side: int = 32) -> dict[str, int]:
-    """Return layer -> positions of its output for square images of that side."""
+def output_positions(network: IntegerMicroNet) -> dict[str, int]:
+    """Return layer -> positions of its output for an image of CIFAR."""
+    side = 32
     found = {"stem.conv": side**2, "head.classifier": 1}
     for index, block in enumerate(network.blocks):
         assert isinstance(block, Block)

@@ -228,7 +228,7 @@ class Quantizer(nn.Module):
         return FakeQuantize.apply(x, self.step, self.grid(), self.pre_bits)
 
 
-def _some(x: Tensor, number: int = 40_000) -> Tensor:
-    """Return about that many of the values, evenly spread."""
+def _some(x: Tensor) -> Tensor:
+    """Return about 40 000 of the values, evenly spread."""
     flat = x.detach().flatten()
-    return flat[:: max(1, flat.numel() // number)]
+    return flat[:: max(1, flat.numel() // 40_000)]

@@ -64,13 +64,11 @@ class Program:
         num_inputs: columns of the matrix.
         shared: sums of two signals that are made once, in order of execution.
         rows: for each output its groups, in order of magnitude; empty for a row of zeros.
-        free_shifts: whether a product with a power of two is a shift instead of a multiplication.
     """
 
     num_inputs: int
     shared: tuple[SharedSum, ...]
     rows: tuple[tuple[Group, ...], ...]
-    free_shifts: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Costs:
 # ------------------------------------------------------------------------------------- compilation
 
 
-def compile_rows(weight: ArrayLike, share: bool = True, free_shifts: bool = False) -> Program:
+def compile_rows(weight: ArrayLike, share: bool = True) -> Program:
     """Return the program of a matrix. It is the same at every call.
 
     Args:
@@ -125,8 +123,6 @@ def compile_rows(weight: ArrayLike, share: bool = True, free_shifts: bool = Fals
             filters of another convolution.
         share: look for shared sums. False for a depthwise convolution, whose rows read different
             channels and so have no input in common.
-        free_shifts: count no multiplication for a power of two. The challenge has no price for a
-            shift, so this is a reading of its rules.
 
     Raises:
         InputError: not a matrix, or not of integers.
@@ -148,7 +144,7 @@ def compile_rows(weight: ArrayLike, share: bool = True, free_shifts: bool = Fals
     found: list[list[Group]] = [[] for _ in range(num_outputs)]
     for (row, magnitude), terms in zip(names.T.tolist(), groups, strict=True):
         found[row].append(Group(magnitude, tuple(terms.items())))
-    return Program(num_inputs, tuple(shared), tuple(map(tuple, found)), free_shifts)
+    return Program(num_inputs, tuple(shared), tuple(map(tuple, found)))
 
 
 def _integer_matrix(weight: ArrayLike) -> NDArray[np.int64]:
@@ -290,10 +286,7 @@ def execute(program: Program, inputs: Sequence[Any]) -> list[Any]:
 
 def _row(program: Program, groups: Sequence[Group], signals: Sequence[Any]) -> Any:
     sums = [_tree([(signals[signal], sign) for signal, sign in group.terms]) for group in groups]
-    multiplied = [
-        magnitude > 1 and not (program.free_shifts and magnitude.bit_count() == 1)
-        for magnitude, _ in groups
-    ]
+    multiplied = [magnitude > 1 for magnitude, _ in groups]
     if not any(multiplied) and all(sign < 0 for _, sign in sums):
         multiplied[0] = True  # nothing to subtract from: the factor brings the sign
     products: list[_Signed] = []

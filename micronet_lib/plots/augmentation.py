@@ -203,24 +203,23 @@ def augmentation_sweep(
     return footer(fig, source)
 
 
-def stage_table(measured: pd.DataFrame, paper: pd.DataFrame, ratio: str = "3.0") -> pd.DataFrame:
-    """Return the stages at one expansion ratio, the paper's and ours.
+def stage_table(measured: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Return the stages at the entry's expansion ratio, the paper's and ours.
 
     Args:
-        measured: from `records.measured` of the sweep `stages`, points `<ratio>-<stage>`.
+        measured: from `records.measured` of the sweep `stages`, points `3.0-<stage>`.
         paper: transcribed numbers of all chapters, concatenated.
-        ratio: the expansion ratio.
 
     Returns:
         Columns stage, paper (percent), paper_step (points over the stage before), n, top1, spread
         (percent). `NaN` where nothing is known.
     """
     rows = measured.set_index("point")
-    printed = paper[paper["point"].isin([ratio, f"ratio_{ratio}"])]
+    printed = paper[paper["point"].isin(["3.0", "ratio_3.0"])]
     values = printed.drop_duplicates("metric").set_index("metric")["value"]
     table = pd.DataFrame({"stage": list(_STAGES)})
     table["paper"] = [values.get(metric, np.nan) for metric in _STAGES.values()]
-    points = [f"{ratio}-{stage}" for stage in _STAGES]
+    points = [f"3.0-{stage}" for stage in _STAGES]
     table["n"] = rows["n"].reindex(points).fillna(0).astype(int).to_numpy()
     for column, name in (("top1", "top1"), ("spread", "top1_std")):
         table[column] = 100 * rows[name].reindex(points).to_numpy()

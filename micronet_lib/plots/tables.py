@@ -109,37 +109,36 @@ def said_checks(held: Mapping[str, Any]) -> str:
     return "\n".join([f"checked: {count} {word}", *(f"does not hold: {text}" for text in failed)])
 
 
-def said_gains(gains: pd.DataFrame, unit: str = "points", digits: int = 2) -> str:
+def said_gains(gains: pd.DataFrame, unit: str = "points") -> str:
     """Return what a table of `records.gain` allows to say, a line for each comparison.
 
     Args:
         gains: from `records.gain`.
         unit: of the differences.
-        digits: decimals of the differences.
     """
     diverged = gains.attrs.get("diverged", {})
     return "\n".join(
-        f"{row.point} against {row.against}: {_said(row, unit, digits, diverged)}"
+        f"{row.point} against {row.against}: {_said(row, unit, diverged)}"
         for row in gains.itertuples()
     )
 
 
-def _said(row: Any, unit: str, digits: int, diverged: Mapping[str, str]) -> str:
+def _said(row: Any, unit: str, diverged: Mapping[str, str]) -> str:
     if min(row.n, row.n_against) == 0:
         return next(
             (diverged[each] for each in (row.point, row.against) if each in diverged), "not run"
         )
     if pd.isna(row.low):
-        return f"{row.gain:+.{digits}f} {unit}, n=1, no interval; another run may say otherwise"
+        return f"{row.gain:+.2f} {unit}, n=1, no interval; another run may say otherwise"
     if row.low <= 0 <= row.high:
         return (
-            f"no difference seen; a true one of {row.detectable:.{digits}f} {unit} "
+            f"no difference seen; a true one of {row.detectable:.2f} {unit} "
             "would have shown in four of five cases"
         )
     near, far = sorted((abs(row.low), abs(row.high)))
     more = "more" if row.gain > 0 else "less"
     alone = "" if row.p_holm < 0.05 else f", taken alone; not after {row.comparisons} comparisons"
-    return f"{near:.{digits}f} to {far:.{digits}f} {unit} {more}{alone}"
+    return f"{near:.2f} to {far:.2f} {unit} {more}{alone}"
 
 
 def show_source(function: Callable[..., Any]) -> Code:

@@ -176,10 +176,10 @@ def _of_diverged(said: str, committed: str, alone: bool) -> tuple[str, str]:
     return (SAME, "diverged, as the committed runs did") if committed else (DIVERGED, "")
 
 
-def profiles_of_records(sweep: Sweep, root: Path = MEASURED) -> list[str]:
+def profiles_of_records(sweep: Sweep) -> list[str]:
     """Return the profiles of real images at which a sweep has records; the last one if none has."""
     real = [name for name in sweep.profiles if PROFILES[name].dataset != "embedded"]
-    roots = (root, runs_root())
+    roots = (MEASURED, runs_root())
     found = [name for name in real if any(any(_read(sweep, name, each)) for each in roots)]
     return found or real[-1:]
 

@@ -131,8 +131,8 @@ def is_comparable(sweep: Sweep, profile: str) -> bool:
     return PROFILES[profile].dataset != "embedded" and profile in sweep.profiles
 
 
-def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
-    """Return the committed per-layer table of one point.
+def bill(sweep: Sweep, point: str) -> pd.DataFrame:
+    """Return the committed per-layer table of one point at the profile `full`.
 
     Columns: layer, layer_kind (a name of `architecture.KINDS`), kind (of the operation), quantity,
     count, bits and costs.
@@ -140,11 +140,11 @@ def bill(sweep: Sweep, point: str, profile: str = "full") -> pd.DataFrame:
     Raises:
         InputError: the point has no record, or its record has no such table.
     """
-    for record in read_sweep(sweep, profile, MEASURED):
+    for record in read_sweep(sweep, "full", MEASURED):
         if record.point == point and record.layers:
             rows = pd.DataFrame(record.layers)
             return rows.assign(layer_kind=rows["layer"].map(named_kind))
-    raise InputError(f"no record of {sweep.name}/{point} at {profile} holds a per-layer table")
+    raise InputError(f"no record of {sweep.name}/{point} at full holds a per-layer table")
 
 
 def arrays(sweep: Sweep, point: str, profile: str = "full") -> dict[str, Any]:
