@@ -176,7 +176,7 @@ def search_trials(trials: pd.DataFrame, controls: pd.DataFrame, source: str) -> 
         losses = controls[controls["policies"] == kind]["loss"]
         right.plot(losses, [place] * len(losses), "o", color=_KINDS[kind][1])
     right.set_yticks(range(len(kinds)), [_KINDS[kind][0] for kind in kinds])
-    right.set(xlabel="on validation images", ylim=(len(kinds) - 0.5, -0.5))
+    right.set(xlabel="mean cross-entropy on validation images", ylim=(len(kinds) - 0.5, -0.5))
     return footer(fig, source)
 
 

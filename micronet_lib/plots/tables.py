@@ -129,7 +129,8 @@ def _said(row: Any, unit: str, diverged: Mapping[str, str]) -> str:
             (diverged[each] for each in (row.point, row.against) if each in diverged), "not run"
         )
     if pd.isna(row.low):
-        return f"{row.gain:+.2f} {unit}, n=1, no interval; another run may say otherwise"
+        n = "1" if row.n == row.n_against else f"{row.n} against {row.n_against}"
+        return f"{row.gain:+.2f} {unit}, n={n}, no interval; another run may say otherwise"
     if row.low <= 0 <= row.high:
         return (
             f"no difference seen; a true one of {row.detectable:.2f} {unit} "
