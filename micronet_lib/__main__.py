@@ -287,6 +287,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.running.plan import as_text, table_of
     from micronet_lib.lab.running.requirements import require
 
+    engines.check_engine(args.engine, args.gpus_per_point)
     sweep = SWEEPS[args.sweep]
     overrides = assignments(args.override)
     asked = cases(sweep, PROFILES[args.profile], args.seed, overrides, args.point)
@@ -466,6 +467,11 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
     else:
         model = trained(sweep, args.point, args.profile, args.seed)
     row = ensure(sweep, args.profile, args.seed, point=args.point).iloc[0]
+    if not row["n"]:
+        raise InputError(
+            f"{args.sweep}/{args.point} has no record yet, because another process works on it: "
+            "export it again later"
+        )
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     measured = {"top1": "top1", "official_score": "official.score"}
     facts |= {name: float(row[key]) for name, key in measured.items() if key in row}
@@ -479,8 +485,11 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
 
 def promote(args: argparse.Namespace) -> tuple[Result, str]:
     """Copy records of this machine to the committed ones."""
+    from micronet_lib.lab.records.record import check_promotable
     from micronet_lib.lab.records.record import promote as promote_record
 
+    for path in args.records:  # all or none
+        check_promotable(path, replacing=args.replace)
     done = [promote_record(path, replacing=args.replace) for path in args.records]
     lines, replaced = [], list[Result]()
     for each in done:

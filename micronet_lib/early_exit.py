@@ -100,13 +100,15 @@ class ExitNetwork(Network):
                 f"{after} returns {list(features)}; an exit head reads [N, C, H, W] features"
             )
         head = ExitHead(features[1], hidden_chs, trunk.classifier.out_features, stride)
-        self.exit_head = head.to(like.device, like.dtype)
+        self.exit_head = head.to(like.device, like.dtype).train(trunk.training)
 
     @torch.no_grad()
     def _shape_after(self, like: Tensor) -> torch.Size:
-        training = self.trunk.training
+        modes = {module: module.training for module in self.trunk.modules()}
         shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
-        self.train(training)
+        for module, training in modes.items():
+            module.training = training
+        self.training = self.trunk.training
         return shape
 
     @property

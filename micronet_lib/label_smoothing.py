@@ -152,6 +152,8 @@ def smoothed_targets(
         InputError: only one of `targets_b` and `lam` is given, `lam` is outside [0, 1], or a tensor
             has the wrong shape or type.
     """
+    if table.ndim != 2 or table.shape[0] != table.shape[1]:
+        raise InputError(f"the table of targets is {list(table.shape)}; expected [C, C]")
     if (targets_b is None) != (lam is None):
         raise InputError("targets_b and lam belong together: give both to mix, neither not to")
     for classes in (targets,) if targets_b is None else (targets, targets_b):

@@ -376,3 +376,9 @@ def test_the_dead_gates_of_the_published_files_were_never_trained(
 
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(remove_dead_gates(model)(images), model(images))
+
+
+@pytest.mark.parametrize("option", [{"activation": "relu"}, {"downsample_se": "Dead"}])
+def test_an_unknown_choice_of_an_architecture_is_refused(option):
+    with pytest.raises(InputError, match=f"unknown {next(iter(option))}"):
+        build("micronet_v1", **option)

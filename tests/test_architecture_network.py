@@ -149,3 +149,15 @@ def test_an_option_is_one_that_the_function_names(monkeypatch):
     assert not takes("open", "width_mult")
     assert takes("micronet_v1", "width_mult")
     assert not takes(TORCHVISION[0], "width_mult")
+
+
+def test_parts_run_a_module_as_often_as_it_occurs():
+    act = nn.ReLU()
+    layers = [nn.Conv2d(3, 4, 3, 2), act, nn.Conv2d(4, 4, 3, 2), act]
+    made = contract.Wrapped(
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7)), "6"
+    )
+    x = image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for part in made.parts.values():
+        x = part(x)
+    assert torch.equal(x, made(image))

@@ -86,7 +86,7 @@ def test_a_student_is_trained_from_stored_answers(mix, tmp_path):
         assert (table["n"] == 1).all()
         teacher = resolved(PAPER, PROFILES["smoke"])
         folder = network_path(teacher, PROFILES["smoke"], 0).parent
-        (path,) = folder.glob("answers-*.pt")
+        (path,) = folder.parent.glob(f"{folder.name}-answers-*.pt")
         written = path.stat().st_mtime_ns
         ensure(sweep_of(again=replace(student, distillation=replace(OFFLINE, weight=0.9))), "smoke")
         assert path.stat().st_mtime_ns == written  # computed once
@@ -106,4 +106,4 @@ def test_they_are_the_teachers_logits_of_images_as_they_are(tmp_path):
         other = stored_answers(teacher, profile, 0, images(20, 1))
         assert not torch.equal(other, found)
         folder = network_path(teacher, profile, 0).parent
-        assert len(list(folder.glob("answers-*.pt"))) == 2
+        assert len(list(folder.parent.glob(f"{folder.name}-answers-*.pt"))) == 2

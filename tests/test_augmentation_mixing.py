@@ -283,3 +283,11 @@ def test_an_odd_batch_or_another_number_of_images_is_refused():
     for kind in ("mixup_two_batches", "mixup_one_batch"):
         with pytest.raises(InputError, match="6 images, but a draw for 4"):
             mix(images, targets, draw_mix(kind, 4, generator()))
+
+
+@pytest.mark.parametrize("kind", ["mixup_one_batch", "mixup_two_batches"])
+def test_a_batch_that_is_not_mixed_has_every_image_once(kind):
+    draw = draw_mix(kind, 8, generator(), prob=0.0)
+    assert draw.own is not None
+    assert draw.own.tolist() == list(range(8))
+    assert (torch.as_tensor(draw.lam) == 1).all()

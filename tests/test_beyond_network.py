@@ -267,3 +267,14 @@ def test_sums_beyond_float32_are_exact(kind):
     found = sums(codes)
     assert torch.equal(found.long(), wanted)
     assert kind == "depthwise" or wanted.abs().max() > 2**24
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_after_a_step_of_training_it_answers_with_the_new_weights(fused):
+    _, network = integer_network(widths=8)
+    x = images(4)
+    network.eval()(x)
+    optimizer = torch.optim.SGD(network.parameters(), 0.003, fused=fused)
+    network.train()(x).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(network.eval()(x), copy.deepcopy(network)(x))

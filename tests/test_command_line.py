@@ -268,7 +268,7 @@ def test_measure_makes_each_record_once(runs):
         expected = score_network(build(point.recipe.model), "revised").score
         assert row["revised.score"] == pytest.approx(expected, abs=1e-15)
 
-    files = sorted(path for path in runs.rglob("*") if path.is_file())
+    files = sorted(path for path in runs.rglob("*") if path.is_file() and path.name != "lock")
     assert [path.name for path in files] == [f"{name}-s0.json" for name in points]
     written = {path: path.stat().st_mtime_ns for path in files}
     assert result("measure", "expand_ratio", "--profile", "smoke") == found
@@ -279,7 +279,7 @@ def test_measure_one_point_with_a_seed_and_an_override(runs):
     words = ["measure", "printed_table", "--profile", "smoke", "--point", "3.0", "--seed", "7"]
     (row,) = result(*words)["points"]
     assert (row["point"], row["n"]) == ("3.0", 1)
-    (path,) = [path for path in runs.rglob("*") if path.is_file()]
+    (path,) = [path for path in runs.rglob("*") if path.is_file() and path.name != "lock"]
     assert path.relative_to(runs) == Path("smoke/printed_table/3.0-s7.json")
 
     (other,) = result(*words, "--override", "model=micronet_v2")["points"]
@@ -459,7 +459,8 @@ def test_search_policies_writes_a_policy_file(runs, tmp_path, monkeypatch):
 
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
-    monkeypatch.setattr(record, "promote", partial(records.promote, root=measured))
+    for name in ("promote", "check_promotable"):
+        monkeypatch.setattr(record, name, partial(getattr(record, name), root=measured))
     monkeypatch.setattr(record, "in_history", "abc1234".__eq__)
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
@@ -468,6 +469,9 @@ def test_promote_copies_records(runs, tmp_path, monkeypatch):
         measured_here = records.read(path)
         env = measured_here.env | {"commit": "abc1234"}
         records.write(replace(measured_here, env=env), runs)
+    refused = result("promote", *paths, tmp_path / "none.json", status=2, err=True)["error"]
+    assert "none.json" in refused
+    assert not measured.exists()  # all or none
     found = result("promote", *paths)
     places = [str(measured / path.relative_to(runs)) for path in paths]
     assert found == {"records": places, "replaced": []}
@@ -539,7 +543,7 @@ def test_an_interrupt_has_no_traceback_and_a_fault_of_ours_has(monkeypatch):
     def fail(path: Path, replacing: bool) -> Path:
         raise error
 
-    monkeypatch.setattr(record, "promote", fail)
+    monkeypatch.setattr(record, "check_promotable", fail)
     error: BaseException = KeyboardInterrupt()
     assert run("promote", "a.json") == Ran(130, "", "micronet: stopped\n")
     error = RuntimeError("a bug")

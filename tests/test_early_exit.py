@@ -527,3 +527,13 @@ def test_a_network_without_an_exit_is_not_rated_as_one(lab, exits):
     (case,) = cases(exits, PROFILES["smoke"], 0, None, "dense")
     with pytest.raises(InputError, match="this has none"):
         measure.early_exit(case, network_of(case.recipe, case.profile, 0), False)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_head_has_the_mode_of_its_trunk_and_parts_keep_theirs(training):
+    trunk = build("micronet_v1", width_mult=0.25).train(training)
+    trunk.blocks[0].train(not training)
+    made = AddExit(BLOCK, hidden_chs=8).apply(trunk)
+    assert made.training == made.exit_head.training == training
+    assert made.trunk.blocks[0].training == (not training)
+    assert made.trunk.blocks[1].training == training

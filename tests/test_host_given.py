@@ -133,6 +133,8 @@ def test_values_of_assignments_are_json_or_text():
         (["model"], "argument 'model' is not KEY=VALUE"),
         (["a=1", "a=2"], "argument a is given twice"),
         (['a={"b": 1, "b": 2}'], "'b' is given twice"),
+        (["a=NaN"], "NaN is no number to give"),
+        (['a={"b": -Infinity}'], "-Infinity is no number to give"),
     ],
 )
 def test_wrong_assignments_are_refused(texts, said):

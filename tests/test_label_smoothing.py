@@ -486,3 +486,9 @@ def test_loss_errors() -> None:
         soft_cross_entropy(logits, a)
     with pytest.raises(InputError, match=r"expected two \[N, C\]"):
         soft_cross_entropy(logits, smoothed_targets(target_table(ROWS, PAPER_SMOOTHING), a % 4))
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_a_table_that_is_not_square_is_refused(shape):
+    with pytest.raises(InputError, match=r"expected \[C, C\]"):
+        smoothed_targets(torch.ones(shape), torch.tensor([0, 1]))

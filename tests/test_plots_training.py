@@ -61,3 +61,10 @@ def test_the_legend_covers_no_line(sweep):
         for line in ax.lines:
             places = ax.transData.transform(line.get_xydata())
             assert not [place for place in places if legend.get_window_extent().contains(*place)]
+
+
+def test_every_point_is_drawn_however_many_there_are():
+    many = curves(**{f"point {number}": [[2.0, 1.0]] for number in range(9)})
+    fig = plots.training_curves(many, {point: point for point in many["point"].unique()}, "")
+    means = [line for line in fig.axes[0].lines if line.get_linewidth() == 2]
+    assert len({(line.get_color(), line.get_linestyle()) for line in means}) == 9

@@ -342,3 +342,10 @@ def test_what_a_round_needs_is_asked_for_and_the_network_stays_as_it_was():
             prune_round(model, config, index, **arguments)
         after = model.state_dict()
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), says
+
+
+def test_rewinding_to_a_larger_network_is_refused():
+    model, larger = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    config = PruneConfig((0.5,), rewind="initial")
+    with pytest.raises(InputError, match=r"another network: see 1\.weight"):
+        prune_round(model, config, 0, rewound=larger.state_dict())

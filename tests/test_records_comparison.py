@@ -371,3 +371,11 @@ def test_own_runs_are_a_table_where_they_can_stand_beside_others(tmp_path):
     assert (records.mine(replace(SWEEP, profiles=("quick",)), "full")["n"] == 0).all()
     with pytest.raises(InputError):
         records.mine(SWEEP, "fully")
+
+
+def test_corrupted_images_of_another_seed_need_not_give_the_same(tmp_path, monkeypatch):
+    """The seed draws the corruptions, and instruction sets round them differently."""
+    monkeypatch.setitem(globals(), "SWEEP", replace(SWEEP, measures=("corruptions",)))
+    add(tmp_path / "measured", "file", 0.60)
+    add(tmp_path / "runs", "file", 0.61, seed=1)
+    assert verdict(tmp_path, "file") == "undecided"

@@ -410,3 +410,13 @@ def test_an_edited_record_is_noticed():
     ):
         found = Record(**(content | change))
         assert [*_place(found, path), *_recipe(found), *_numbers(found), *_machine(found)], change
+
+
+def test_a_training_that_failed_under_one_name_and_went_well_under_another_counts(tmp_path):
+    lost = replace(failed_record(), sweep="a_first", point="dense", curve={"lr": [0.1]})
+    good = replace(record(curve={"lr": [0.1]}), sweep="b_second", point="dense")
+    for entry in (lost, good):
+        records.write(entry, tmp_path)
+    found = records.read_sweep(SWEEP, "quick", tmp_path)
+    assert [entry.metrics for entry in found] == [good.metrics]
+    assert records.failures(SWEEP, "quick", tmp_path) == []

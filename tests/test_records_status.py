@@ -1,14 +1,28 @@
 """The status page's tables, from records made up here."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from made_records import SWEEP, failed_record, record
 
 from micronet_lib.lab import records
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.optimisation import TrainConfig
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records import status
+from micronet_lib.lab.records.record import Record
 from micronet_lib.lab.records.tables import NOT_RUN
+
+CURVE = {"lr": [0.1]}
+
+
+def trained(sweep: Sweep, point: str, seed: int, env: dict[str, Any]) -> Record:
+    """A record of a training at the profile `quick`."""
+    recipe = resolved(sweep.point(point).recipe, PROFILES["quick"])
+    return record(point, seed, recipe_id=recipe_id(recipe), env=env, curve=CURVE)
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +38,12 @@ def test_status_counts_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(status, "SWEEPS", {"toy": twice})
     copy = record("micronet_v1").recipe_id
     for entry in (record(), record(seed=1), record("table1_3.0", recipe_id=copy)):
-        records.write(entry, tmp_path)
+        records.write(replace(entry, curve=CURVE), tmp_path)
     found = status.coverage().set_index("profile")
     assert list(found.index) == ["quick", "day", "full"]  # smoke says nothing about accuracy
     quick, full = found.loc["quick"], found.loc["full"]
     counts = ["points", "measured", "n", "records", "measurements"]
-    assert quick[counts].tolist() == [3, 2, "1/2", 3, 2]
+    assert quick[counts].tolist() == [3, 2, "2", 4, 2]  # both seeds under both names
     assert quick[["hardware", "missing"]].tolist() == ["2 CPU threads", "micronet_v2"]
     assert full[counts].tolist() == [3, 0, "0", 0, 0]
     assert full[["hardware", "missing"]].tolist() == [NOT_RUN, NOT_RUN]
@@ -72,9 +86,9 @@ def test_machines_add_up_what_each_of_them_did(tmp_path):
         (1, here, "2026-11-23T21:00:00Z", 2.5),
         (2, there, "2026-11-21T21:00:00Z", 9.0),
     ):
-        run = record(seed=seed, env=env | {"date": date, "wall_s": wall_s})
+        run = record(seed=seed, env=env | {"date": date, "wall_s": wall_s}, curve=CURVE)
         records.write(run, tmp_path)
-    records.write(record(sweep="again"), tmp_path)  # a copy of seed 0
+    records.write(record(sweep="again", curve=CURVE), tmp_path)  # a copy of seed 0
     found = status.machines().set_index("device")
     counts = ["records", "measurements", "seconds"]
     assert found.loc["2 CPU threads", counts].tolist() == [3, 2, 4.0]
@@ -83,15 +97,16 @@ def test_machines_add_up_what_each_of_them_did(tmp_path):
 
 
 def test_the_time_of_a_chapter_is_one_run_of_each_point(tmp_path, monkeypatch):
-    """A mean over seeds, and a training with two names once."""
-    again = replace(SWEEP, name="again")
-    monkeypatch.setattr(status, "SWEEPS", {"toy": SWEEP, "again": again})
+    """A mean over seeds, and a training with two names once, measured or not."""
+    train = TrainConfig(epochs=40)
+    toy = replace(SWEEP, make=lambda model: Recipe(model=model, train=train))
+    monkeypatch.setattr(status, "SWEEPS", {"toy": toy, "again": replace(toy, name="again")})
     for point, seed, wall_s in (("micronet_v1", 0, 60), ("micronet_v1", 1, 80)):
         env = record().env | {"wall_s": wall_s}
-        records.write(record(point, seed, env=env, curve={"lr": [0.1]}), tmp_path)
-    other = record("micronet_v2", env=record().env | {"wall_s": 3600, "device": "1x H200"})
-    records.write(other, tmp_path)
+        records.write(trained(toy, point, seed, env), tmp_path)
+    env = record().env | {"wall_s": 3600, "device": "1x H200"}
+    records.write(trained(toy, "micronet_v2", 0, env), tmp_path)
     assert status.durations_text().splitlines()[2:] == [
-        "| `01_architecture` | quick | 1 of 5 | 1 min | 2 CPU threads |",
-        "| `01_architecture` | quick | 1 of 5 | 1 h | 1x H200 |",
+        "| `01_architecture` | quick | 1 of 3 | 1 min | 2 CPU threads |",
+        "| `01_architecture` | quick | 1 of 3 | 1 h | 1x H200 |",
     ]

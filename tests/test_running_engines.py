@@ -1,8 +1,10 @@
 """Engines: the same records from tasks on many machines as from one process, whatever happens."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -235,8 +237,21 @@ def test_a_local_run_has_no_share_of_a_gpu(lab):
         engines.run(PIPELINE, "smoke", gpus_per_point=0.5)
 
 
-def test_the_code_travels_with_our_own_policies(tmp_path):
+def test_the_code_travels_with_what_measures_read(tmp_path):
+    """A task has no repository, so nothing that it needs may stay behind."""
     folder = engines.copy_code(tmp_path)
+    code = (
+        "from micronet_lib.lab import records\n"
+        "from micronet_lib.lab.data.images import load_labels\n"
+        "from micronet_lib.lab.recipes.grids import SWEEPS\n"
+        "records.arrays(SWEEPS['class_similarity'], 'v1_pr_60')\n"
+        "print(len(load_labels('cifar100').superclass_of))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(folder), "MICRONET_DATA": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, env=environment
+    )
+    assert done.stdout == "100\n", done.stderr
     assert (folder / "micronet_lib" / "lab" / "running" / "engines.py").is_file()
     assert (folder / "data" / "policies" / "searched.json").is_file()
     assert not list(folder.rglob("__pycache__"))

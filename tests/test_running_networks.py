@@ -437,3 +437,11 @@ def test_files_of_a_change_that_reads_images(tmp_path, monkeypatch):
     assert named["blind"] == ["kaist/a.t7", "cifar-100-python/test"]
     assert named["looks"] == named["starts from it"] == [*named["blind"], *read]
     assert [path.name for path in input_paths(looks)] == ["a.t7", read[1].split("/")[1]]
+
+
+def test_a_fresh_network_leaves_the_numbers_that_a_page_draws():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fresh_network(Recipe(model="micronet_v1", width_mult=0.25), 0)
+    assert torch.equal(torch.rand(2), expected)

@@ -154,3 +154,12 @@ def test_the_published_networks(name: str, scores: list[float]) -> None:
     steps = [apply_savings(model, list(SAVINGS)[: n + 1]) for n in range(3)]
     assert [score_network(step).score for step in steps] == pytest.approx(scores, abs=5e-8)
     assert max(largest_change(model, step) for step in steps) < 1e-12
+
+
+@pytest.mark.parametrize("savings", [["sixth", "sixth"], ["sixth", "dead_gates", "dead_channels"]])
+def test_savings_in_any_order_leave_the_logits(savings: list[str]) -> None:
+    model = pruned("micronet_v1_released", 0.4, 0, width_mult=0.25).double()
+    trimmed = apply_savings(model, savings)
+    assert largest_change(model, trimmed) < 1e-9
+    gates = [block.se_chs for block in trimmed.architecture.blocks if not block.se_applied]
+    assert not any(gates) or "dead_gates" not in savings

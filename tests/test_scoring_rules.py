@@ -223,3 +223,11 @@ def test_wrong_rules_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=says):
             rules_of(*given)
+
+
+@pytest.mark.parametrize("name", ["official_integer", "official_adder_tree"])
+def test_a_rule_set_keeps_its_accumulator_at_given_widths(name: str) -> None:
+    own = rules_of(name)
+    assert isinstance(own, OfficialRules)
+    assert rules_of(name, 8, 8).accumulator == own.accumulator != "fp32"
+    assert rules_of("official", 8, 8, "integer").accumulator == "integer"

@@ -195,7 +195,8 @@ def test_a_runs_own_name_finds_its_printed_accuracy(tmp_path, monkeypatch):
         (["EMPTY"], "no curve.csv under"),
         (["EMPTY", "--profile", "quick"], "--profile goes with a sweep"),
         (["stages", "--profile", "x"], "unknown profile 'x'"),
-        (["expand_ratio"], "no curve of expand_ratio at any profile"),
+        (["expand_ratio"], "sweep expand_ratio trains nothing"),
+        (["beyond", "--profile", "quick"], "beyond is not defined on the profile quick"),
         (["stages", "--output", "EMPTY"], "is a folder: give the name of a file"),
     ],
 )
@@ -238,3 +239,12 @@ def test_a_curve_of_this_machine_stands_beside_the_committed_ones(tmp_path, monk
     put(tmp_path / profile / "networks" / f"{identity}-s0", "srip_placement/pointwise", 4.0)
     _, both = curves_of_sweep(SWEEPS["stages"], profile)
     assert set(both["point"]) - set(committed["point"]) == {"3.0-orn, mine"}
+
+
+def test_searches_of_two_seeds_are_two_runs(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / "search_policies" / f"s{seed}" / "fold0"
+        folder.mkdir(parents=True)
+        put(folder, "search fold0", 3.0 - seed)
+    found = curves_under(tmp_path)
+    assert found.groupby("seed")["train_loss"].sum().tolist() == [3.0, 2.0]

@@ -623,3 +623,14 @@ def test_hhi_mals_two_scores_are_its_two_readings_of_additions():
     wide, narrow = (PAPER["hhi_mal", f"math_ops_millions_{r}_adds"] for r in ("fp32", "fp16"))
     additions = 2 * (wide - narrow)  # in millions, one by one
     assert 0.9 < additions / wide < 1  # nearly all of the work is additions
+
+
+@pytest.mark.parametrize("scheme", ["ttq", "entropy"])
+def test_a_layer_that_is_pruned_to_nothing_stays_zero(scheme):
+    network = build("micronet_v1", width_mult=0.25)
+    network.blocks[0].conv_expand.weight.data.zero_()
+    made = Ternarize(scheme).apply(network.eval())
+    logits = made(torch.randn(2, 3, 32, 32, generator=seeded(0)))
+    logits.square().mean().backward()
+    assert logits.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)

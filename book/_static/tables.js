@@ -1,7 +1,8 @@
 /* A table of more than a dozen rows sorts by a click on a heading and shows the rows with a word. */
 document.addEventListener("DOMContentLoaded", () => {
   const number = text => {
-    const found = text.replaceAll("−", "-").replaceAll(",", "").match(/^[+-]?\d*\.?\d+(e[+-]?\d+)?/);
+    const found = text.replaceAll("−", "-").replaceAll(",", "").replace(/^</, "")
+      .match(/^[+-]?\d*\.?\d+(e[+-]?\d+)?(?=$|[\s%(])/);
     return found ? Number(found[0]) : NaN;
   };
 
@@ -11,7 +12,7 @@ document.addEventListener("DOMContentLoaded", () => {
     if (empty(a) || empty(b)) return empty(a) - empty(b);
     const [x, y] = [number(a), number(b)];
     if (isNaN(x) || isNaN(y)) return isNaN(x) - isNaN(y) || sign * a.localeCompare(b);
-    return sign * (x - y);
+    return sign * (x - y || a.localeCompare(b, undefined, { numeric: true }));
   };
 
   for (const table of document.querySelectorAll(".bd-article table.dataframe")) {

@@ -175,7 +175,7 @@ class AdjustableMicroNet(IntegerMicroNet):
             return y
 
         with floats.tapped(watch):
-            floats.eval()(images)
+            floats._float_forward(images)
 
     def rounded_floats(self, x: Tensor) -> Tensor:
         """Return the logits as training computes them, whatever the mode."""

@@ -10,13 +10,13 @@ stride-1 block that changes the width has a pointwise one.
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network, NetworkSpec, register
-from micronet_lib.errors import InputError, Registry
+from micronet_lib.errors import InputError, Registry, check_choice
 
 NUM_CLASSES = 100
 EXPAND_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -48,6 +48,9 @@ class BlockConfig:
     pointwise_shortcut: bool = False
     activation: Activation = "hard_swish"
 
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, get_args(Activation))
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -76,6 +79,10 @@ class Architecture:
     width_mult: float = 1.0
     activation: Activation = "hard_swish"
     cut_blocks: tuple[BlockConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("activation", self.activation, get_args(Activation))
+        check_choice("downsample_se", self.downsample_se, get_args(DownsampleSE))
 
     @property
     def scaled_stem_chs(self) -> int:

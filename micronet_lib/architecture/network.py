@@ -92,7 +92,8 @@ class Wrapped(Network):
     @property
     def parts(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """The children of an `nn.Sequential`; empty for any other module."""
-        return dict(self.network.named_children() if type(self.network) is nn.Sequential else ())
+        # Not `named_children`, which leaves out a module that occurs a second time.
+        return dict(self.network._modules) if type(self.network) is nn.Sequential else {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

@@ -81,10 +81,14 @@ class EmbeddingNetwork(Network):
         self.foldable = trunk.foldable
         self.gem = GeM() if pooling == "gem" else None
         self.dropout = nn.Dropout(0.0)  # a training sets it
-        like, training = self.classifier.weight, trunk.training
+        like = self.classifier.weight
+        self.to(like)
+        modes = {module: module.training for module in trunk.modules()}
         with torch.no_grad():
             shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
-        self.train(training)
+        self.train(trunk.training)
+        for module, training in modes.items():
+            module.training = training
         if len(shape) != 4 or shape[1] != self.classifier.in_features:
             raise InputError(
                 f"{trunk.spec.name} returns {list(shape)} before its last part; the classifier "

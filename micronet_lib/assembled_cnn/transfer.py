@@ -52,7 +52,7 @@ class NewClassifier:
             if not name.startswith(f"{owner}.")
         }
         fresh.load_state_dict({**state, **kept})
-        return fresh.to(network.classifier.weight)
+        return fresh.to(network.classifier.weight).train(network.training)
 
     def hooks(self, network: Network) -> list[Hook]:
         """Return no hook."""

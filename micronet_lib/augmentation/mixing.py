@@ -129,7 +129,8 @@ def _draw_pairs(
     """Draw a weight for every image; the pairs are fixed, since the images come in random order."""
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     lam = torch.tensor(rng.beta(alpha, alpha, num_images), dtype=torch.float32)
-    if rng.random() >= prob:
+    mixed = rng.random() < prob
+    if not mixed:
         lam = torch.ones_like(lam)
     if kind == "mixup_two_batches":
         own = torch.arange(num_images)
@@ -139,6 +140,8 @@ def _draw_pairs(
     else:
         first, second = torch.arange(num_images).chunk(2)
         own, partners = first.repeat(2), torch.cat([second, second.flip(0)])
+        if not mixed:  # every image once
+            own = partners = torch.arange(num_images)
     return MixDraw(lam.to(device), None, partners.to(device), own.to(device))
 
 

@@ -76,6 +76,6 @@ def _rounded(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 def work_of(sums: Sums, weight_bits: int) -> Work:
     """Return what one output position of a layer costs with the exact savings."""
     depthwise = sums.groups > 1
-    program = compile_rows(sums.weight.flatten(1).long().numpy(), share=not depthwise)
-    found = costs(program, weight_bits, sums.bits, sums.start.long().numpy())
+    program = compile_rows(sums.weight.flatten(1).long().cpu().numpy(), share=not depthwise)
+    found = costs(program, weight_bits, sums.bits, sums.start.long().cpu().numpy())
     return Work(dict(found.mult_widths), dict(found.add_widths))

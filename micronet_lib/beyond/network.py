@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -315,6 +315,12 @@ class IntegerMicroNet(Network):
         return _exactly(lambda image: self.head(self.blocks(self.stem(image))), x.float())
 
     # ------------------------------------------------------------------------------- in integers
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode. The sums are then made anew."""
+        # A fused optimiser step leaves the versions of the weights that it changes as they were.
+        self._sums = None
+        return super().train(mode)
 
     def sums(self) -> "dict[str, Sums]":
         """Return layer -> what the integer network needs of it, made anew after a change."""

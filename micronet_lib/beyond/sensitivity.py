@@ -32,7 +32,7 @@ class Sensitivity:
         biases: layer -> the same of each bias.
         rounding: quantizer -> width -> loss by rounding its values to that width.
         channels: block -> loss by replacing each hidden channel with its mean, `[hidden_chs]`.
-        means: block -> mean of each hidden channel after the second HardSwish.
+        means: block -> mean of each hidden channel after the second HardSwish, of the first batch.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)

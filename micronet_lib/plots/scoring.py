@@ -320,7 +320,8 @@ def _draw_rebuilt(ax: Axes, rebuilt: pd.DataFrame) -> None:
         for part, face in ((own[reached], ORANGE), (own[~reached], "white")):
             at = part["score"], [y + 0.18] * len(part)
             ax.scatter(*at, marker="D", facecolor=face, edgecolor=ORANGE, zorder=4)
-        ends = sorted({f"{own['top1_percent'].min():.1f}", f"{own['top1_percent'].max():.1f}"})
+        found = own["top1_percent"]
+        ends = dict.fromkeys((f"{found.min():.1f}", f"{found.max():.1f}"))
         text = f"{' to '.join(ends)} %"
         note(ax, text, (own["score"].max(), y + 0.18), (9, -3), size=7.5, color=ORANGE)
     ax.set_yticks(range(len(names)), names)

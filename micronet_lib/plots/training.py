@@ -24,7 +24,7 @@ from micronet_lib.plots.style import (
 
 __all__ = ["curves_page", "learning_rates", "training_curves"]
 
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY)
+_COLOURS, _DASHES = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW, GREY), ("-", "--", ":")
 
 
 def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str) -> Figure:
@@ -41,7 +41,8 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
     for ax, column, scale in panels:
         if known.empty:
             not_run(ax)
-        for (point, label), colour in zip(labels.items(), _COLOURS, strict=False):
+        for number, (point, label) in enumerate(labels.items()):
+            colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % 3]
             rows = known[known["point"] == point]
             if rows.empty:
                 continue
@@ -49,7 +50,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
             ax.plot(lines.index, lines, color=colour, lw=0.8, alpha=0.35)
             mean = lines.mean(axis=1)
             name = f"{label}, n={lines.shape[1]}"
-            ax.plot(lines.index, mean, "o-", color=colour, lw=2, ms=4, label=name)
+            ax.plot(lines.index, mean, "o", ls=dash, color=colour, lw=2, ms=4, label=name)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(title="training loss (nats)", xlabel="epoch")
     right.set(title="right on validation images (%)", xlabel="epoch")
@@ -117,8 +118,9 @@ def learning_rates(rates: pd.DataFrame, source: str) -> Figure:
         rates: a column for each schedule; the index is the epoch.
     """
     fig, (ax,) = figure(height=2.9)
-    for name, colour in zip(rates, _COLOURS, strict=False):
-        ax.plot(rates.index, rates[name], color=colour, label=name)
+    for number, name in enumerate(rates):
+        colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number // len(_COLOURS) % 3]
+        ax.plot(rates.index, rates[name], color=colour, ls=dash, label=name)
     start, end = rates.iloc[0, 0], rates.iloc[-1, 0]
     note(ax, f"{start:g}", (rates.index[0], start), (-4, 0), ha="right", va="center")
     note(ax, f"{end:.2g}", (rates.index[-1], end), (4, 0), va="center")

@@ -230,7 +230,8 @@ def prune_round(
     if config.threshold_from == "last_epoch" and index not in config.loads_anew:
         weights = _same_weights(weights, last_epoch, "threshold_from 'last_epoch'")
     if config.rewind != "none":
-        _same_weights(model.state_dict(), rewound, f"rewind {config.rewind!r}")
+        ours = model.state_dict()
+        rewound = _same_weights(ours, rewound, f"rewind {config.rewind!r}", only=True)
     groups = weight_groups(model, config.scope)
     masks = magnitude_masks(weights, config.sparsities[index], before, groups)
     if config.rewind != "none" and rewound is not None:
@@ -240,12 +241,20 @@ def prune_round(
 
 
 def _same_weights(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, purpose: str
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor] | None,
+    purpose: str,
+    only: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the tensors of `theirs` that `ours` has too, in the order of `ours`."""
+    """Return the tensors of `theirs` that `ours` has too, in the order of `ours`.
+
+    With `only`, there may be no others.
+    """
     if theirs is None:
         raise InputError(f"{purpose} needs those weights, and none were given")
     for name, tensor in ours.items():
         if name not in theirs or theirs[name].shape != tensor.shape:
             raise InputError(f"{purpose} got the weights of another network: see {name}")
+    if only and (more := [name for name in theirs if name not in ours]):
+        raise InputError(f"{purpose} got the weights of another network: see {more[0]}")
     return {name: theirs[name] for name in ours}

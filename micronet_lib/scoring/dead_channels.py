@@ -31,7 +31,9 @@ def remove_dead_gates(model: MicroNet) -> MicroNet:
     if model.architecture.downsample_se != "dead":
         return copy.deepcopy(model)
     weights = model.state_dict()
-    trimmed = _build_like(model, replace(model.architecture, downsample_se="none"))
+    cut = tuple(b if b.se_applied else replace(b, se_chs=0) for b in model.architecture.cut_blocks)
+    architecture = replace(model.architecture, downsample_se="none", cut_blocks=cut)
+    trimmed = _build_like(model, architecture)
     trimmed.load_state_dict({name: weights[name] for name in trimmed.state_dict()})
     return trimmed
 
@@ -216,7 +218,7 @@ def _cut(model: MicroNet, live: _Live) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def fold_sixth(model: MicroNet) -> MicroNet:
-    """Move the division by six of each HardSwish into the next convolution.
+    """Move the division by six of each HardSwish into the next convolution, if it is not there yet.
 
     An activation then costs three multiplications instead of four. Logits agree up to rounding.
 
@@ -225,6 +227,8 @@ def fold_sixth(model: MicroNet) -> MicroNet:
             weight is computed from other tensors.
     """
     check_plain_weights(model)
+    if model.architecture.activation == "hard_swish_x6":
+        return copy.deepcopy(model)
     blocks = _blocks(model)
     if blocks[0].config.stride == 1 and not blocks[0].config.pointwise_shortcut:
         raise InputError("the stem feeds an identity shortcut; its activation cannot be folded")

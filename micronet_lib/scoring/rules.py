@@ -210,7 +210,7 @@ class OfficialRules(RuleSet):
         yield from self._storage(op, weight_bits)
         bias_bits = op.bias_bits or p.bias_bits
         yield Item(op.name, op.kind, "param", 0 if op.bias_shared else biases, bias_bits)
-        if op.constant_bits:
+        if op.constant_bits and not op.shared:
             yield Item(op.name, op.kind, "param", op.constant_bits / FULL_BITS, FULL_BITS)
 
     def _work(self, op: Operation, work: Work) -> Iterable[Item]:
@@ -336,4 +336,5 @@ def rules_of(
     if not (1 <= weight_bits <= FULL_BITS and 1 <= activation_bits <= FULL_BITS):
         raise InputError("weight and activation bits are given together, each from 1 to 32")
     precision = Precision(weight_bits, activation_bits)
-    return replace(rules, precision=precision, accumulator=cast(Accumulator, accumulator))
+    chosen = rules.accumulator if accumulator == "fp32" else cast(Accumulator, accumulator)
+    return replace(rules, precision=precision, accumulator=chosen)

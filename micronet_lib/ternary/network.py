@@ -247,7 +247,7 @@ class TernaryNetwork(Network):
     @torch.no_grad()
     def plain(self) -> Network:
         """Return the network inside, built anew with ternary weights as plain parameters."""
-        made = build(self.network.spec).to(self.classifier.weight.dtype)
+        made = build(self.network.spec).to(self.classifier.weight)
         state = {f"{name}.weight": layer.weight for name, layer in self.layers.items()}
         state |= self.network.state_dict()
         made.load_state_dict({name: state[name] for name in made.state_dict()})

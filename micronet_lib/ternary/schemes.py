@@ -101,7 +101,8 @@ def ternary_weight(weight: Tensor, signs: Tensor, scales: Tensor, trained: bool 
     latent = weight - weight.detach()  # 0, with a gradient
     if not trained:
         return values + latent
-    sizes = (positive * up + negative * down).detach() / weight.detach().abs().max()
+    largest = weight.detach().abs().max().clamp_min(SMALLEST)  # a layer may have only zeros
+    sizes = (positive * up + negative * down).detach() / largest
     return values + (sizes + (1 - up - down)) * latent
 
 

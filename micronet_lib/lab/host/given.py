@@ -80,10 +80,15 @@ def _parsed_json(text: str) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        InputError: an object holds a key twice.
+        InputError: an object holds a key twice, or a number is not finite.
         ValueError: no JSON.
     """
-    return json.loads(text, object_pairs_hook=_with_each_key_once)
+    return json.loads(text, object_pairs_hook=_with_each_key_once, parse_constant=_refused_constant)
+
+
+def _refused_constant(text: str) -> float:
+    """Refuse NaN and Infinity, which Python's JSON knows and no other."""
+    raise InputError(f"{text} is no number to give: give a finite one")
 
 
 def _with_each_key_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

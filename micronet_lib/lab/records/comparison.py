@@ -108,7 +108,7 @@ def compared(
             said, mine_said = failed.get(point.name, ""), mine_failed.get(point.name, "")
             if not (everything or printed or mine_said or not math.isnan(_mean(ours))):
                 continue
-            judge = _Judge(point.recipe, shown, what)
+            judge = _Judge(sweep, point.recipe, shown, what)
             value, average = _mean(ours), _mean(theirs)
             margin = _margin(theirs, [math.inf] * len(theirs))
             paper_verdict, paper_reason = judge.beside_paper(theirs, printed.get("value", ""))
@@ -260,19 +260,22 @@ class _Judge:
     """How one row is judged.
 
     Args:
+        sweep: of the point.
         recipe: of the point, before the profile's budget.
         profile: of the records.
         what: the number that is compared.
     """
 
-    def __init__(self, recipe: Recipe, profile: str, what: Printed) -> None:
-        self.exact = _is_exact(recipe)
+    def __init__(self, sweep: Sweep, recipe: Recipe, profile: str, what: Printed) -> None:
+        counted = what.measured.partition(".")[0] in RULE_SETS
+        # The seed draws the changes to the images, and instruction sets round them differently.
+        drawn = bool({"corruptions", "perturbations"} & set(sweep.measures)) and not counted
+        self.exact = _is_exact(recipe) and not drawn
         self.printed_to = what.tolerance
         self.seeded = not recipe.checkpoint and what.measured.partition(".")[0] not in RULE_SETS
-        counted = what.measured.partition(".")[0] in RULE_SETS
         self.tolerance = (EXACT if counted else RATED) if self.exact else EQUAL
         self.share = PROFILES[profile].epoch_share
-        self.other_budget = not self.exact and self.share < 1
+        self.other_budget = not _is_exact(recipe) and self.share < 1
         self.profile = profile
 
     def beside_paper(self, parts: Sequence[pd.Series], printed: str) -> tuple[str, str]:

@@ -187,9 +187,11 @@ def _read_all(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     folder = root / profile / sweep.name
     own = [read(path) for path in sorted(folder.glob("*.json"))]
     trained: dict[str, dict[int, Record]] = {}
-    for record in map(readable, sorted((root / profile).glob("*/*.json"))):
-        if record is not None and record.curve:
-            trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
+    found = map(readable, sorted((root / profile).glob("*/*.json")))
+    with_curve = [record for record in found if record is not None and record.curve]
+    # A run that failed under one name may have been tried again under another.
+    for record in sorted(with_curve, key=lambda record: bool(record.failed)):
+        trained.setdefault(record.recipe_id, {}).setdefault(record.seed, record)
     rows = []
     for point in sweep.points():
         identity = recipe_id(resolved(point.recipe, PROFILES[profile]))
@@ -226,6 +228,23 @@ def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promo
         path: of the record.
         root: of the committed records.
         replacing: whether it may take the place of another measurement.
+
+    Raises:
+        InputError: see `check_promotable`.
+    """
+    record, before = check_promotable(path, root=root, replacing=replacing)
+    return Promoted(write(record, root), before, record)
+
+
+def check_promotable(
+    path: Path, root: Path = MEASURED, replacing: bool = False
+) -> tuple[Record, Record | None]:
+    """Return a record that may be promoted, and the one in whose place it would come, if any.
+
+    Args:
+        path: as in `promote`.
+        root: as in `promote`.
+        replacing: as in `promote`.
 
     Raises:
         InputError: not a record; its sweep or point does not exist any more; it was measured from
@@ -277,7 +296,7 @@ def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promo
             f"{before.env.get('commit')}; --replace would put the new one in its place and change "
             f"{changes or 'no number'}"
         )
-    return Promoted(write(record, root), before, record)
+    return record, before
 
 
 def _changes(before: Record, after: Record) -> dict[str, tuple[float | None, float | None]]:

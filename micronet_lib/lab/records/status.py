@@ -11,8 +11,9 @@ import pandas as pd
 from micronet_lib.lab.host.places import MEASURED, of_checkout
 from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.grids import SWEEPS
-from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.recipes.sweep import Sweep
+from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.recipes.sweep import Point, Sweep
 from micronet_lib.lab.records.record import Record, diverged, failures, read, read_sweep
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, table
 
@@ -120,9 +121,7 @@ def durations() -> pd.DataFrame:
     for sweep in SWEEPS.values():
         for profile in (each for each in REAL if each in sweep.profiles):
             found = read_sweep(sweep, profile, MEASURED)
-            every = [*found, *failures(sweep, profile, MEASURED)]
-            trained = {record.point: record.recipe_id for record in every if record.curve}
-            names = {p.name: trained.get(p.name, f"{sweep.name}/{p.name}") for p in sweep.points()}
+            names = {p.name: _training(sweep, p, profile) for p in sweep.points()}
             asked.setdefault((sweep.chapter, profile), set()).update(names.values())
             for record in found:
                 key = (sweep.chapter, profile, record.env["device"])
@@ -186,5 +185,12 @@ def _tables(sweep: Sweep) -> list[str]:
 
 
 def _identity(record: Record) -> tuple[str, str, int]:
-    """Return the key that all records of one run share."""
-    return record.profile, record.recipe_id, record.seed
+    """Return the key of a run: a training counts once, whatever its names; all else by its name."""
+    name = record.recipe_id if record.curve else f"{record.sweep}/{record.point}"
+    return record.profile, name, record.seed
+
+
+def _training(sweep: Sweep, point: Point, profile: str) -> str:
+    """Return the same for a point, measured or not."""
+    recipe = resolved(point.recipe, PROFILES[profile])
+    return recipe_id(recipe) if recipe.train.epochs else f"{sweep.name}/{point.name}"

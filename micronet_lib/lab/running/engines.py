@@ -29,7 +29,14 @@ import torch
 from micronet_lib.errors import InputError, NotFiniteError, check_choice
 from micronet_lib.lab.host.files import Busy, write_atomically
 from micronet_lib.lab.host.machine import COMMIT
-from micronet_lib.lab.host.places import ROOT, SEARCHED_POLICIES, data_root, runs_root
+from micronet_lib.lab.host.places import (
+    CIFAR100_CLASSES,
+    MEASURED,
+    ROOT,
+    SEARCHED_POLICIES,
+    data_root,
+    runs_root,
+)
 from micronet_lib.lab.host.progress import bar, say
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -76,16 +83,9 @@ def run(
         InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
             does not answer.
     """
-    check_choice("engine", engine, ENGINES)
+    check_engine(engine, gpus_per_point)
     if engine == "local":
-        if gpus_per_point is not None:
-            raise InputError("GPUs per point are for the engine ray; a local run takes the first")
         return ensure(sweep, profile, seed, overrides, point, progress, retrain)
-    if gpus_per_point is not None and not _possible(gpus_per_point):
-        raise InputError(
-            f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
-            "whole number"
-        )
     asked = cases(sweep, PROFILES[profile], seed, overrides, point)
     planned = jobs(asked, retrain=retrain)
     for job in planned:
@@ -99,6 +99,24 @@ def run(
                 store(result)
                 shown.update(1)
     return this_run(asked)
+
+
+def check_engine(engine: str, gpus_per_point: float | None) -> None:
+    """Raise an error for an unknown engine, or GPUs per point that it cannot have.
+
+    Raises:
+        InputError: as it says.
+    """
+    check_choice("engine", engine, ENGINES)
+    if gpus_per_point is None:
+        return
+    if engine == "local":
+        raise InputError("GPUs per point are for the engine ray; a local run takes the first")
+    if not _possible(gpus_per_point):
+        raise InputError(
+            f"{gpus_per_point:g} GPUs per point: choose a fraction of one, such as 0.25, or a "
+            "whole number"
+        )
 
 
 @dataclass(frozen=True)
@@ -304,11 +322,17 @@ def variables() -> dict[str, str]:
 
 
 def copy_code(folder: Path) -> Path:
-    """Copy the library and our own augmentation policies into a folder, for the tasks."""
+    """Copy the library, and what its measures read of the repository, into a folder for the tasks.
+
+    That is our own augmentation policies, the names of the classes, and the class similarities of
+    the published networks, with which `label_smoothing` compares.
+    """
     unneeded = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "micronet_lib", folder / "micronet_lib", ignore=unneeded)
-    if SEARCHED_POLICIES.is_file():
-        place = folder / SEARCHED_POLICIES.relative_to(ROOT)
-        place.parent.mkdir(parents=True)
-        shutil.copy(SEARCHED_POLICIES, place)
+    similarities = sorted((MEASURED / "full" / "class_similarity").glob("*.json"))
+    for file in (SEARCHED_POLICIES, CIFAR100_CLASSES, *similarities):
+        if file.is_file():
+            place = folder / file.relative_to(ROOT)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
     return folder

@@ -77,11 +77,15 @@ class Case:
 
     @property
     def training_record(self) -> Record | None:
-        """A record of its training on this machine, under whatever name, or None."""
+        """A record of its training on this machine, under whatever name, or None.
+
+        One that was measured comes before one that failed.
+        """
         paths = (runs_root() / self.profile.name).glob(f"*/*-s{self.seed}.json")
         found = (readable(path) for path in sorted(paths))
         identity = recipe_id(self.recipe)
-        return next((each for each in found if each and each.recipe_id == identity), None)
+        same = [each for each in found if each and each.recipe_id == identity]
+        return min(same, key=lambda each: bool(each.failed), default=None)
 
     @property
     def needs(self) -> tuple["Case", ...]:

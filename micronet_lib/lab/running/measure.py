@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ import pandas as pd
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
-from micronet_lib.lab.host.machine import NO_COMMIT, default_device, environment
+from micronet_lib.lab.host.machine import NO_COMMIT, default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.host.progress import duration, is_shown, say, say_place
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -189,7 +190,10 @@ def perform(job: Job, progress: bool = True) -> None:
     if job.does in ("nothing", "impossible"):
         return
     if job.does == "count":
-        write(measure(case, progress), runs_root())
+        lock = count_lock(case)
+        with only_one(lock, f"{case.name} seed {case.seed}"):
+            if state_of(case).does != "nothing":
+                write(measure(case, progress), runs_root(), unfinished=lock.parent)
         return
     with only_one(case.folder / "lock", f"{case.name} seed {case.seed}"):
         trains = job.does == "train" and not is_whole(case.network_path, case.id)
@@ -206,6 +210,11 @@ def perform(job: Job, progress: bool = True) -> None:
         # Another process may have measured it before this one got the lock.
         if job.recorded and (trains or state_of(case).does != "nothing"):
             write(measure(case, progress), runs_root(), unfinished=case.folder)
+
+
+def count_lock(case: Case) -> Path:
+    """Return the lock of a case that trains nothing. Sweeps share recipes, so each has its own."""
+    return case.folder / case.sweep.name / "lock"
 
 
 def _write_failed(job: Job, error: DivergedError) -> None:
@@ -229,12 +238,15 @@ def measure(case: Case, progress: bool = True) -> Record:
         InputError: why it cannot be measured, in one line.
     """
     set_aside_damaged(case.record_path)
+    set_up(default_device())  # ratings must not depend on what this process did before
     start, recipe = time.perf_counter(), case.recipe
     if recipe.train.epochs:
         content = content_of(recipe, case.profile, case.seed)
     else:
         inputs = inputs_of(recipe, case.profile, case.seed)
-        content = {"curve": {}, "notes": [], "env": environment(inputs=inputs)}
+        on_device = any(MEASURES[name].on_device for name in case.sweep.measures)
+        env = environment(default_device() if on_device else "cpu", inputs=inputs)
+        content = {"curve": {}, "notes": [], "env": env}
     network = network_of(recipe, case.profile, case.seed)
     metrics, arrays, layers = scores(case, network), dict[str, Any](), list[dict[str, Any]]()
     for name in case.sweep.measures:

@@ -72,8 +72,9 @@ def fresh_network(recipe: Recipe, seed: int) -> Network:
     options = dict(recipe.options)
     if recipe.width_mult != 1.0:
         options["width_mult"] = options.get("width_mult", 1.0) * recipe.width_mult
-    torch.manual_seed(seed)
-    network = build(recipe.model, **options)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        network = build(recipe.model, **options)
     if recipe.train.initialization != "default":
         distribution: WeightDistribution | None = None
         if recipe.train.initialize_from:
@@ -338,7 +339,9 @@ def stored_answers(teacher: Recipe, profile: Profile, seed: int, learned: ImageS
     """
     network = network_of(teacher, profile, seed)
     digests = (_digest(network.state_dict().values()), _digest([learned.images]))
-    path = network_path(teacher, profile, seed).parent / f"answers-{digests[1][:8]}.pt"
+    # Beside the teacher's folder, whose lock another process may hold.
+    folder = network_path(teacher, profile, seed).parent
+    path = folder.with_name(f"{folder.name}-answers-{digests[1][:8]}.pt")
     key = "-".join(digests)
     found = load_own(path, key)
     if found is None:

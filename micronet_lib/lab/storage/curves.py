@@ -87,6 +87,9 @@ def read_curve(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is not a readable curve ({error}): move it away") from error
     found = re.fullmatch(r"(.+)-s(\d+)", path.parent.name)
     identity, seed = (found[1], int(found[2])) if found else (path.parent.name, 0)
+    of_search = re.fullmatch(r"s(\d+)", path.parent.parent.name)  # search_policies/sSEED/foldK
+    if found is None and of_search is not None:
+        seed = int(of_search[1])
     about = {"point": name.removeprefix("# "), "id": identity, "seed": seed}
     return pd.DataFrame(rows, columns=None if rows else ["epoch"]).assign(**about)
 
@@ -135,10 +138,18 @@ def curves_of_sweep(sweep: Sweep, profile: str = "") -> tuple[str, pd.DataFrame]
                 parts.append(read_curve(path).assign(point=f"{points[identity]}, mine"))
         if any(len(part) for part in parts):
             return name, pd.concat([part for part in parts if len(part)], ignore_index=True)
+    if not any(point.recipe.train.epochs for point in sweep.points()):
+        raise InputError(f"sweep {sweep.name} trains nothing, so it has no curves")
+    if profile and profile not in sweep.profiles:
+        raise InputError(
+            f"sweep {sweep.name} is not defined on the profile {profile}; choose from "
+            + ", ".join(sweep.profiles)
+        )
+    real = [name for name in sweep.profiles if PROFILES[name].dataset != "embedded"]
     where = f"at {profile}" if profile else "at any profile"
     raise InputError(
         f"no curve of {sweep.name} {where}: `micronet measure {sweep.name} --profile "
-        f"{profile or 'quick'}` writes one while it trains"
+        f"{profile or real[0]}` writes one while it trains"
     )
 
 

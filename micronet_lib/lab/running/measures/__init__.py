@@ -20,9 +20,9 @@ MEASURES = {
     "same_logits": Measure(ratings.same_logits, on_test=True),
     "half_precision": Measure(ratings.half_precision, on_test=True),
     "compression": Measure(compression.compression, on_test=True),
-    "corruptions": Measure(corruptions.corruptions, on_test=True),
-    "perturbations": Measure(perturbations.perturbations, on_test=True),
-    "retrieval": Measure(retrieval.retrieval, on_test=True),
+    "corruptions": Measure(corruptions.corruptions, on_test=True, on_device=True),
+    "perturbations": Measure(perturbations.perturbations, on_test=True, on_device=True),
+    "retrieval": Measure(retrieval.retrieval, on_test=True, on_device=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(

@@ -31,7 +31,8 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
 
     `agreement` is the fraction of test images on which it gives the first teacher's answer, a
     yardstick that nothing was chosen by; without a teacher, the answer of the network it starts
-    from. `divergence` is the distance to the teachers on validation images after the last epoch.
+    from. `divergence` is the distance to the teachers on validation images after the last epoch,
+    if they were rated.
     `test_touches` counts the networks of this sweep that were rated on the test images before and
     now. `compliance` is the judge's list. `bill` has the cost of each kind of layer.
 
@@ -51,7 +52,8 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     chosen = "widths set by hand; nothing was chosen by any measurement of this network"
     if recipe.train.epochs:
         content = content_of(recipe, case.profile, case.seed)
-        metrics["divergence"] = content["curve"]["validation_divergence"][-1]
+        if "validation_divergence" in content["curve"]:
+            metrics["divergence"] = content["curve"]["validation_divergence"][-1]
         metrics["train_loss"] = content["curve"]["train_loss"][-1]
         metrics["train_images_per_s"] = content["images_per_s"]
         chosen = "the last epoch of a fixed schedule"

@@ -40,7 +40,9 @@ class Measure:
         of: function of the case, its network (on the CPU, in evaluation mode) and a switch for
             progress bars.
         on_test: whether it reads test images.
+        on_device: whether it computes on `default_device()`, of a recipe that trains nothing, too.
     """
 
     of: "Callable[[Case, Network, bool], Found]"
     on_test: bool = False
+    on_device: bool = False
