@@ -47,9 +47,11 @@ class Place:
     capsys: pytest.CaptureFixture[str]
 
     def listing(self) -> list[tuple[str, int]]:
+        """Every file and when it was written, without the locks, which stay."""
         return sorted(
-            (str(path.relative_to(self.folder)), path.stat().st_mtime_ns if path.is_file() else 0)
+            (str(path.relative_to(self.folder)), path.stat().st_mtime_ns)
             for path in self.folder.rglob("*")
+            if path.is_file() and path.name != "lock"
         )
 
     def refusal(self, *argv: str | Path) -> str:

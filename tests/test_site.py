@@ -495,7 +495,7 @@ def test_a_figure_on_a_phone_is_large_enough_to_read(
     page.set_default_timeout(PATIENCE)
     page.goto(f"{address}/{stem}.html", wait_until="load")
     links = page.locator("figure a.enlarge:has(img)").all()
-    assert len(links) == len(parse(site / f"{stem}.html").select("figure a.enlarge img"))
+    assert bool(links) == bool(parse(site / f"{stem}.html").select("article figure img"))
     for link in links:
         link.scroll_into_view_if_needed()
         picture = link.locator("img")
