@@ -67,7 +67,7 @@ def test_a_fault_while_saving_leaves_a_state(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        InputError, match=r"cannot write the checkpoint state.pt under .* \(No space left"
+        InputError, match=r"the checkpoint state.pt under .* \(No space left"
     ):
         save_state(tmp_path, "key", STATE | {"epoch": 4})
     state = load_state(tmp_path, "key")
