@@ -66,9 +66,7 @@ def test_a_fault_while_saving_leaves_a_state(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(
-        InputError, match=r"the checkpoint state.pt under .* \(No space left"
-    ):
+    with pytest.raises(InputError, match=r"the checkpoint state.pt under .* \(No space left"):
         save_state(tmp_path, "key", STATE | {"epoch": 4})
     state = load_state(tmp_path, "key")
     assert state is not None
