@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from published_data import require
 from published_format import pruned_network
 from small_networks import network
 from torch import nn
@@ -24,8 +25,7 @@ SIZES = {  # by kind of layer
 
 def published(name: str):
     path = checkpoint_path(f"micronet_{name}")
-    if not path.is_file():
-        pytest.skip(f"no {path.name}: `micronet data fetch kaist` gets it")
+    require(path)
     return path
 
 

@@ -47,11 +47,14 @@ class Place:
     capsys: pytest.CaptureFixture[str]
 
     def listing(self) -> list[tuple[str, int]]:
-        """Every file and when it was written, without the locks, which stay."""
+        """Every file and folder, and when a file was written, without locks, which stay."""
+        paths = set(self.folder.rglob("*"))
+        locks = {path for path in paths if path.name == "lock"}
+        on_the_way = {folder for lock in locks for folder in lock.parents}
+        others = paths - locks - on_the_way | paths & {self.folder / "runs"}
         return sorted(
-            (str(path.relative_to(self.folder)), path.stat().st_mtime_ns)
-            for path in self.folder.rglob("*")
-            if path.is_file() and path.name != "lock"
+            (str(path.relative_to(self.folder)), path.stat().st_mtime_ns if path.is_file() else 0)
+            for path in others
         )
 
     def refusal(self, *argv: str | Path) -> str:
