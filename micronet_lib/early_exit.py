@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import HardSwish
-from micronet_lib.architecture.network import Network, NetworkSpec, build, register
+from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 from micronet_lib.scoring.bill import Score, score_operations
@@ -104,12 +104,9 @@ class ExitNetwork(Network):
 
     @torch.no_grad()
     def _shape_after(self, like: Tensor) -> torch.Size:
-        modes = {module: module.training for module in self.trunk.modules()}
-        shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
-        for module, training in modes.items():
-            module.training = training
         self.training = self.trunk.training
-        return shape
+        with evaluated(self):
+            return self.features(like.new_zeros(1, *IMAGE_SHAPE)).shape
 
     @property
     def classifier(self) -> nn.Linear:

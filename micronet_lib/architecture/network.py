@@ -4,7 +4,8 @@ A `Network` has a `spec`, from which it can be built again, and a `classifier`. 
 nothing else. To use a network of another library, register a function that returns it in `Wrapped`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -63,6 +64,18 @@ class Network(nn.Module):
     def exits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every exit, the last exit at the end; by default one."""
         return [self(x)]
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode for a while. Then each of its parts has its own mode back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Wrapped(Network):

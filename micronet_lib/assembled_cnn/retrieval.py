@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micronet_lib.architecture.network import Network, NetworkSpec, build, register
+from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 
@@ -79,16 +79,13 @@ class EmbeddingNetwork(Network):
         self.spec = NetworkSpec(NAME, {**options, "size": size} if size else options)
         self.trunk, self.scale = trunk, scale
         self.foldable = trunk.foldable
-        self.gem = GeM() if pooling == "gem" else None
-        self.dropout = nn.Dropout(0.0)  # a training sets it
+        self.gem = GeM().train(trunk.training) if pooling == "gem" else None
+        self.dropout = nn.Dropout(0.0).train(trunk.training)  # a training sets it
         like = self.classifier.weight
         self.to(like)
-        modes = {module: module.training for module in trunk.modules()}
-        with torch.no_grad():
-            shape = self.eval().features(like.new_zeros(1, *IMAGE_SHAPE)).shape
-        self.train(trunk.training)
-        for module, training in modes.items():
-            module.training = training
+        self.training = trunk.training
+        with torch.no_grad(), evaluated(self):
+            shape = self.features(like.new_zeros(1, *IMAGE_SHAPE)).shape
         if len(shape) != 4 or shape[1] != self.classifier.in_features:
             raise InputError(
                 f"{trunk.spec.name} returns {list(shape)} before its last part; the classifier "

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from micronet_lib.architecture.layers import check_plain_weights
 from micronet_lib.architecture.micronet import MBConv, MicroNet
-from micronet_lib.architecture.network import Network, NetworkSpec, build, register
+from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
 from micronet_lib.beyond.arithmetic import (
     GATE_BITS,
     GATE_UNIT,
@@ -442,7 +442,13 @@ def in_integers(network: Network) -> IntegerMicroNet:
     _check_kind(network)
     assert isinstance(network, MicroNet)
     made = IntegerMicroNet({"name": network.spec.name, "options": network.spec.options})
-    training, model = network.training, network.eval()
+    with evaluated(network):
+        _take_over(made, network)
+    return made.train(network.training)
+
+
+def _take_over(made: IntegerMicroNet, model: MicroNet) -> None:
+    """Copy the weights, with batch norm folded, of a network in evaluation mode."""
     pairs = [(made.stem.conv, model.stem.conv, model.stem.bn)]
     for ours, block in zip(made.quantized_blocks(), _blocks(model), strict=True):
         pairs += [
@@ -470,8 +476,6 @@ def in_integers(network: Network) -> IntegerMicroNet:
     _absorb_normalisation(made.stem.conv)
     made.head.classifier.weight.copy_(model.head.classifier.weight)
     made.head.classifier.bias.copy_(model.head.classifier.bias)
-    network.train(training)
-    return made.train(training)
 
 
 def _absorb_normalisation(conv: QuantizedConv2d) -> None:
