@@ -12,7 +12,7 @@ from micronet_lib.lab.recipes.agenda import AGENDA, Item
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import Case, Job, cases, jobs
-from micronet_lib.lab.running.measure import count_lock, perform_all
+from micronet_lib.lab.running.measure import lock_of, perform_all
 from micronet_lib.lab.running.plan import table_of
 from micronet_lib.lab.running.requirements import require
 
@@ -47,11 +47,7 @@ def overview(profile: str, agenda: Sequence[Item] = AGENDA) -> pd.DataFrame:
         points = [job for job in ahead if job.recorded]
         impossible = [job for job in points if job.does == "impossible"]
         left = [job for job in points if job.does not in ("nothing", "impossible")]
-        locks = [
-            count_lock(job.case) if job.does == "count" else job.case.folder / "lock"
-            for job in left
-        ]
-        running = [lock for lock in locks if is_held(lock)]
+        running = [job for job in left if is_held(lock_of(job))]
         rows.append(
             {
                 "question": item.question,

@@ -189,13 +189,12 @@ def perform(job: Job, progress: bool = True) -> None:
     case, recipe = job.case, job.case.recipe
     if job.does in ("nothing", "impossible"):
         return
-    if job.does == "count":
-        lock = count_lock(case)
-        with only_one(lock, f"{case.name} seed {case.seed}"):
+    lock = lock_of(job)
+    with only_one(lock, f"{case.name} seed {case.seed}"):
+        if job.does == "count":
             if state_of(case).does != "nothing":
                 write(measure(case, progress), runs_root(), unfinished=lock.parent)
-        return
-    with only_one(case.folder / "lock", f"{case.name} seed {case.seed}"):
+            return
         trains = job.does == "train" and not is_whole(case.network_path, case.id)
         if trains:
             try:
@@ -212,9 +211,14 @@ def perform(job: Job, progress: bool = True) -> None:
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 
-def count_lock(case: Case) -> Path:
-    """Return the lock of a case that trains nothing. Sweeps share recipes, so each has its own."""
-    return case.folder / case.sweep.name / "lock"
+def lock_of(job: Job) -> Path:
+    """Return the file that is locked while a job is done.
+
+    Jobs of one training share it. Those that train nothing have one for each sweep, because sweeps
+    share recipes.
+    """
+    case = job.case
+    return (case.folder / case.sweep.name if job.does == "count" else case.folder) / "lock"
 
 
 def _write_failed(job: Job, error: DivergedError) -> None:
