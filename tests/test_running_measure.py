@@ -22,7 +22,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.lab.running import measure as running
 from micronet_lib.lab.running.lineage import Case, cases, jobs
-from micronet_lib.lab.running.measure import ensure, measure, trained
+from micronet_lib.lab.running.measure import ensure, lock_of, measure, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.storage.states import save_own
 from micronet_lib.lab.training import loop as training
@@ -238,6 +238,16 @@ def test_a_damaged_record_is_set_aside_and_its_network_rated_again(lab, capsys):
     assert lab.trained == ["srip_placement/fc"]
     assert path.with_name("fc-s0.json.damaged").read_bytes() == half
     assert str(path) in capsys.readouterr().err
+
+
+def test_a_counted_point_that_another_process_measures_is_left_to_it(lab, capsys):
+    """Only of that sweep: another one may count the same network meanwhile."""
+    first, second = jobs(cases(SWEEP, PROFILES["smoke"]))[:2]
+    with only_one(lock_of(first), "test"):
+        table = ensure(SWEEP, "smoke", progress=False).set_index("point")["n"]
+    assert table[[first.case.point, second.case.point]].tolist() == [0, 1]
+    assert "is running in another process: skipped" in capsys.readouterr().err
+    assert (ensure(SWEEP, "smoke", progress=False)["n"] == 1).all()
 
 
 def test_a_point_that_another_process_works_on_is_left_to_it(lab, capsys):
