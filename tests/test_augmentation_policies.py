@@ -405,7 +405,7 @@ def test_autoaugment_is_torchvisions_list_with_torchvisions_strengths():
                 continue
             strength, values = float(magnitudes[level]), table.values[rows, step].tolist()
             if name.startswith("Translate"):
-                strength /= 32  # ours is a share of the side
+                strength = int(strength) / 32  # ours is a share of the side
             if signed and name in FACTORS:
                 assert sorted(values) == pytest.approx(2 * [1 - strength] + 2 * [1 + strength])
             else:
@@ -425,6 +425,20 @@ def test_its_tones_are_torchvisions_to_the_bit():
             else:
                 theirs = torchvision.posterize(images, int(value))
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["TranslateX", "TranslateY"])
+def test_its_translations_are_torchvisions_to_the_bit(name):
+    images, table = sample_images()[29:37], autoaugment_policies()
+    drawn = table.values[table.ops == OPERATIONS.index(name)].unique()
+    assert len(drawn)
+    for value in [*drawn.tolist(), *(-drawn).tolist()]:
+        values = torch.full((len(images),), value, dtype=torch.float64)
+        ours = apply_operation(name, images, values, torch.empty(0))
+        # Pillow's matrix says where a pixel comes from, torchvision's translation where it goes to.
+        shift = [-int(value * 32), 0] if name == "TranslateX" else [0, -int(value * 32)]
+        theirs = torchvision.affine(images, angle=0, translate=shift, scale=1, shear=[0, 0])
+        assert torch.equal(ours, theirs)
 
 
 def test_it_draws_both_signs_of_every_factor_and_of_every_move():

@@ -222,6 +222,8 @@ def _at_level(step: tuple[str, float, int | None], sign: int) -> tuple[int, floa
     amount = _MOST.get(name, 0.0) * (level or 0) / _MOST_LEVEL
     if name in FACTORS:
         amount = 1 + sign * amount
+    elif name.startswith("Translate"):
+        amount = int(amount * SIZE) / SIZE  # torchvision drops the part of a pixel
     elif name == "Solarize":
         amount = _MOST[name] - amount
     elif name == "Posterize":
