@@ -301,6 +301,41 @@ def test_which_values_are_the_same() -> None:
         assert dense_macs(operations) == macs
 
 
+class Constant(nn.Module):
+    """A function of the image and of one learned constant of six values."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.constant = nn.Parameter(torch.arange(1.0, 7))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.constant)
+
+
+def first_row_replaced(x: Tensor, constant: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 0] = constant
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "operations"),
+    [
+        (torch.maximum, 12),
+        (torch.pow, 12),
+        (torch.ge, 12),
+        (lambda x, c: x.clamp(max=c), 12),
+        (lambda x, c: torch.cat([c.view(1, 1, 6), x], 1), 0),
+        (lambda x, c: torch.stack([x[:, 0], c.view(1, 6)]), 0),
+        (first_row_replaced, 0),
+    ],
+)
+def test_a_constant_beside_data_is_stored(function: Callable[..., Tensor], operations: int) -> None:
+    found = score_network(Constant(function), "official", (2, 6))
+    assert (found.num_params, found.num_mults, found.num_adds) == (6, operations, 0)
+
+
 def test_weights_that_depend_on_the_image_are_not_stored() -> None:
     class Dynamic(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

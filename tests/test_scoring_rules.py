@@ -92,6 +92,15 @@ def test_gates_and_residuals_are_free_only_for_the_authors() -> None:
     assert adds_and_mults("official_quirk") == {"gate.mult": 36, "residual.add": 12 * 9}
 
 
+def test_the_quirk_needs_a_depthwise_convolution() -> None:
+    class Plain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + x.relu()
+
+    adds = [i.count for i in items_of(Plain(), "official_quirk", (4, 3, 3)) if i.kind == "residual"]
+    assert sum(adds) == 36
+
+
 def tree_adds(n: int, width: int) -> float:
     """Total bit width of the additions of a balanced tree over n products."""
     total, values = 0.0, [width] * n

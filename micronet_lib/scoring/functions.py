@@ -81,14 +81,21 @@ def _reduce(kind: Kind) -> Rule:
     return lambda rec, out, input, *_, **__: [rec.operation(kind, out, reads=input.numel())]
 
 
+def _constants(rec: Recorder, *arguments: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors(arguments) if not rec.flow.is_data(tensor)]
+
+
 def _each(kind: Kind) -> Rule:
-    return lambda rec, out, *_, **__: [rec.operation(kind, out)]
+    return lambda rec, out, *args, **kwargs: [
+        rec.operation(kind, out, *_constants(rec, args, kwargs))
+    ]
 
 
 def _clamp(
     rec: Recorder, out: Tensor, input: Tensor, min: Any = None, max: Any = None
 ) -> Operations:
-    return [rec.operation("compare", out) for bound in (min, max) if bound is not None]
+    bounds = (bound for bound in (min, max) if bound is not None)
+    return [rec.operation("compare", out, *_constants(rec, bound)) for bound in bounds]
 
 
 def _softmax(
@@ -108,8 +115,7 @@ def _arithmetic(of_data: Kind, with_constant: Kind) -> Rule:
 
     def rule(rec: Recorder, out: Tensor, input: Any, other: Any, alpha: float = 1) -> Operations:
         scaled = [] if alpha == 1 else [rec.operation("product", out)]
-        operands = list(tensors((input, other)))
-        constants = [tensor for tensor in operands if not rec.flow.is_data(tensor)]
+        operands, constants = list(tensors((input, other))), _constants(rec, input, other)
         if len(operands) == 2 and not constants:
             same = operands[0].shape == operands[1].shape
             kind: Kind = "product" if of_data == "gate" and same else of_data
@@ -128,11 +134,15 @@ def _interpolate(
     return [rec.operation("bilinear", out)] if mode == "bilinear" else []
 
 
-def _index(rec: Recorder, out: Any, input: Tensor, index: Any, *_: Any) -> Operations:
+def _join(rec: Recorder, out: Tensor, input: Any, *_: Any, **__: Any) -> Operations:
+    return [rec.operation("constant", part, part) for part in _constants(rec, input)]
+
+
+def _index(rec: Recorder, out: Any, input: Tensor, index: Any, value: Any = None) -> Operations:
     parts = index if isinstance(index, tuple) else (index,)
     if not all(part is None or part is ... or isinstance(part, int | slice) for part in parts):
         raise rec.refusal("indexing by a list or tensor")
-    return []
+    return [rec.operation("constant", part, part) for part in _constants(rec, value)]
 
 
 def _reshape(rec: Recorder, out: Tensor, input: Tensor, *_: Any, **__: Any) -> Operations:
@@ -177,8 +187,7 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
     (_each("sigmoid"), "sigmoid"),
     (_each("relu"), "relu"),
     (_each("relu6"), "relu6 hardtanh"),
-    (_each("leaky_relu"), "leaky_relu"),
-    (lambda rec, out, input, weight: [rec.operation("leaky_relu", out, weight)], "prelu"),
+    (_each("leaky_relu"), "leaky_relu prelu"),
     (_clamp, "clamp clip"),
     (_each("compare"), "maximum minimum clamp_min clamp_max gt ge lt le"),
     (_each("unary"), "abs neg exp log sqrt rsqrt reciprocal tanh square pow round floor ceil sign"),
@@ -196,7 +205,8 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
         _free,
         "view view_as unflatten permute transpose movedim t squeeze unsqueeze expand expand_as",
     ),
-    (_free, "cat concat stack split chunk unbind iter narrow select pad repeat clone detach"),
+    (_join, "cat concat stack"),
+    (_free, "split chunk unbind iter narrow select pad repeat clone detach"),
     (_free, "size dim ndimension numel stride len get is_contiguous is_floating_point is_complex"),
     (_free, "copy zeros_like ones_like empty_like new_zeros new_ones new_empty"),
     (_dropout, "dropout dropout1d dropout2d dropout3d"),
@@ -209,7 +219,8 @@ _FUNCTIONS: tuple[tuple[Rule, str], ...] = (
 Comparisons, transcendental functions and changes of sign are one operation each: the largest of `n`
 values costs `n - 1`, as ReLU costs one. Softmax is an exponential, a sum and a division. Nearest
 interpolation is a copy; bilinear is four products and three sums for each output. A transposition
-is charged when the tensor is next written in its new order.
+is charged when the tensor is next written in its new order. A constant that is joined to data or
+compared with it is stored.
 """
 
 RULES = {name: rule for rule, names in _FUNCTIONS for name in names.split()}

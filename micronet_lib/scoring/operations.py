@@ -32,7 +32,7 @@ SAID = (
 Kind = Literal[
     "conv", "linear", "matmul", "batch_norm", "pool", "sum", "max", "bilinear",
     "hard_swish", "hard_sigmoid", "swish", "sigmoid", "relu", "relu6", "leaky_relu",
-    "compare", "unary", "gate", "residual", "product", "shift", "permutation",
+    "compare", "unary", "gate", "residual", "product", "shift", "permutation", "constant",
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class Operation:
         kind: type of operation. `unary` is a function of one value, such as an exponential;
             `compare` the larger or smaller of two; `gate` a product of two activations of different
             shapes, `product` any other; `residual` a sum of two activations, `shift` of one and a
-            constant.
+            constant; `constant` is joined to data without arithmetic.
         out_shape: `(C, H, W)`, or `(C,)` after the head.
         exit: index of the first exit that needs it; 0 in a network with one exit.
         reads: inputs that the windows of a pooling or sum cover, overlaps counted each time.

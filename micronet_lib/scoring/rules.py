@@ -278,6 +278,7 @@ _PER_OUTPUT: dict[str, tuple[int, int]] = {
     "product": (1, 0),
     "shift": (0, 1),
     "permutation": (1, 0),
+    "constant": (0, 0),
 }
 
 
@@ -285,17 +286,18 @@ class QuirkRules(OfficialRules):
     """The official rules with a quirk of the organisers' EfficientNet example.
 
     It charges a residual addition on the block's expanded channels, those of the latest depthwise
-    convolution.
+    convolution. Before the first one, and in a network without any, additions keep their shape.
     """
 
     def read(self, operations: Iterable[Operation]) -> Iterable[Operation]:
         """Return the operations with widened residual additions."""
-        expanded_chs = 0
+        expanded_chs: int | None = None
         for op in operations:
             if op.kind == "conv" and op.weight_shape[1] == 1 and not op.is_first:
                 expanded_chs = op.out_chs
-            wide = (expanded_chs, *op.out_shape[1:])
-            yield replace(op, out_shape=wide) if op.kind == "residual" else op
+            if op.kind == "residual" and expanded_chs is not None:
+                op = replace(op, out_shape=(expanded_chs, *op.out_shape[1:]))
+            yield op
 
 
 RULE_SETS: Registry[RuleSet] = Registry(
