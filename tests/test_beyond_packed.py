@@ -332,6 +332,14 @@ def test_only_a_network_in_integers_is_packed():
         network_bytes(floats)
 
 
+def test_a_network_with_one_scale_a_layer_is_not_packed():
+    """Read again, it would be charged a scale for each filter."""
+    _, network = integer_network(widths=8)
+    network.set_widths(replace(network.widths, shared_scales=True))
+    with pytest.raises(InputError, match="one scale a layer"):
+        network_bytes(network)
+
+
 def test_numbers_of_float64_are_not_packed():
     """A scale has digits that the file does not hold."""
     _, network = integer_network(widths=8)

@@ -24,7 +24,7 @@ def network_bytes(network: Network, **about: Any) -> bytes:
         about: what the file says of it, plain JSON, such as `recipe_id`.
 
     Raises:
-        InputError: another kind of network, one in floats, or numbers that the format cannot hold.
+        InputError: as for `check_packable`, or numbers that the format cannot hold.
     """
     content = write_packed(packed(network, **about))
     _check_same(check_packable(network), unpacked(read_packed(content, "the file")))
@@ -35,7 +35,7 @@ def check_packable(network: Network) -> IntegerMicroNet:
     """Return a network if it is one in integers.
 
     Raises:
-        InputError: another kind of network, or one in floats.
+        InputError: another kind of network, one in floats, or one with shared scales.
     """
     if type(network) is not IntegerMicroNet:  # the format has one width a layer
         raise InputError(
@@ -43,6 +43,8 @@ def check_packable(network: Network) -> IntegerMicroNet:
         )
     if network.in_floats:
         raise InputError("this network is in floats: set all widths to pack it")
+    if network.widths.shared_scales:  # the bill of what is read again would be another
+        raise InputError("this network has one scale a layer, and the format one for each filter")
     return network
 
 
