@@ -288,3 +288,18 @@ def test_selective_kernels_are_timms():
         theirs.attn.fc_select.load_state_dict(ours.conv_choose.state_dict())
         x = torch.randn(3, 6, 8, 8, generator=seeded(1))
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+BLURRED = {"blur": 5, "blur_at": ["strided_conv", "projection", "max_pool"]}
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("tweaks", [{}, {"resnet_d": True}, SK, {"blur": 3}, BLURRED])
+@pytest.mark.parametrize("blocks", [[1], [1, 1, 1]])
+def test_images_of_every_size_from_the_smallest_on(tweaks, stem, blocks):
+    network = build("resnet", **{**TINY, "blocks": blocks, "stem": stem, **tweaks})
+    for side in (network.smallest, network.smallest + 1, network.smallest + 6):
+        assert network(torch.zeros(2, 3, side, side + 1)).shape == (2, 7)
+    if network.smallest > 1:
+        with pytest.raises(InputError, match=f"at least {network.smallest} "):
+            network(torch.zeros(2, 3, network.smallest - 1, 64))

@@ -111,7 +111,8 @@ def _projection(in_chs: int, out_chs: int, stride: int, tweaks: Tweaks) -> nn.Se
     elif stride > 1 and tweaks.big_little:
         pool = nn.AvgPool2d(3, stride, 1)
     elif stride > 1 and tweaks.resnet_d:
-        pool = nn.AvgPool2d(2, stride)
+        # A side with an odd number of pixels keeps its last one, as in the convolutions.
+        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
     if pool is None:
         return conv_bn(in_chs, out_chs, 1, stride, activate=False)
     return nn.Sequential(pool, *conv_bn(in_chs, out_chs, 1, activate=False))
@@ -248,9 +249,12 @@ class ResNet(Network):
         stem_stride = 4 if stem == "imagenet" else 1
         # Big-Little branches halve images in every stage but the last.
         halvings = last if tweaks.big_little or last_stride == 2 else max(0, last - 1)
-        self.smallest = stem_stride * 2**halvings
+        whole_stride = stem_stride * 2**halvings
+        # Where the last blur reads, a border must be smaller than the map that it reflects.
+        blurred = whole_stride // 2 * (tweaks.blur // 2) + 1 if tweaks.blur else 1
+        self.smallest = max(whole_stride, blurred)
         # Every branch at half the size needs an even number of pixels.
-        self.multiple = self.smallest if tweaks.big_little else 1
+        self.multiple = whole_stride if tweaks.big_little else 1
         start_convolutions(self)
 
     @property

@@ -111,7 +111,7 @@ def check_image(x: Tensor, smallest: int, multiple: int) -> Tensor:
 
     Args:
         x: images.
-        smallest: the network's whole stride, below which nothing is left.
+        smallest: number of pixels that a side must have.
         multiple: of which the sides must be multiples.
 
     Raises:
