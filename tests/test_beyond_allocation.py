@@ -234,3 +234,14 @@ def test_expand_convolutions_of_one_bit_are_ternary():
         assert layer.weight_bits == (1 if ternary else 8)
         if ternary:
             assert set(layer.codes().unique().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.gpu
+def test_a_card_plans_about_the_same(floats, sensitivity):
+    network, few = copy.deepcopy(floats).cuda(), images(64).cuda()
+    found = measure_sensitivity(network, few)
+    for name, wanted in sensitivity.weights.items():
+        assert found.weights[name].is_cuda
+        assert found.weights[name].sum().item() == pytest.approx(wanted.sum().item(), rel=0.2)
+    planner = Allocator(network, found, output_positions(network))
+    assert allocated(network, planner, 100.0, few)(few).isfinite().all()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -98,12 +99,6 @@ def beta_at(progress: float) -> float | None:
     return first + (last - first) * (progress - WARM_START) / (1 - WARM_START)
 
 
-def output_error(out: Tensor, target: Tensor, norm: float = 2.0) -> Tensor:
-    """Return the mean of `|out - target|^norm`, 0-d."""
-    difference = out - target
-    return (difference.square() if norm == 2 else difference.abs().pow(norm)).mean()
-
-
 # ------------------------------------------------------------------------------ block after block
 
 
@@ -117,9 +112,6 @@ class RoundingConfig:
         batch_size: images of an iteration.
         lr: of Adam, for the numbers `v`.
         rounding_weight: of the regulariser.
-        norm: exponent of the output's error.
-        mixing: the chance that an input of a unit is the one of the network in floats, drawn for
-            each number [wei2022].
         correct_biases: whether biases finally take up the mean error of their channel.
         seed: of all random numbers.
 
@@ -131,8 +123,6 @@ class RoundingConfig:
     batch_size: int = 32
     lr: float = 0.05
     rounding_weight: float = 1.0
-    norm: float = 2.0
-    mixing: float = 0.0
     correct_biases: bool = True
     seed: int = 0
 
@@ -145,10 +135,6 @@ class RoundingConfig:
             raise InputError(f"lr is {self.lr}; give a number above 0")
         if not self.rounding_weight >= 0:
             raise InputError(f"rounding_weight is {self.rounding_weight}; give 0 or more")
-        if not self.norm >= 1:
-            raise InputError(f"norm is {self.norm}; give 1 or more")
-        if not 0 <= self.mixing <= 1:
-            raise InputError(f"mixing is {self.mixing}; give a fraction in [0, 1]")
 
 
 class UnitError(NamedTuple):
@@ -214,11 +200,11 @@ def _rounded_units(
     exact = rounded = _packed(images)
     for (name, unit), original in zip(units(network).items(), units(floats).values(), strict=True):
         target = _outputs(original, exact)
-        reads = _Inputs(rounded, exact, target)
+        reads = _Inputs(rounded, target)
         nearest = _relative_error(unit, reads)
         _round_unit(unit, reads, config, generator)
         if config.correct_biases:
-            _correct_biases(unit, original, reads)
+            _correct_biases(unit, original, rounded, exact)
         errors.append(UnitError(name, nearest, _relative_error(unit, reads)))
         rounded, exact = _outputs(unit, rounded), target
     return errors
@@ -226,20 +212,15 @@ def _rounded_units(
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """What a unit reads in the rounded network and in the one of floats, and its float output."""
+    """What a unit reads in the rounded network, and its output in the one of floats."""
 
     rounded: Tensor
-    exact: Tensor
     target: Tensor
 
     def drawn(self, config: RoundingConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of a batch."""
         chosen = torch.randperm(len(self.rounded), generator=generator)[: config.batch_size]
-        x = _packed(self.rounded[chosen])
-        if config.mixing:
-            swapped = torch.empty_like(x).bernoulli_(config.mixing, generator=generator)
-            x = torch.where(swapped > 0, _packed(self.exact[chosen]), x)
-        return x, _packed(self.target[chosen])
+        return _packed(self.rounded[chosen]), _packed(self.target[chosen])
 
 
 class _Choice:
@@ -278,7 +259,7 @@ def _round_unit(
         return
     choices = {name: _Choice(layer) for name, layer in layers.items()}
     widths = {name: layer.weight_bits for name, layer in layers.items()}
-    usual = _mean_error(unit, reads, config.norm)
+    usual = _mean_error(unit, reads)
     for layer in layers.values():
         layer.weight_bits = FLOAT_BITS  # the soft weights are used as they are
     try:
@@ -288,7 +269,7 @@ def _round_unit(
             layer.weight_bits = widths[name]
     for name, layer in layers.items():
         _write(layer, choices[name].hard())
-    if _mean_error(unit, reads, config.norm) > usual:
+    if _mean_error(unit, reads) > usual:
         # Too few iterations: many choices were still open.
         for name, layer in layers.items():
             _write(layer, choices[name].nearest)
@@ -309,7 +290,7 @@ def _decide(
         x, target = reads.drawn(config, generator)
         weights = {f"{name}.weight": choice.soft() for name, choice in choices.items()}
         out = functional_call(unit, weights, x)
-        loss = output_error(out, target, config.norm) / max(1e-20, usual)
+        loss = F.mse_loss(out, target) / max(1e-20, usual)
         beta = beta_at(iteration / config.iterations)
         if beta is not None:
             total = sum(choice.undecided(beta) for choice in choices.values())
@@ -325,11 +306,11 @@ def _write(layer: Quantized, weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def _correct_biases(unit: nn.Module, original: nn.Module, reads: _Inputs) -> None:
+def _correct_biases(unit: nn.Module, original: nn.Module, rounded: Tensor, exact: Tensor) -> None:
     """Add to each bias what its channel lacks on average, layer after layer."""
-    wanted = _layer_means(original, reads.exact)
+    wanted = _layer_means(original, exact)
     for name, layer in _layers(unit).items():
-        layer.bias += wanted[name] - _layer_means(unit, reads.rounded)[name]
+        layer.bias += wanted[name] - _layer_means(unit, rounded)[name]
 
 
 def _layer_means(unit: nn.Module, x: Tensor) -> Mapping[str, Tensor]:
@@ -364,13 +345,13 @@ def _outputs(unit: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _mean_error(unit: nn.Module, reads: _Inputs, norm: float) -> float:
-    """Return the error of a unit as it is, over all images."""
-    return output_error(_outputs(unit, reads.rounded), reads.target, norm).item()
+def _mean_error(unit: nn.Module, reads: _Inputs) -> float:
+    """Return the mean squared error of a unit as it is, over all images."""
+    return F.mse_loss(_outputs(unit, reads.rounded), reads.target).item()
 
 
 def _relative_error(unit: nn.Module, reads: _Inputs) -> float:
-    return _mean_error(unit, reads, 2.0) / max(1e-20, reads.target.square().mean().item())
+    return _mean_error(unit, reads) / max(1e-20, reads.target.square().mean().item())
 
 
 # ------------------------------------------------------------------------------------ the change

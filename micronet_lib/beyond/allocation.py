@@ -105,7 +105,7 @@ class Allocator:
         # Equal weights of a row share a product, and ones need none.
         sizes = codes.abs().flatten(1).long()
         top = 2 ** (bits - 1)
-        counts = torch.zeros(len(sizes), top + 1, dtype=torch.long)
+        counts = sizes.new_zeros(len(sizes), top + 1)
         counts.scatter_add_(1, sizes, torch.ones_like(sizes))
         products = int((counts[:, 2:] > 0).sum())
         self._products[name, bits] = products / max(1, int((sizes > 0).sum()))

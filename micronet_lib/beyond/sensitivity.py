@@ -80,7 +80,9 @@ def measure_sensitivity(network: IntegerMicroNet, images: Tensor, seed: int = 0)
         for number, batch in enumerate(images.split(BATCH_SIZE)):
             network.zero_grad()
             logits = network(batch.contiguous(memory_format=torch.channels_last))
-            labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+            # Drawn on the CPU, so that every machine has the same random numbers.
+            shares = logits.detach().softmax(1).cpu()
+            labels = torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
             F.cross_entropy(logits, labels, reduction="sum").backward()
             for name, layer in network.layers.items():
                 found.weights[name] += layer.weight.grad**2
