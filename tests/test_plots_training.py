@@ -30,7 +30,7 @@ def test_each_run_is_drawn_and_the_mean_of_the_runs():
     assert "not run" not in texts(fig)
 
 
-@pytest.mark.parametrize("empty", [pd.DataFrame(), curves(b=[[1.0, 1.0]]), curves(a=[]).reindex()])
+@pytest.mark.parametrize("empty", [records.curves_of([]), curves(b=[[1.0, 1.0]])])
 def test_what_has_no_curve_was_not_run(empty):
     fig = plots.training_curves(empty, {"a": "ours"}, "somewhere")
     assert texts(fig).count("not run") == 2

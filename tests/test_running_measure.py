@@ -22,7 +22,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, Profile
 from micronet_lib.lab.recipes.recipe import Price, Recipe
 from micronet_lib.lab.running import measure as running
 from micronet_lib.lab.running.lineage import Case, cases, jobs
-from micronet_lib.lab.running.measure import ensure, lock_of, measure, trained
+from micronet_lib.lab.running.measure import ensure, lock_of, measure, run_curves, trained
 from micronet_lib.lab.running.measures import MEASURES
 from micronet_lib.lab.storage.states import save_own
 from micronet_lib.lab.training import loop as training
@@ -118,7 +118,7 @@ def test_record_of_a_trained_network(lab):
     assert set(PLACEMENT.metrics) <= set(found.metrics)
     assert len(found.curve["train_loss"]) == 1
     assert found.notes == []
-    curves = records.curves(PLACEMENT, "smoke", lab.runs)
+    curves = run_curves(PLACEMENT, "smoke", seed=3, point="pointwise")
     assert curves.loc[0, ["point", "seed", "epoch"]].tolist() == ["pointwise", 3, 1]
 
 
@@ -156,6 +156,14 @@ def test_another_seed_another_profile_and_another_recipe_are_other_runs(lab):
     assert len(lab.recorded) == 4
     found = records.read(lab.runs / records.record_path("expand_ratio", "1.0", "smoke", 0))
     assert found.recipe["model"] == "micronet_v2"
+
+
+def test_the_curves_are_those_of_the_recipe_that_was_run(lab):
+    for overrides, epochs in ({}, [1]), ({"train.epochs": 2}, [1, 2]):
+        ensure(PLACEMENT, "smoke", overrides=overrides, point="none")
+        found = run_curves(PLACEMENT, "smoke", overrides=overrides, point="none")
+        assert list(found["epoch"]) == epochs
+    assert run_curves(PLACEMENT, "smoke", point="none").empty
 
 
 def test_a_pattern_chooses_points(lab):

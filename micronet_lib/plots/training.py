@@ -35,8 +35,7 @@ def training_curves(curves: pd.DataFrame, labels: Mapping[str, str], source: str
         labels: point -> name in the legend.
     """
     fig, (left, right) = figure(height=3.2, columns=2)
-    known = curves if "point" in curves else pd.DataFrame(columns=["point"])
-    known = known[known["point"].isin(list(labels))]
+    known = curves[curves["point"].isin(list(labels))]
     panels = ((left, "train_loss", 1), (right, "validation_top1", 100))
     for ax, column, scale in panels:
         if known.empty:

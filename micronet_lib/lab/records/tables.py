@@ -1,7 +1,6 @@
 """Tables of records and of transcribed numbers."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,16 +189,22 @@ def by_image(sweep: Sweep, profile: str, value: str) -> pd.DataFrame:
     return found.astype({value: float})
 
 
-def curves(sweep: Sweep, profile: str, root: Path = MEASURED) -> pd.DataFrame:
+def curves(sweep: Sweep, profile: str) -> pd.DataFrame:
+    """Return the curves of a sweep's committed records, as `curves_of`."""
+    return curves_of(read_sweep(sweep, profile, MEASURED))
+
+
+def curves_of(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row for each run and epoch: point, seed, epoch, then the recorded curves."""
     rows = [
         pd.DataFrame(record.curve).assign(
             point=record.point, seed=record.seed, epoch=range(1, len(record.curve["lr"]) + 1)
         )
-        for record in read_sweep(sweep, profile, root)
+        for record in records
         if record.curve
     ]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+    empty = pd.DataFrame(columns=["point", "seed", "epoch"])
+    return pd.concat(rows, ignore_index=True) if rows else empty
 
 
 def provenance(rows: pd.DataFrame) -> str:

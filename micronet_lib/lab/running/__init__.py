@@ -1,6 +1,6 @@
 """From a recipe to a record: order, plan, engines."""
 
-from micronet_lib.lab.running.measure import ensure, trained
+from micronet_lib.lab.running.measure import ensure, run_curves, trained
 from micronet_lib.lab.running.requirements import begin
 
-__all__ = ["begin", "ensure", "trained"]
+__all__ = ["begin", "ensure", "run_curves", "trained"]

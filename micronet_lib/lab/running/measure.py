@@ -28,7 +28,7 @@ from micronet_lib.lab.records.record import (
     set_aside_damaged,
     write,
 )
-from micronet_lib.lab.records.tables import table
+from micronet_lib.lab.records.tables import curves_of, table
 from micronet_lib.lab.running.lineage import (
     Case,
     Job,
@@ -304,6 +304,18 @@ def this_run(asked: Collection[Case]) -> pd.DataFrame:
     found = [record for case in asked if (record := _record_of(case)) is not None]
     rows = table(first.sweep, found, source="this run", profile=first.profile.name)
     return rows[rows["point"].isin([case.point for case in asked])].reset_index(drop=True)
+
+
+def run_curves(
+    sweep: Sweep,
+    profile: str,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | str | None = None,
+    point: str | None = None,
+) -> pd.DataFrame:
+    """Return the curves of this machine's runs, as `records.curves`. Arguments are `ensure`'s."""
+    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
+    return curves_of(record for case in asked if (record := _record_of(case)) is not None)
 
 
 def _record_of(case: Case) -> Record | None:
