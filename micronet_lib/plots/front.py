@@ -9,23 +9,10 @@ from html import escape
 import pandas as pd
 from IPython.display import HTML
 
-from micronet_lib.plots.scoring import PARAM_BASE
+from micronet_lib.plots.scoring import ENTRIES, PARAM_BASE
 
 __all__ = ["front_board", "front_numbers"]
 
-_ENTRIES = {
-    "riair": "RIAIR",
-    "kaist_v1": "KAIST, network 1",
-    "kaist_v2": "KAIST, network 2",
-    "osi": "OSI AI",
-    "msunet_v3": "MSUNet v3",
-    "msunet_v2": "MSUNet v2",
-    "msunet_v1": "MSUNet v1",
-    "woody": "Woody",
-    "hhi_mal": "HHI-MAL",
-    "mb_pm": "MB-PM",
-    "proxylessnas_ttq": "ProxylessNAS-TTQ",
-}
 REFERENCE_SCORE = 2.0
 """The reference network's, by definition: 1 for its parameters and 1 for its arithmetic."""
 FLOAT_BYTES = 4
@@ -43,7 +30,7 @@ def front_board(board: pd.DataFrame, ladder: pd.DataFrame, source: str) -> HTML:
         source: of both.
     """
     rows = [
-        (_ENTRIES.get(row.point, row.point), row.score, row.top1_percent, _kind(row.point))
+        (ENTRIES.get(row.point, row.point), row.score, row.top1_percent, _kind(row.point))
         for row in board.dropna(subset=["score"]).itertuples()
     ]
     own = ladder[(ladder["n"] > 0) & (ladder["top1"] >= 0.8)]

@@ -201,6 +201,21 @@ def bit_widths(prices: pd.DataFrame, reference: float, source: str) -> Figure:
     return footer(fig, source)
 
 
+ENTRIES = {
+    "riair": "RIAIR",
+    "kaist_v1": "KAIST, network 1",
+    "kaist_v2": "KAIST, network 2",
+    "osi": "OSI AI",
+    "msunet_v3": "MSUNet v3",
+    "msunet_v2": "MSUNet v2",
+    "msunet_v1": "MSUNet v1",
+    "woody": "Woody",
+    "hhi_mal": "HHI-MAL",
+    "mb_pm": "MB-PM",
+    "proxylessnas_ttq": "ProxylessNAS-TTQ",
+}
+"""Entry of the CIFAR-100 board -> its name."""
+
 # Technique -> chapter, entries of the CIFAR-100 board that rest on it, and the score of a record.
 _TECHNIQUES = {
     "early_exit": ("early exit", "07", ("osi",), "official.expected_score"),
@@ -212,14 +227,15 @@ _TECHNIQUES = {
     ),
     "adjustable_quantization": ("learned bits", "09", (), "official.score"),
 }
+_WITHOUT = ("rounded", "uniform")
 # Texas-EIC entered the ImageNet task, whose scores are relative to another network.
 _OTHER_TASK = {"adjustable_quantization": "Texas-EIC: {score} on ImageNet, another scale"}
 
 
 # Where the names of points stand that lie close together, in points of type.
 _BESIDE = {
-    **{"kaist_v1": (7, 0), "v1_pr_60": (46, 0), "osi": (7, -3)},
-    **{"kaist_v2": (2, -14), "v2_pr_60": (42, -14)},
+    **{"kaist_v1": (7, 1), "v1_pr_60": (80, 1), "osi": (7, -3)},
+    **{"kaist_v2": (2, -11), "v2_pr_60": (75, -11)},
 }
 
 
@@ -230,8 +246,9 @@ def rebuilt_entries(
 
     Args:
         board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
-        measured: sweep -> its measured table; means over the seeds. Ways that only round a network,
-            without training, are left out.
+        measured: sweep -> its measured table; means over the seeds. Left out is what lacks the
+            technique: networks that are only rounded, without training, and bits that are the same
+            everywhere.
         imagenet: sweep -> score of the ImageNet entry with that technique.
 
     Returns:
@@ -249,7 +266,7 @@ def rebuilt_entries(
             other = {"label": _OTHER_TASK[sweep].format(score=imagenet[sweep])}
             rows.append({**row, "kind": "imagenet", "score": imagenet[sweep], **other})
         table = measured[sweep]
-        run = table[(table["n"] > 0) & ~table["point"].str.startswith("rounded")]
+        run = table[(table["n"] > 0) & ~table["point"].str.startswith(_WITHOUT)]
         for point, score, top1 in zip(run["point"], run[column], run["top1"], strict=True):
             found = {"label": point, "score": score, "top1_percent": 100 * top1}
             rows.append({**row, "kind": "measured", **found})
@@ -278,7 +295,7 @@ def leaderboard(
     ax.scatter(board["score"], board["top1_percent"], color=GREY, label="leaderboard", zorder=3)
     for row in board.itertuples():
         shift = _BESIDE.get(row.entry, (4, 4))
-        note(ax, row.entry, (row.score, row.top1_percent), shift, size=7.5)
+        note(ax, ENTRIES.get(row.entry, row.entry), (row.score, row.top1_percent), shift, size=7.5)
     at = ours["score"], ours["top1_percent"]
     ax.scatter(*at, color=ORANGE, marker="D", label="measured", zorder=4)
     for row in ours.itertuples():
@@ -306,7 +323,7 @@ def _draw_rebuilt(ax: Axes, rebuilt: pd.DataFrame) -> None:
             entries = kinds["board"].sort_values("score")
             ax.scatter(entries["score"], [y - 0.18] * len(entries), color=GREY, zorder=3)
             for row in entries.itertuples():
-                text = f"{row.label}\n{row.top1_percent:.2f} %"
+                text = f"{ENTRIES.get(row.label, row.label)}\n{row.top1_percent:.2f} %"
                 note(ax, text, (row.score, y - 0.18), (0, 5), size=7, ha="center")
         if "imagenet" in kinds:
             text = kinds["imagenet"]["label"].iloc[0]
