@@ -9,7 +9,7 @@ from made_records import top1_records
 from micronet_lib.lab.recipes.bases import PAPER, RELEASED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
-from micronet_lib.lab.records import recipe_id, report, write
+from micronet_lib.lab.records import read, recipe_id, report, status, write
 
 ENV = {"date": "2026-11-22T21:00:00Z", "wall_s": 1800.0}
 
@@ -167,6 +167,21 @@ def test_a_training_counts_once(root):
     assert found.at["srip_placement", "core_hours"] == pytest.approx(2 * 2 * 0.5)  # two threads
     assert found["core_hours"].sum() == pytest.approx(2)
     assert found.at["srip_placement", "seeds"] == "0, 1"
+
+
+def test_the_same_training_by_another_commit_is_another_one(root):
+    put(root, "srip_placement", pointwise=[0.1])
+    put(root, "label_smoothing", none=[0.1])
+    (path,) = root.rglob("none-s0.json")
+    again = read(path)
+    path.unlink()
+    write(replace(again, env=again.env | {"commit": "0000000"}), root)
+    assert report.compute(root)["runs"].tolist() == [1, 1]
+
+
+def test_the_pages_of_report_and_status_count_the_same():
+    spent, machines = report.compute(), status.machines()
+    assert spent["runs"].sum() == machines["measurements"].sum()
 
 
 def test_time_on_a_gpu_is_not_time_of_a_core(root):

@@ -158,6 +158,16 @@ def failures(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     return [record for record in _read_all(sweep, profile, root) if record.failed]
 
 
+def measurement_key(record: Record) -> tuple[str, str, int, str]:
+    """Return the key of a measurement: one training counts once, whatever its names.
+
+    A training that another commit repeated is another one. What is not trained counts by its name.
+    """
+    trained = record.curve or record.failed
+    name = record.recipe_id if trained else f"{record.sweep}/{record.point}"
+    return record.profile, name, record.seed, str(record.env["commit"])
+
+
 def diverged(records: Iterable[Record], some: bool = False) -> dict[str, str]:
     """Return the points whose runs failed, each with the words that stand for `not run`.
 

@@ -19,7 +19,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed
 from micronet_lib.lab.records.comparison import DIVERGED, SAME, UNDECIDED, WITHIN, compared
-from micronet_lib.lab.records.record import failures, read_sweep
+from micronet_lib.lab.records.record import failures, measurement_key, read_sweep
 from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import REAL
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows
@@ -330,14 +330,14 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
     Returns:
         Columns chapter, sweep, profile, runs, trainings (of the runs), diverged (of the trainings),
         shared (runs that an earlier row counts), seeds, core_hours and gpu_hours. The runs add up
-        to all distinct runs.
+        to all measurements.
     """
-    seen: set[tuple[str, str, int]] = set()
+    seen: set[tuple[str, str, int, str]] = set()
     rows = []
     for sweep in SWEEPS.values():
         for profile in (each for each in REAL if each in sweep.profiles):
             found = {
-                (profile, r.recipe_id if r.curve else f"{sweep.name}/{r.point}", r.seed): r
+                measurement_key(r): r
                 for r in [*read_sweep(sweep, profile, root), *failures(sweep, profile, root)]
             }
             if not found:

@@ -14,7 +14,13 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Point, Sweep
-from micronet_lib.lab.records.record import Record, diverged, failures, read, read_sweep
+from micronet_lib.lab.records.record import (
+    diverged,
+    failures,
+    measurement_key,
+    read,
+    read_sweep,
+)
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, table
 
 REAL = tuple(name for name, profile in PROFILES.items() if profile.dataset != "embedded")
@@ -27,7 +33,7 @@ def machines() -> pd.DataFrame:
     """
     records = [read(path) for path in sorted(of_checkout(MEASURED).rglob("*.json"))]
     runs = pd.DataFrame(
-        [{**run.env, "run": _identity(run), "failed": bool(run.failed)} for run in records]
+        [{**run.env, "run": measurement_key(run), "failed": bool(run.failed)} for run in records]
     )
     key = ["device", "torch", "python", "commit"]
     once = runs.drop_duplicates([*key, "run"]).groupby(key)
@@ -64,7 +70,7 @@ def coverage() -> pd.DataFrame:
                     "points": len(result),
                     "measured": len(done),
                     "records": len(records),
-                    "measurements": len({_identity(record) for record in records}),
+                    "measurements": len({measurement_key(record) for record in records}),
                     "n": "/".join(str(n) for n in sorted(set(done["n"]))) or "0",
                     "hardware": ", ".join(done["device"].unique()) or NOT_RUN,
                     "missing": ", ".join(missing) if done.size or lost else NOT_RUN,
@@ -95,7 +101,7 @@ def listing() -> pd.DataFrame:
             there = profile in sweep.profiles
             found = read_sweep(sweep, profile, MEASURED) if there else []
             lost = diverged([*found, *failures(sweep, profile, MEASURED)]) if there else {}
-            times = {_identity(record): record.env["wall_s"] for record in found}
+            times = {measurement_key(record): record.env["wall_s"] for record in found}
             row |= {
                 f"{profile}.measured": len({record.point for record in found})
                 if there
@@ -182,12 +188,6 @@ def _tables(sweep: Sweep) -> list[str]:
             table_name = str(row.locator).partition(",")[0]
             found[table_name if table_name.startswith("Table") else str(row.source)] = None
     return list(found)
-
-
-def _identity(record: Record) -> tuple[str, str, int]:
-    """Return the key of a run: a training counts once, whatever its names; all else by its name."""
-    name = record.recipe_id if record.curve else f"{record.sweep}/{record.point}"
-    return record.profile, name, record.seed
 
 
 def _training(sweep: Sweep, point: Point, profile: str) -> str:
