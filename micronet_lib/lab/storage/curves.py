@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from micronet_lib.errors import InputError, check_choice
-from micronet_lib.lab.host.places import MEASURED, runs_root
+from micronet_lib.lab.host.places import runs_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
@@ -127,7 +127,7 @@ def curves_of_sweep(sweep: Sweep, profile: str = "") -> tuple[str, pd.DataFrame]
         InputError: no curve.
     """
     for name in [profile] if profile else reversed(sweep.profiles):
-        parts = [committed_curves(sweep, name, MEASURED)]
+        parts = [committed_curves(sweep, name)]
         points: dict[str, str] = {}
         for point in sweep.points():
             identity = recipe_id(resolved(point.recipe, PROFILES[name]))
