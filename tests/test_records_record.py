@@ -59,9 +59,29 @@ def test_written_record_is_read_back(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_a_number_is_never_written(tmp_path, value):
+    with pytest.raises(ValueError, match="a metric is not finite"):
+        record(metrics={"score": value})
     with pytest.raises(ValueError, match="Out of range float"):
-        records.write(record(metrics={"score": value}), tmp_path)
+        records.write(record(arrays={"score": value}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"env": None},
+        {"sweep": ["a"]},
+        {"seed": "x/../../y"},
+        {"seed": True},
+        {"point": "../a"},
+        {"metrics": {"top1": math.nan}},
+    ],
+)
+def test_a_file_with_another_kind_of_value_is_no_record(tmp_path, wrong):
+    path = records.write(record(), tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(InputError, match=r"is not a readable record .*: delete it"):
+        records.read(path)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

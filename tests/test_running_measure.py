@@ -14,6 +14,7 @@ from tiny_lab import chain, sweep_of, tiny_lab
 from micronet_lib.architecture import build
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.host import machine
 from micronet_lib.lab.host.files import only_one
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
@@ -153,9 +154,13 @@ def test_another_seed_another_profile_and_another_recipe_are_other_runs(lab):
     overrides = {"model": "micronet_v2"}
     ensure(SWEEP, "smoke", overrides=overrides, point="1.0")
     ensure(SWEEP, "smoke", overrides=overrides, point="1.0")
+    ensure(SWEEP, "smoke", point="1.0")  # the other recipe took nothing from it
     assert len(lab.recorded) == 4
-    found = records.read(lab.runs / records.record_path("expand_ratio", "1.0", "smoke", 0))
-    assert found.recipe["model"] == "micronet_v2"
+    (case,) = cases(SWEEP, PROFILES["smoke"], 0, overrides, "1.0")
+    assert case.record_path.name == f"1.0+{recipe_id(case.recipe)}-s0.json"
+    found = records.read(case.record_path)
+    assert (found.recipe["model"], found.overrides) == ("micronet_v2", overrides)
+    assert [each.overrides for each in records.read_sweep(SWEEP, "smoke", lab.runs)] == [{}, {}]
 
 
 def test_the_curves_are_those_of_the_recipe_that_was_run(lab):
@@ -163,7 +168,24 @@ def test_the_curves_are_those_of_the_recipe_that_was_run(lab):
         ensure(PLACEMENT, "smoke", overrides=overrides, point="none")
         found = run_curves(PLACEMENT, "smoke", overrides=overrides, point="none")
         assert list(found["epoch"]) == epochs
-    assert run_curves(PLACEMENT, "smoke", point="none").empty
+    assert list(run_curves(PLACEMENT, "smoke", point="none")["epoch"]) == [1]
+    assert run_curves(PLACEMENT, "smoke", seed=1, point="none").empty
+
+
+def test_a_record_names_all_code_that_had_a_part_in_it(lab, monkeypatch):
+    """What trained a network, what trained the one it starts from, and what rated it."""
+    sweep = chain(ORN)
+    for commit, do in (
+        ("1111111", lambda: trained(sweep, "half", "smoke")),
+        ("2222222", lambda: trained(sweep, "more", "smoke")),
+        ("3333333+", lambda: ensure(sweep, "smoke", point="more")),
+    ):
+        for module in (running, training, machine):
+            monkeypatch.setattr(module, "COMMIT", commit)
+        do()
+    (found,) = records.read_sweep(sweep, "smoke", lab.runs)
+    assert found.env["commit"] == "2222222"
+    assert found.env["commits"] == ["2222222", "1111111", "3333333+"]
 
 
 def test_a_pattern_chooses_points(lab):
@@ -328,7 +350,7 @@ def test_the_epochs_before_it_diverged_are_in_its_record(lab, monkeypatch):
     monkeypatch.setattr(training, "_finite", lambda _: next(answers))
     answers = iter([True, False])
     ensure(PLACEMENT, "smoke", point="fc", overrides={"train.epochs": 3}, progress=False)
-    record = records.read(lab.runs / "smoke" / "srip_placement" / "fc-s0.json")
+    record = records.read(next(lab.runs.rglob("fc+*.json")))
     assert (record.failed["what"], record.failed["epoch"]) == ("weights", 2)
     assert {len(values) for values in record.curve.values()} == {1}
 
@@ -338,7 +360,7 @@ def test_a_failed_run_is_tried_again_only_if_asked(lab):
     diverge()
     assert lab.trained == ["srip_placement/fc"]
     diverge(retrain=True)
-    next(lab.runs.rglob("fc-s0.json")).unlink()
+    next(lab.runs.rglob("fc+*.json")).unlink()
     diverge()
     assert lab.trained == ["srip_placement/fc"] * 3
 
@@ -348,8 +370,9 @@ def test_a_network_that_was_trained_after_all_is_rated(lab):
     diverge()
     (case,) = cases(PLACEMENT, PROFILES["smoke"], point="fc")
     path = case.record_path
+    failed = records.read(next(lab.runs.rglob("fc+*.json")))
     records.write(
-        dataclasses.replace(records.read(path), recipe_id=recipe_id(case.recipe)), lab.runs
+        dataclasses.replace(failed, recipe_id=recipe_id(case.recipe), overrides={}), lab.runs
     )
     assert [job.does for job in jobs([case])] == ["nothing"]
     running.perform_all(jobs([case], recorded=False, retrain=True), progress=False)
@@ -377,7 +400,7 @@ def test_a_network_that_was_only_looked_at_replaces_no_record_when_it_diverges(l
     assert path.read_bytes() == measured
     with pytest.raises(InputError, match="has no network: its training diverged in epoch 1"):
         trained(PLACEMENT, "none", "smoke", overrides={"train.lr": 1e30}, progress=False)
-    assert records.read(path.with_name("none-s0.json")).failed["epoch"] == 1
+    assert records.read(next(lab.runs.rglob("none+*.json"))).failed["epoch"] == 1
 
 
 def test_a_network_that_cannot_be_rated_fails_its_own_point_alone(lab, capsys, pruned):

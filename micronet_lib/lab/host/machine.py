@@ -74,10 +74,10 @@ def environment(
     Args:
         device: that computed.
         wall_s: duration in seconds.
-        commits: of a run trained by several processes; by default that of this process.
+        commits: of all code that had a part in the run; by default that of this process.
         inputs: name -> sha256 of the files that decided the network, if there are any.
     """
-    commits = commits or (COMMIT,)
+    commits = list(dict.fromkeys(commits)) or [COMMIT]
     if torch.device(device).type == "cuda":
         hardware = f"1x {torch.cuda.get_device_name(device)}"
     else:
@@ -90,7 +90,7 @@ def environment(
         "python": platform.python_version(),
         "commit": commits[0],
         **({"no_commit": NO_COMMIT} if commits[0] == COMMIT and NO_COMMIT else {}),
-        **({"commits": list(commits)} if len(commits) > 1 else {}),
+        **({"commits": commits} if len(commits) > 1 else {}),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "wall_s": round(wall_s, 2),
         **({"inputs": dict(inputs)} if inputs else {}),

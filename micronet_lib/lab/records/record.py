@@ -5,11 +5,12 @@ Tables show three sources and never mix them: `paper` (transcribed, `data/paper/
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.downloads import published_digests
@@ -41,8 +42,8 @@ class Record:
     Attributes:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
-        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits if several;
-            no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
+        env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits, if other code
+            trained a network that it needs, resumed its training or rated it; no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
             network, if there are any.
         layers: rows of the per-layer table; only in the sweeps `published`, `ternary` and
             `adjustable_quantization`.
@@ -52,6 +53,8 @@ class Record:
         failed: of a training that diverged: what became NaN or infinite (`loss`, with the SRIP
             penalty; `weights`; `logits`), epoch (from 1) and message. Such a record has no metrics,
             and the curve ends before that epoch.
+        overrides: dotted keys that changed the sweep's recipe. Such a record has a file of its own
+            and is in no table.
     """
 
     sweep: str
@@ -68,21 +71,37 @@ class Record:
     arrays: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     failed: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            kind: Any = get_origin(each.type) or each.type
+            value = getattr(self, each.name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{each.name} is {value!r} and no {kind.__name__}")
+        for name in (self.sweep, self.point, self.profile):
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} cannot be the name of a file")
+        if not all(math.isfinite(value) for value in self.metrics.values()):
+            raise ValueError("a metric is not finite")
         if self.failed and (self.metrics or set(self.failed) != set(FAILED)):
             raise ValueError(f"a failed run has {', '.join(FAILED)}, and no metrics")
 
     @property
     def path(self) -> Path:
         """Return the path of the record relative to its root."""
-        return record_path(self.sweep, self.point, self.profile, self.seed)
+        overridden = self.recipe_id if self.overrides else ""
+        return record_path(self.sweep, self.point, self.profile, self.seed, overridden)
 
 
-def record_path(sweep: str, point: str, profile: str, seed: int) -> Path:
-    """Return the path of a record relative to its root."""
-    return Path(profile) / sweep / f"{point}-s{seed}.json"
+def record_path(sweep: str, point: str, profile: str, seed: int, overridden: str = "") -> Path:
+    """Return the path of a record relative to its root.
+
+    `overridden` is the identity of the recipe if it is not the sweep's.
+    """
+    name = f"{point}+{overridden}" if overridden else point
+    return Path(profile) / sweep / f"{name}-s{seed}.json"
 
 
 def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:

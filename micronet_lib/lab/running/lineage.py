@@ -5,10 +5,12 @@ Measuring does the jobs, a plan shows them, and an engine sends them to other ma
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from micronet_lib.errors import InputError
 from micronet_lib.lab.host.files import is_here
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.places import POLICY_FILES, data_root, policy_path, runs_root
@@ -63,16 +65,19 @@ class Case:
     @property
     def record_path(self) -> Path:
         """Path of the record."""
-        place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
-        return runs_root() / place
+        return runs_root() / self._place
+
+    @property
+    def _place(self) -> Path:
+        overridden = recipe_id(self.recipe) if self.overrides else ""
+        return record_path(self.sweep.name, self.point, self.profile.name, self.seed, overridden)
 
     def record(self, root: Path | None = None) -> Record | None:
         """Return its record below a folder, or None if there is none of this recipe.
 
         The folder is that of this machine's runs by default; `places.MEASURED` has committed ones.
         """
-        place = record_path(self.sweep.name, self.point, self.profile.name, self.seed)
-        found = readable((root or runs_root()) / place)
+        found = readable((root or runs_root()) / self._place)
         return found if found and found.recipe_id == recipe_id(self.recipe) else None
 
     @property
@@ -97,8 +102,10 @@ class Case:
         """Return the case of a needed recipe, named as in a sweep that has it if one does."""
         for sweep, overrides in ((self.sweep, self.overrides), *((s, {}) for s in SWEEPS.values())):
             for point in sweep.points():
-                if resolved(point.recipe, self.profile, overrides) == recipe:
-                    return replace(self, sweep=sweep, point=point.name, recipe=recipe)
+                with suppress(InputError):  # overrides may not fit a point that nobody asked for
+                    if resolved(point.recipe, self.profile, overrides) == recipe:
+                        named = replace(self, sweep=sweep, point=point.name, recipe=recipe)
+                        return replace(named, overrides=overrides)
         return replace(self, point=f"{self.point}<{recipe_id(recipe)}", recipe=recipe)
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.host.files import Busy, only_one
-from micronet_lib.lab.host.machine import NO_COMMIT, default_device, environment, set_up
+from micronet_lib.lab.host.machine import COMMIT, NO_COMMIT, default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.host.progress import duration, is_shown, say, say_place
 from micronet_lib.lab.recipes.identity import plain_recipe, recipe_id
@@ -37,7 +37,13 @@ from micronet_lib.lab.running.lineage import (
     state_of,
 )
 from micronet_lib.lab.running.measures import MEASURES
-from micronet_lib.lab.running.networks import content_of, inputs_of, network_of, train_network
+from micronet_lib.lab.running.networks import (
+    commits_of,
+    content_of,
+    inputs_of,
+    network_of,
+    train_network,
+)
 from micronet_lib.lab.storage.states import forget_states, is_whole
 from micronet_lib.lab.training.loop import DivergedError
 from micronet_lib.scoring.bill import score_operations
@@ -248,8 +254,9 @@ def measure(case: Case, progress: bool = True) -> Record:
         content = content_of(recipe, case.profile, case.seed)
     else:
         inputs = inputs_of(recipe, case.profile, case.seed)
+        commits = [COMMIT, *commits_of(recipe, case.profile, case.seed)]
         on_device = any(MEASURES[name].on_device for name in case.sweep.measures)
-        env = environment(default_device() if on_device else "cpu", inputs=inputs)
+        env = environment(default_device() if on_device else "cpu", commits=commits, inputs=inputs)
         content = {"curve": {}, "notes": [], "env": env}
     network = network_of(recipe, case.profile, case.seed)
     metrics, arrays, layers = scores(case, network), dict[str, Any](), list[dict[str, Any]]()
@@ -258,8 +265,11 @@ def measure(case: Case, progress: bool = True) -> Record:
         metrics |= found.metrics
         arrays |= found.arrays
         layers += found.layers
-    wall_s = content["env"]["wall_s"] + time.perf_counter() - start
-    content["env"] = {**content["env"], "wall_s": round(wall_s, 2)}
+    env = content["env"]
+    env = {**env, "wall_s": round(env["wall_s"] + time.perf_counter() - start, 2)}
+    if COMMIT not in (known := env.get("commits", [env["commit"]])):
+        env["commits"] = [*known, COMMIT]  # this code rated what other code had trained
+    content["env"] = env
     return _record(case, content, metrics, layers=layers, arrays=arrays)
 
 
@@ -279,6 +289,7 @@ def _record(
         curve=content["curve"],
         notes=content["notes"],
         env=content["env"],
+        overrides=dict(case.overrides),
         **found,
     )
 

@@ -192,6 +192,22 @@ def inputs_of(recipe: Recipe, profile: Profile, seed: int) -> dict[str, str]:
     return found
 
 
+def commits_of(recipe: Recipe, profile: Profile, seed: int) -> list[str]:
+    """Return the commits of the code that trained the networks that a recipe needs.
+
+    Raises:
+        InputError: a needed network is not on this machine.
+    """
+    found: list[str] = []
+    for other in recipe.needs:
+        if other.train.epochs:
+            env = content_of(other, profile, seed)["env"]
+            found += env.get("commits", [env["commit"]])
+        else:
+            found += commits_of(other, profile, seed)
+    return found
+
+
 def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list[str]]:
     """Return a recipe's augmentation policies, and notes for the record.
 
@@ -274,12 +290,12 @@ def train_network(
     planned = _planned(network, recipe)
     _check_classes(network, data)
     teacher = _teacher_of(recipe, profile, seed, device)
-    inputs = inputs_of(recipe, profile, seed)
+    inputs, before = inputs_of(recipe, profile, seed), commits_of(recipe, profile, seed)
     run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs, planned)
     try:
         trained = train(run, folder, key, name, progress)
     except DivergedError as error:
-        env = environment(device, run.seconds, run.commits, inputs)
+        env = environment(device, run.seconds, [*run.commits, *before], inputs)
         error.content = {"curve": run.curve, "notes": notes, "env": env}
         raise
     content = {
@@ -289,7 +305,7 @@ def train_network(
         "curve": trained.curve,
         "images_per_s": trained.images_per_s,
         "notes": notes,
-        "env": environment(device, trained.seconds, trained.commits, inputs),
+        "env": environment(device, trained.seconds, [*trained.commits, *before], inputs),
     }
     save_own(folder / "network.pt", key, content)
     forget_states(folder)
