@@ -214,7 +214,7 @@ class Quantizer(nn.Module):
         """Set step and zero by least squares over values that it would round."""
         if self.bits == FLOAT_BITS:
             return
-        step, zero = fitted_step(_some(x), self.bits, self.hard_swish, clip)
+        step, zero = fitted_step(x, self.bits, self.hard_swish, clip)
         self.step.fill_(step)
         self.zero.fill_(zero)
 
@@ -226,9 +226,3 @@ class Quantizer(nn.Module):
         if self.tap is not None:
             self.tap(self, F.hardswish(x) if self.hard_swish else x)
         return FakeQuantize.apply(x, self.step, self.grid(), self.pre_bits)
-
-
-def _some(x: Tensor) -> Tensor:
-    """Return about 40 000 of the values, evenly spread."""
-    flat = x.detach().flatten()
-    return flat[:: max(1, flat.numel() // 40_000)]

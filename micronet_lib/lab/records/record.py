@@ -43,8 +43,8 @@ class Record:
         recipe: fully resolved, defaults included.
         metrics: finite numbers; fractions in [0, 1].
         env: device, isa, torch, cuda, python, commit, date (UTC), wall_s; commits, if other code
-            trained a network that it needs, resumed its training or rated it; no_commit, why it is unknown; inputs, name -> sha256 of the files that decided the
-            network, if there are any.
+            trained a network that it needs, resumed its training or rated it; no_commit, why it is
+            unknown; inputs, name -> sha256 of the files that decided the network, if there are any.
         layers: rows of the per-layer table; only in the sweeps `published`, `ternary` and
             `adjustable_quantization`.
         curve: one number per epoch under each name, of a run that trains.
