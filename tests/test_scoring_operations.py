@@ -358,23 +358,32 @@ def test_buffers_that_filter_data_are_stored() -> None:
     assert (op.nonzeros, op.macs, op.is_first) == (27, 3 * 16 * 9, True)
 
 
+def test_the_fullest_filter_is_known() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 5))
+    for layer in (model[0], model[2]):
+        layer.weight.data.fill_(1)
+        layer.weight.data[1:] = 0
+    operations = record_operations(model, (3, 2, 2))
+    assert [op.most_nonzeros for op in operations] == [3, 16]
+    assert [op.nonzeros for op in operations] == [3, 16]
+
+
 def test_the_widths_are_those_that_the_layer_says() -> None:
     class Layer(nn.Conv2d):
         weight_bits, activation_bits, accumulator_bits = 2, 4, 16
 
     ternary = Layer(3, 4, 1)
     ternary.weight.data.copy_((torch.arange(12) % 3 - 1).view(4, 3, 1, 1))
-    ternary.weight.data[0] = 1
     around = Weights(lambda w: w.sign())  # its own `forward` runs the convolution
     around.activation_bits = 8
     around.conv.weight_bits = 1
     plain = nn.Conv2d(4, 4, 1)
     said = [
-        (op.weight_bits, op.activation_bits, op.accumulator_bits, op.distinct)
+        (op.weight_bits, op.activation_bits, op.accumulator_bits)
         for model in (ternary, around, plain)
         for op in record_operations(model, (model.in_channels if model is plain else 3, 2, 2))
     ]
-    assert said == [(2, 4, 16, 3), (1, 8, None, 1), (None, None, None, 0)]
+    assert said == [(2, 4, 16), (1, 8, None), (None, None, None)]
 
 
 class TwoExits(Network):

@@ -101,6 +101,11 @@ def test_the_quirk_needs_a_depthwise_convolution() -> None:
     assert sum(adds) == 36
 
 
+def test_a_network_that_costs_nothing_has_an_empty_bill() -> None:
+    found = score_network(nn.Identity(), "official", (3, 4, 4))
+    assert found.score == 0 and found.table().empty
+
+
 def tree_adds(n: int, width: int) -> float:
     """Total bit width of the additions of a balanced tree over n products."""
     total, values = 0.0, [width] * n

@@ -6,7 +6,7 @@ The reference network is WRN-28-10. `scoring.operations` lists the executed oper
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import pandas as pd
 from torch import nn
@@ -56,7 +56,8 @@ class Score:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each item, with `param_storage` and `math_ops` weighted to 32 bits."""
-        table = pd.DataFrame([asdict(item) for item in self.items if item.count])
+        columns = [each.name for each in fields(Item)]
+        table = pd.DataFrame([asdict(item) for item in self.items if item.count], columns=columns)
         weighted = table["count"] * table["bits"] / FULL_BITS
         stored = table["quantity"].isin(["param", "mask"])
         table["param_storage"] = weighted.where(stored, 0.0)

@@ -72,7 +72,7 @@ class Operation:
         fan_in: inputs of one output of a dot product: `k * k * in_chs / groups`, or `in_chs`.
         weight_shape: of the constants to store; `()` without any.
         nonzeros: number of these constants that are not zero.
-        distinct: most distinct values in one filter or row, where the layer sets `weight_bits`.
+        most_nonzeros: the most of them in one filter or row of a dot product.
         shared: an earlier operation stores the same constants.
         bias: entries of an explicit bias.
         bias_nonzeros: number of these entries that are not zero.
@@ -98,7 +98,7 @@ class Operation:
     fan_in: int = 0
     weight_shape: tuple[int, ...] = ()
     nonzeros: int = 0
-    distinct: int = 0
+    most_nonzeros: int = 0
     shared: bool = False
     bias: int = 0
     bias_nonzeros: int = 0
@@ -208,8 +208,6 @@ class Recorder(TorchFunctionMode):
             modules = [self.modules[path] for path in (owner, running) if path is not None]
             said = [getattr(module, key, None) for module in modules]
             fields[key] = next((bits for bits in said if bits is not None), None)
-        if constant is not None and fields["weight_bits"]:
-            fields["distinct"] = _most_distinct(constant)
         name = ".".join(part for part in (running, kind) if part)
         shape = out.shape[1:] if out.shape[:1] == (1,) else out.shape
         is_layer = kind in ("conv", "linear")
@@ -229,8 +227,9 @@ class Recorder(TorchFunctionMode):
             fields["bias_shared"] = not stored
         if self.flow.is_data(weight):
             return self.operation("matmul", out, **fields)
-        out_chs = weight.numel() // fan_in
-        return self.operation(kind, out, weight, out_chs=out_chs, **fields)
+        fields["out_chs"] = weight.numel() // fan_in
+        fields["most_nonzeros"] = int(weight.reshape(-1, fan_in).count_nonzero(1).max())
+        return self.operation(kind, out, weight, **fields)
 
     def norm(self, out: Tensor, x: Tensor, running_mean: Tensor) -> Operation:
         """Return a batch norm: a factor and a shift per channel, unless a layer can carry them."""
@@ -282,12 +281,6 @@ class Recorder(TorchFunctionMode):
             if len({None if norm is None else self._norms[norm].key for norm in norms}) == 1:
                 merged |= {a: b for a, b in zip(layers, norms, strict=True) if b is not None}
         return merged
-
-
-def _most_distinct(weight: Tensor) -> int:
-    rows = weight.detach().flatten(1) if weight.ndim > 1 else weight.detach().reshape(1, -1)
-    rows = rows.sort(1).values
-    return 1 + int((rows[:, 1:] != rows[:, :-1]).sum(1).max())
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class AuthorsRules(RuleSet):
     """The authors' counter in its three states; weights and multiplications at 16 bits.
 
     Attributes:
-        biases: charge one bias for each filter, from batch norm or from the layer.
+        biases: charge one bias for each filter, from batch norm or from the layer. Their counter
+            does so without looking; a layer that has neither, as no MicroNet has, is charged none.
         mask: charge one bit for each position of every weight tensor, dense ones too.
 
     Gate products and residual additions are never charged. The classifier's bias is stored but not
@@ -141,7 +142,8 @@ class OfficialRules(RuleSet):
     """The challenge's counting tool: 16 bits for free ("freebie") for an unquantised network.
 
     Batch norm is merged where possible, which leaves one bias for each filter. Additions count 32
-    bits unless an integer accumulator is really used.
+    bits unless an integer accumulator is really used. As in the tool, a dot product has one
+    addition less than its non-zero weights, so a filter of zeros without a bias is credited one.
 
     An operation with its own widths is charged those; a layer below 16 bits also pays a scale for
     each filter. The rest of such a network counts 16 bits too, but this is no freebie: it has to
@@ -242,7 +244,9 @@ class OfficialRules(RuleSet):
             return min(self._sum_bits(op), _mean_tree_bits(product_bits, terms))
         if op.accumulator_bits is not None:
             return self._sum_bits(op)
-        return min(FULL_BITS, product_bits + ceil(log2(terms)))
+        # Wide enough for the fullest filter; products of activations have no zeros that are known.
+        most = op.most_nonzeros or op.fan_in
+        return min(FULL_BITS, product_bits + ceil(log2(most)))
 
 
 def _mean_tree_bits(product_bits: int, terms: float) -> float:
