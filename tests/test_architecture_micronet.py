@@ -382,3 +382,22 @@ def test_the_dead_gates_of_the_published_files_were_never_trained(
 def test_an_unknown_choice_of_an_architecture_is_refused(option):
     with pytest.raises(InputError, match=f"unknown {next(iter(option))}"):
         build("micronet_v1", **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("width_mult", value) for value in (-1, 0, 1e308, float("nan"))),
+        *(("num_classes", value) for value in (0, -3)),
+        *(("expand_ratio", value) for value in (0.0, -2.0)),
+        ("se_ratio", -0.5),
+    ],
+)
+def test_a_number_that_no_network_has_is_refused_in_one_line(option, value):
+    with pytest.raises(InputError, match=f"^{option} is .*; give") as error:
+        build("micronet_v1", **{option: value})
+    assert "\n" not in str(error.value)
+
+
+def test_a_ratio_of_zero_means_no_gates():
+    assert not any(block.se_chs for block in build("micronet_v1", se_ratio=0.0).architecture.blocks)

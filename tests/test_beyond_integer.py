@@ -250,3 +250,14 @@ def test_a_committed_network_predicts_the_same_on_200_images(path):
     images = load_split("cifar100", "test").images[:200].numpy()
     stored = load_packed(path)
     assert np.array_equal(Machine(stored)(images), logits_of(unpacked(stored), images))
+
+
+@pytest.mark.parametrize(("chs", "bits", "largest"), [(8, 8, 127), (40, 12, 2047), (318, 12, 2047)])
+def test_sums_of_any_size_are_exact(chs, bits, largest):
+    """In one part, in two, and in float64."""
+    weight = torch.full((1, chs, 1, 1), float(largest)) - torch.arange(chs).view(1, -1, 1, 1) % 3
+    codes = torch.full((1, chs, 2, 2), 2.0**bits - 1) - torch.arange(4.0).view(1, 1, 2, 2)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    layer = arithmetic.Sums(weight, zero, one, torch.zeros(1), bits, stride=1)
+    exact = (weight.double() * codes.double()).sum(1, keepdim=True)
+    assert torch.equal(layer(codes).double(), exact)

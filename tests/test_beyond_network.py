@@ -228,6 +228,7 @@ def test_what_cannot_be_put_in_integers_is_refused():
         ({"weights": {"stem.conf": 4}}, "stem.conf"),
         ({"inputs": {"stem.conv": 4}}, "stem.conv"),
         ({"pre": 33}, "HardSwish"),
+        ({"pre": 32}, "HardSwish"),
         ({"pre": 2}, "HardSwish"),
     ],
 )

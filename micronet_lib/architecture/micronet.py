@@ -19,6 +19,8 @@ from micronet_lib.architecture.network import Network, NetworkSpec, register
 from micronet_lib.errors import InputError, Registry, check_choice
 
 NUM_CLASSES = 100
+LARGEST = 10_000
+"""No ratio and no number of channels is as large as this."""
 EXPAND_RATIOS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 BN_MOMENTUM = 0.01  # running averages decay by 0.99 per step [kim2020, section 2.2]
 
@@ -83,6 +85,13 @@ class Architecture:
     def __post_init__(self) -> None:
         check_choice("activation", self.activation, get_args(Activation))
         check_choice("downsample_se", self.downsample_se, get_args(DownsampleSE))
+        for name in ("expand_ratio", "stem_chs", "num_classes", "width_mult"):
+            if not 0 < getattr(self, name) < LARGEST:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; give a number above 0 and below {LARGEST}"
+                )
+        if not 0 <= self.se_ratio < LARGEST:
+            raise InputError(f"se_ratio is {self.se_ratio!r}; give 0 for no gates, or more")
 
     @property
     def scaled_stem_chs(self) -> int:
@@ -99,7 +108,7 @@ class Architecture:
             out_chs = self._scaled(stage.out_chs)
             for index in range(stage.num_blocks):
                 stride = stage.stride if index == 0 else 1
-                has_se = stride == 1 or self.downsample_se != "none"
+                has_se = self.se_ratio > 0 and (stride == 1 or self.downsample_se != "none")
                 blocks.append(
                     BlockConfig(
                         in_chs=in_chs,

@@ -143,23 +143,30 @@ class Sums:
         return 1 + math.ceil(math.log2(max(-low.min().item(), high.max().item() + 1, 1.0)))
 
     @cached_property
+    def _most(self) -> float:
+        """The largest sum of a row's weights, without signs."""
+        return self.weight.abs().flatten(1).sum(1).max().item()
+
+    @cached_property
     def _is_small(self) -> bool:
-        most = self.weight.abs().flatten(1).sum(1).max().item() * 2**self.bits
-        return most + self.bias.abs().max().item() < EXACT
+        return self._most * 2**self.bits + self.bias.abs().max().item() < EXACT
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Return the exact sums of integers that count from zero."""
         if self._is_small:
             total = self._products(codes)
+        elif self._most * PART >= EXACT:
+            total = self._products(codes.double())
         else:  # in two parts, each exact in float32
             high = torch.floor(codes / PART)
             total = self._products(high).double() * PART + self._products(codes - high * PART)
         return total + self.bias.to(total.dtype).view(1, -1, *[1] * (total.ndim - 2))
 
     def _products(self, codes: Tensor) -> Tensor:
+        weight = self.weight.to(codes.dtype)
         if not self.stride:
-            return F.linear(codes, self.weight)
-        return F.conv2d(codes, self.weight, None, self.stride, self.padding, groups=self.groups)
+            return F.linear(codes, weight)
+        return F.conv2d(codes, weight, None, self.stride, self.padding, groups=self.groups)
 
     def outputs(self, codes: Tensor, unit: float, bits: int = 0) -> Tensor:
         """Return the outputs as integers of that unit.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from micronet_lib.architecture.layers import check_plain_weights
 from micronet_lib.architecture.micronet import MBConv, MicroNet
-from micronet_lib.architecture.network import Network
+from micronet_lib.architecture.network import Network, evaluated
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 
@@ -81,13 +81,11 @@ def _mean_gates(network: MicroNet, images: Tensor) -> dict[int, Tensor]:
         for index, block in enumerate(blocks)
         if block.se is not None and block.config.se_applied
     ]
-    was_training = network.training
-    network.eval()
     try:
-        for batch in images.split(BATCH):
-            network(batch)
+        with evaluated(network):
+            for batch in images.split(BATCH):
+                network(batch)
     finally:
-        network.train(was_training)
         for handle in handles:
             handle.remove()
     return {index: total / len(images) for index, total in sums.items()}

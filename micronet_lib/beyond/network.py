@@ -43,7 +43,7 @@ from micronet_lib.beyond.layers import (
     QuantizedLinear,
     Quantizer,
 )
-from micronet_lib.beyond.quantizers import FLOAT_BITS, check_bits
+from micronet_lib.beyond.quantizers import FLOAT_BITS, MAX_BITS, check_bits
 from micronet_lib.errors import InputError
 
 NAME = "integer_micronet"
@@ -202,6 +202,8 @@ class IntegerMicroNet(Network):
             if name not in quantizers:
                 raise InputError(f"widths: this network has no quantizer {name!r}")
         check_bits("bits before HardSwish", widths.pre, 4)
+        if widths.pre == FLOAT_BITS:
+            raise InputError(f"bits before HardSwish are integers: give 4 to {MAX_BITS}")
         for name, bits in widths.weights.items():
             check_bits(f"weight bits of {name}", bits)
         for name, bits in widths.biases.items():

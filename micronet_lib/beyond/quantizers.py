@@ -122,7 +122,7 @@ def fake_quantize_weight(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
     """Return rounded weights of the same shape; zeros stay zero.
 
     The gradient passes to the weight unchanged, also where it is clipped. To the scale it passes as
-    in [esser2020].
+    in [esser2020], without its factor for the number of weights.
 
     Args:
         weight: `[out_chs, ...]`.
