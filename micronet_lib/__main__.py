@@ -327,13 +327,16 @@ def agenda(args: argparse.Namespace) -> tuple[Result, str]:
     """Measure the points of the agenda, the most wanted first, where it stopped."""
     from micronet_lib.lab.running.agenda import as_text, overview, work_through
 
-    table = overview(args.profile)
+    table, undone = overview(args.profile), list[str]()
     if not args.plan:
         print(as_text(table), file=sys.stderr)
-        work_through(args.profile)
+        undone = work_through(args.profile)
         table = overview(args.profile)
     rows = json.loads(table.iloc[:-1].to_json(orient="records"))
-    return {"profile": args.profile, "items": rows}, as_text(table)
+    result: Result = {"profile": args.profile, "items": rows}
+    if undone:
+        result["exit_status"] = 1
+    return result, as_text(table)
 
 
 def compare(args: argparse.Namespace) -> tuple[Result, str]:

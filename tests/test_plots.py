@@ -175,11 +175,12 @@ def test_statements_are_counted_and_those_that_do_not_hold_are_named():
 
 
 def test_a_difference_below_the_last_printed_digit_is_none():
-    assert plots.show_difference(80.07, 80.07000732) == "equal as printed"
-    assert plots.show_difference(0.0054, 0.00536) == "equal as printed"
-    assert plots.show_difference(80.07, 80.06) == "-0.01"
-    assert plots.show_difference(100.0, 150.0) == "+5e+01"
-    assert plots.show_difference(80.07, float("nan")) is None
+    assert plots.show_difference("80.07", 80.07000732) == "equal as printed"
+    assert plots.show_difference("0.0054", 0.00536) == "equal as printed"
+    assert plots.show_difference("80.07", 80.06) == "-0.01"
+    assert plots.show_difference("80.30", 80.34) == "+0.04"
+    assert plots.show_difference("100", 150.0) == "+5e+01"
+    assert plots.show_difference("80.07", float("nan")) is None
 
 
 def test_a_figure_ignores_the_readers_matplotlibrc():

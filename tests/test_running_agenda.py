@@ -50,8 +50,15 @@ def test_an_agenda_is_worked_through_in_order_and_once(lab):
     assert lab.trained == ["toy/first", "toy/first", "toy/second", "toy/third"]
     assert counts("done") == [2, 3, ""]
     assert counts("hours") == [0, 0, 0]
-    agenda.work_through("smoke", ITEMS, progress=False)
+    assert agenda.work_through("smoke", ITEMS, progress=False) == []
     assert len(lab.trained) == 4
+
+
+def test_what_cannot_be_done_is_named(lab):
+    (case,) = cases(TOY, PROFILES["smoke"], point="first")
+    with only_one(case.folder / "lock", "test"):
+        undone = agenda.work_through("smoke", ITEMS[:1], progress=False)
+    assert undone == ["toy/first seed 0"]
 
 
 def test_a_training_that_diverged_is_done(lab):
@@ -59,10 +66,10 @@ def test_a_training_that_diverged_is_done(lab):
     overrides = {"train.lr": 1e30}
     (case,) = cases(TOY, PROFILES["smoke"], point="first")
     ensure(TOY, "smoke", point="first", overrides=overrides, progress=False)
-    lost = read(case.record_path)
+    (path,) = lab.runs.rglob("first+*.json")
+    lost = read(path)
     assert lost.failed
-    case.record_path.unlink()
-    write(replace(lost, recipe_id=recipe_id(case.recipe)), agenda.MEASURED)
+    write(replace(lost, recipe_id=recipe_id(case.recipe), overrides={}), agenda.MEASURED)
     assert counts("done") == [1, 1, ""]
     assert counts("left") == [1, 2, ""]
 

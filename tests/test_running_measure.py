@@ -288,6 +288,28 @@ def test_a_point_that_another_process_works_on_is_left_to_it(lab, capsys):
     assert "srip_placement/fc seed 0" in capsys.readouterr().err
 
 
+def test_a_training_that_diverged_meanwhile_is_not_tried_again(lab, capsys):
+    """Two processes made their lists before the first of them trained."""
+    asked = cases(PLACEMENT, PROFILES["smoke"], 0, {"train.lr": 1e30}, "fc")
+    first, second = jobs(asked), jobs(asked)
+    for ahead in (first, second):
+        assert running.perform_all(ahead, progress=False) == ["srip_placement/fc seed 0"]
+    assert lab.trained == ["srip_placement/fc"]
+    assert "its training diverged in epoch 1 in another process" in capsys.readouterr().err
+    running.perform_all(jobs(asked, retrain=True), progress=False)
+    assert lab.trained == ["srip_placement/fc"] * 2
+
+
+def test_a_network_whose_rating_is_busy_is_there_for_others(lab, capsys):
+    sweep = chain(ORN)
+    trained(sweep, "dense", "smoke", progress=False)
+    (dense,) = cases(sweep, PROFILES["smoke"], point="dense")
+    with only_one(dense.folder / "lock", "test"):
+        rows = ensure(sweep, "smoke", point="[dh]*", progress=False).set_index("point")["n"]
+    assert rows.to_dict() == {"dense": 0, "half": 1}
+    assert "a network that it needs was not trained" not in capsys.readouterr().err
+
+
 def test_a_network_that_diverges_leaves_those_that_need_it_and_no_others(lab, capsys, monkeypatch):
     monkeypatch.setattr(training, "_finite", lambda _: name_of_run != "chain/half")
     whole, name_of_run = running.train_network, ""

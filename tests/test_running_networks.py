@@ -433,6 +433,9 @@ def test_files_of_a_change_that_reads_images(tmp_path, monkeypatch):
             "blind": replace(looks, changes=(Looks(0),)),
         }.items()
     }
+    retrieval = SWEEPS["retrieval"]
+    blank = Case(retrieval, "untrained", retrieval.point("untrained").recipe, PROFILES["quick"], 0)
+    assert missing_files(blank, trains=False) == ["cifar-100-python/test"]
     read = ["cifar-100-python/train", f"policies/{policy_path('fast_autoaugment').name}"]
     assert named["blind"] == ["kaist/a.t7", "cifar-100-python/test"]
     assert named["looks"] == named["starts from it"] == [*named["blind"], *read]

@@ -103,7 +103,8 @@ def test_the_quirk_needs_a_depthwise_convolution() -> None:
 
 def test_a_network_that_costs_nothing_has_an_empty_bill() -> None:
     found = score_network(nn.Identity(), "official", (3, 4, 4))
-    assert found.score == 0 and found.table().empty
+    assert found.score == 0
+    assert found.table().empty
 
 
 def tree_adds(n: int, width: int) -> float:

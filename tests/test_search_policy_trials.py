@@ -146,6 +146,17 @@ def test_a_database_that_cannot_be_used_is_named(tmp_path, make):
     assert "\n" not in str(error.value)
 
 
+def test_a_database_that_fills_up_is_named(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+
+    def full(*_):
+        raise optuna.exceptions.StorageInternalError("disk I/O error\nand a long story")
+
+    monkeypatch.setattr(optuna.study.Study, "add_trial", full)
+    with pytest.raises(InputError, match=r"trials\.db cannot be used \(disk I/O error\)"):
+        trials_of(tmp_path, 1)
+
+
 # ----------------------------------------------------------------------------------- comparing
 
 

@@ -42,6 +42,14 @@ def test_rating_by_hand() -> None:
     assert found.images_per_s == 2.0
 
 
+def test_few_classes_are_rated_and_missing_ones_are_named() -> None:
+    logits = torch.eye(3)
+    found = rate(logits, torch.tensor([0, 1, 1]), seconds=1)
+    assert (found.correct, found.top5) == (2, 1)
+    with pytest.raises(InputError, match="tells 3 classes apart, and these images have 98"):
+        rate(logits, torch.tensor([0, 1, 97]), seconds=1)
+
+
 def test_batch_size_does_not_matter() -> None:
     model, test = (
         scrambled(build("micronet_v1", width_mult=0.5)).double(),

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from micronet_lib.architecture.layers import named_kind
 from micronet_lib.plots import style
-from micronet_lib.plots.scoring import OPS_BASE, PARAM_BASE
 from micronet_lib.plots.style import (
     BLUE,
     GREEN,
@@ -24,6 +23,7 @@ from micronet_lib.plots.style import (
     note,
 )
 from micronet_lib.plots.tables import show_table
+from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 
 __all__ = [
     "beyond_board",

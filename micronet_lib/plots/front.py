@@ -9,7 +9,8 @@ from html import escape
 import pandas as pd
 from IPython.display import HTML
 
-from micronet_lib.plots.scoring import ENTRIES, PARAM_BASE
+from micronet_lib.plots.scoring import ENTRIES
+from micronet_lib.scoring.bill import PARAM_BASE
 
 __all__ = ["front_board", "front_numbers"]
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from micronet_lib.plots import style
 from micronet_lib.plots.style import BLUE, GREEN, GREY, ORANGE, SKY, figure, footer, note
+from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 
 __all__ = [
     "bit_widths",
@@ -21,9 +22,6 @@ __all__ = [
     "score_history",
     "score_mosaic",
 ]
-
-# Equation 1 of [kim2020]; a figure imports no method.
-PARAM_BASE, OPS_BASE = 36.5e6, 10.49e9
 
 # A column of less than this share of a mosaic has its name at an angle.
 NARROW = 0.06

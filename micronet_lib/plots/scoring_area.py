@@ -7,8 +7,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from micronet_lib.errors import InputError
-from micronet_lib.plots.scoring import OPS_BASE, PARAM_BASE
 from micronet_lib.plots.style import component
+from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 
 __all__ = ["bill_area"]
 

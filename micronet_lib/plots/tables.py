@@ -56,17 +56,16 @@ def _diverged(table: pd.DataFrame, column: str) -> dict[Any, str]:
     return {row: said[name] for row, name in table[column].items() if name in said}
 
 
-def show_difference(printed: float, measured: float) -> str | None:
-    """Return `measured - printed`, or `equal as printed` where rounding gives the printed number.
+def show_difference(printed: str, measured: float) -> str | None:
+    """Return `measured - printed`, or `equal as printed` where rounding gives the printed digits.
 
     Return None where nothing was measured, which a table shows as `not run`.
     """
-    if pd.isna(printed) or pd.isna(measured):
+    if pd.isna(measured):
         return None
-    digits = len(f"{printed:.10f}".rstrip("0").partition(".")[2])
-    if round(measured, digits) == round(printed, digits):
+    if f"{measured:.{len(printed.partition('.')[2])}f}" == printed:
         return "equal as printed"
-    return f"{measured - printed:+.1g}"
+    return f"{measured - float(printed):+.1g}"
 
 
 def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:

@@ -47,10 +47,11 @@ def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]
         pairs: metric of the paper -> measured metric, and the factor to the paper's unit.
 
     Returns:
-        Columns point, metric, paper, measured, difference, n, source, locator.
+        Columns point, metric, paper, printed (its digits, as text), measured, difference, n,
+        source, locator.
     """
     lines = []
-    for quoted in paper(stem).itertuples():
+    for quoted in printed_rows(stem).itertuples():
         found = rows[(rows["point"] == quoted.point) & (rows["n"] > 0)]
         if quoted.metric in pairs and len(found):
             name, factor = pairs[quoted.metric]
@@ -59,9 +60,10 @@ def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]
                 {
                     "point": quoted.point,
                     "metric": quoted.metric,
-                    "paper": quoted.value,
+                    "paper": float(quoted.value),
+                    "printed": quoted.value,
                     "measured": value,
-                    "difference": value - quoted.value,
+                    "difference": value - float(quoted.value),
                     "n": found["n"].iloc[0],
                     "source": quoted.source,
                     "locator": quoted.locator,

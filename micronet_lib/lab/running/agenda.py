@@ -73,12 +73,14 @@ def as_text(table: pd.DataFrame) -> str:
     return table.drop(columns="hours").assign(time=hours).to_string(index=False)
 
 
-def work_through(profile: str, agenda: Sequence[Item] = AGENDA, progress: bool = True) -> None:
+def work_through(profile: str, agenda: Sequence[Item] = AGENDA, progress: bool = True) -> list[str]:
     """Measure what is left, item after item; go on where another run of this stopped.
+
+    Returns:
+        As `perform_all`.
 
     Raises:
         InputError: nothing that is left can be measured here; or bad user input.
     """
     require([job for item in agenda for job in left_of(item, profile)[1]])
-    for item in agenda:
-        perform_all(left_of(item, profile)[1], progress)
+    return [name for item in agenda for name in perform_all(left_of(item, profile)[1], progress)]

@@ -227,6 +227,7 @@ class Job:
         needs: identities of the networks that it needs.
         lost: as in `State`.
         diverged: as in `State`, or because the training of a network that it needs failed.
+        retrain: see `state_of`.
     """
 
     case: Case
@@ -236,6 +237,7 @@ class Job:
     needs: tuple[str, ...] = ()
     lost: bool = False
     diverged: bool = False
+    retrain: bool = False
 
     @property
     def may_write(self) -> bool:
@@ -269,7 +271,7 @@ def jobs(asked: Sequence[Case], recorded: bool = True, retrain: bool = False) ->
             return trainings[case.id]
         state = state_of(case, wanted, retrain)
         own = (case.id,) if state.does == "rate" else ()
-        job = Job(case, state.does, wanted, state.reason, own, state.lost, state.diverged)
+        job = Job(case, state.does, wanted, state.reason, own, state.lost, state.diverged, retrain)
         if state.does == "train" and case.id in trainings:
             before = trainings[case.id]
             does: Action = "rate" if before.does == "train" else before.does
@@ -313,7 +315,8 @@ def missing_files(case: Case, trains: bool) -> list[str]:
     needed = list(_files(case.recipe)) if may_make else []
     if case.profile.dataset == "cifar100":
         images = Path("cifar-100-python")
-        if case.recipe.learns and any(MEASURES[name].on_test for name in case.sweep.measures):
+        measures = [MEASURES[name] for name in case.sweep.measures]
+        if any(m.on_test and (case.recipe.learns or m.of_untrained) for m in measures):
             needed.append(images / "test")
         read = [each for each in _steps(case.recipe) if augments(each)] if may_make else []
         if read:

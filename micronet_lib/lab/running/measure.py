@@ -44,7 +44,7 @@ from micronet_lib.lab.running.networks import (
     network_of,
     train_network,
 )
-from micronet_lib.lab.storage.states import forget_states, is_whole
+from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.lab.training.loop import DivergedError
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -97,13 +97,17 @@ def warn_without_commit(ahead: Iterable[Job]) -> None:
         say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
 
 
-def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
+def perform_all(ahead: Iterable[Job], progress: bool = True) -> list[str]:
     """Do jobs one after the other. Print a line on stderr for each that cannot be done.
+
+    Returns:
+        The names of the jobs that were tried and could not be done.
 
     Raises:
         InputError: bad user input.
     """
     failed: set[str] = set()
+    undone: list[str] = []
     ahead = list(ahead)
     warn_without_commit(ahead)
     clock = _Clock([job for job in ahead if job.does in WORK])
@@ -126,7 +130,10 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> None:
             say(str(busy))
         except NotFiniteError as error:
             say(f"{job.case.name} seed {job.case.seed}: {error}")
-        failed.add(job.case.id)
+        undone.append(f"{job.case.name} seed {job.case.seed}")
+        if job.does == "train":  # a network that could not be rated is there all the same
+            failed.add(job.case.id)
+    return undone
 
 
 class _Clock:
@@ -201,7 +208,10 @@ def perform(job: Job, progress: bool = True) -> None:
             if state_of(case).does != "nothing":
                 write(measure(case, progress), runs_root(), unfinished=lock.parent)
             return
-        trains = job.does == "train" and not is_whole(case.network_path, case.id)
+        now = state_of(case, job.recorded, job.retrain)  # others may have worked on it meanwhile
+        trains = job.does == now.does == "train"
+        if job.does == "train" and not trains and now.reason:
+            raise NotFiniteError(f"{now.reason} in another process")
         if trains:
             try:
                 train_network(recipe, case.profile, case.seed, case.name, progress)
@@ -212,8 +222,7 @@ def perform(job: Job, progress: bool = True) -> None:
                 ) from error
         else:
             forget_states(case.folder)  # of a process killed after writing the network
-        # Another process may have measured it before this one got the lock.
-        if job.recorded and (trains or state_of(case).does != "nothing"):
+        if job.recorded and (trains or now.does != "nothing"):
             write(measure(case, progress), runs_root(), unfinished=case.folder)
 
 

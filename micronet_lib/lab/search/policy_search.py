@@ -49,7 +49,7 @@ from micronet_lib.lab.search.policy_trials import (
     run_trials,
     without_repeats,
 )
-from micronet_lib.lab.storage.states import load_own, save_own
+from micronet_lib.lab.storage.states import forget_states, load_own, save_own
 from micronet_lib.lab.training.loop import Run, TrainingData, train
 
 SET_NAME = "searched"
@@ -247,12 +247,14 @@ def search_policies(
         network = fresh_network(recipe, fold_seed).to(device)
         saved = load_own(place / "network.pt", key)
         if saved is not None:
+            forget_states(place)  # of a process killed after writing the network
             network.load_state_dict(saved["model"])
             return network.eval()
         data = TrainingData(learned, _first(unseen, recipe.train.num_validation))
         run = Run(network, recipe, data, fold_seed)
         network = train(run, place, key, f"search {place.name}").network
         save_own(place / "network.pt", key, {"model": network.state_dict()})
+        forget_states(place)
         return network
 
     content = search(

@@ -4,7 +4,8 @@ See `lab.search.policy_search` and chapter `04_augmentation`.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,18 +138,15 @@ def run_trials(
     logging.getLogger("alembic").setLevel(logging.ERROR)
     name, database = f"fold{fold}", folder / "trials.db"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
+    broken = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+    with _in_one_line(broken, database):
         stored = optuna.create_study(
             storage=f"sqlite:///{database}", study_name=name, load_if_exists=True
         )
-    except sqlalchemy.exc.SQLAlchemyError as error:
-        raise InputError(
-            f"{database} cannot be used ({str(error).splitlines()[0]}): make room, get the right "
-            "to write there, or delete it if it is damaged, and search again"
-        ) from error
+        known = stored.get_trials(deepcopy=False)
     # Trials run in memory and are stored when complete, so the database never holds half of one.
     study = optuna.create_study()
-    study.add_trials(stored.get_trials(deepcopy=False)[: config.trials])
+    study.add_trials(known[: config.trials])
     for number in bar(range(len(study.trials), config.trials), f"search {name}", "trial"):
         # A new sampler for each trial: a proposal depends on the trials before it only, not on
         # whether one process made them all.
@@ -160,7 +158,8 @@ def run_trials(
         policies = compile_policies(propose(trial, config.set_size))
         found = rate_policies(network, data, policies, config.num_draws, seed)
         trial.set_user_attr("top1", found.top1)
-        stored.add_trial(study.tell(trial, found.loss))
+        with _in_one_line(broken, database):
+            stored.add_trial(study.tell(trial, found.loss))
     return [
         {
             "number": trial.number,
@@ -169,6 +168,18 @@ def run_trials(
         }
         for trial in study.get_trials(deepcopy=False)
     ]
+
+
+@contextmanager
+def _in_one_line(broken: tuple[type[Exception], ...], database: Path) -> Iterator[None]:
+    """Raise the errors of a database as `InputError`."""
+    try:
+        yield
+    except broken as error:
+        raise InputError(
+            f"{database} cannot be used ({str(error).splitlines()[0]}): make room, get the right "
+            "to write there, or delete it if it is damaged, and search again"
+        ) from error
 
 
 def without_repeats(sub_policies: Sequence[SubPolicy]) -> list[SubPolicy]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.beyond.integer import LOGIT_UNIT, Machine
-from micronet_lib.errors import NotFiniteError
+from micronet_lib.errors import InputError, NotFiniteError
 from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.progress import bar
 from micronet_lib.lab.storage.exchange import OpenVino
@@ -80,8 +80,15 @@ def _finite(logits: Tensor) -> Tensor:
 
 
 def rate(logits: Tensor, targets: Tensor, seconds: float) -> Evaluation:
-    """Return the accuracies and loss of logits `[N, num_classes]` against targets `[N]`."""
-    hits = logits.topk(5).indices == targets.to(logits.device)[:, None]
+    """Return the accuracies and loss of logits `[N, num_classes]` against targets `[N]`.
+
+    Raises:
+        InputError: a target has no logit.
+    """
+    known, needed = logits.shape[1], int(targets.max()) + 1
+    if known < needed:
+        raise InputError(f"the network tells {known} classes apart, and these images have {needed}")
+    hits = logits.topk(min(5, known)).indices == targets.to(logits.device)[:, None]
     correct = int(hits[:, 0].sum())
     loss = F.cross_entropy(logits.double(), targets.to(logits.device)).item()
     num = len(targets)

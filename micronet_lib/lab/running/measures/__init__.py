@@ -22,7 +22,7 @@ MEASURES = {
     "compression": Measure(compression.compression, on_test=True),
     "corruptions": Measure(corruptions.corruptions, on_test=True, on_device=True),
     "perturbations": Measure(perturbations.perturbations, on_test=True, on_device=True),
-    "retrieval": Measure(retrieval.retrieval, on_test=True, on_device=True),
+    "retrieval": Measure(retrieval.retrieval, on_test=True, on_device=True, of_untrained=True),
     "early_exit": Measure(early_exit.early_exit, on_test=True),
     "ternary": Measure(ternary.ternary, on_test=True),
     "adjustable_quantization": Measure(

@@ -14,6 +14,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.records.record import readable
 from micronet_lib.lab.running.measures.found import RATINGS, Found
 from micronet_lib.lab.running.networks import content_of, network_of
 from micronet_lib.lab.training.evaluation import logits_of, rate
@@ -95,5 +96,7 @@ def _touches(case: "Case") -> int:
     without the repository has only its own.
     """
     folder = Path(case.profile.name) / case.sweep.name
-    there = {p.name for root in (runs_root(), MEASURED) for p in (root / folder).glob("*.json")}
-    return len(there | {case.record_path.name})
+    paths = [path for root in (runs_root(), MEASURED) for path in (root / folder).glob("*.json")]
+    found = [record for path in paths if (record := readable(path)) and "top1" in record.metrics]
+    rated = {(record.recipe_id, record.seed) for record in found}
+    return len(rated | {(recipe_id(case.recipe), case.seed)})

@@ -41,8 +41,10 @@ class Measure:
             progress bars.
         on_test: whether it reads test images.
         on_device: whether it computes on `default_device()`, of a recipe that trains nothing, too.
+        of_untrained: whether it reads images also if the network has learned nothing.
     """
 
     of: "Callable[[Case, Network, bool], Found]"
     on_test: bool = False
     on_device: bool = False
+    of_untrained: bool = False
