@@ -6,8 +6,9 @@ answer, and the rest of the network is not run for it. The challenge charges the
 operations over the images, so every image that leaves lowers the score; the head's weights raise
 it. Chapter `07_early_exit`.
 
-It departs from [osi_code] in three points: HardSwish in the head instead of Swish, a frozen trunk
-keeps its batch-norm averages too, and the threshold is chosen on held-out images.
+It departs from [osi_code] in four points: HardSwish in the head instead of Swish, plain batch norm
+instead of one for each part of a batch ("ghost"), a frozen trunk keeps its batch-norm averages too,
+and the threshold is chosen on held-out images.
 """
 
 import copy

@@ -290,6 +290,13 @@ def test_selective_kernels_are_timms():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
+@pytest.mark.parametrize("resnet_d", [False, True])
+def test_what_the_shortcut_of_the_last_stage_pools(resnet_d):
+    network = build("resnet", **{**TINY, **BL}, resnet_d=resnet_d)
+    kernels = [m.kernel_size for m in network.stages[1].modules() if isinstance(m, nn.AvgPool2d)]
+    assert kernels == ([2] if resnet_d else [3])
+
+
 BLURRED = {"blur": 5, "blur_at": ["strided_conv", "projection", "max_pool"]}
 
 

@@ -122,6 +122,15 @@ def test_it_acts_on_batch_norms_and_on_selective_kernels_as_a_whole():
     assert [share for _, share in places.values()] == [0.5] * 4 + [1.0] * 4
 
 
+def test_it_leaves_out_what_widens_a_little_branch():
+    network = build("resnet", stem="cifar", blocks=[2, 2], width_mult=0.125, big_little=[2, 4])
+    named = {name for name, _ in network.named_modules()}
+    places = drop_block_places(network, {"stages.0.*": 0.25})
+    assert "stages.0.widen.1" in named
+    assert "stages.0.widen.1" not in places
+    assert {"stages.0.big.0.conv_expand.1", "stages.0.merge.0.conv_expand.1"} < set(places)
+
+
 def test_the_first_pattern_counts_and_a_share_of_0_is_left_out():
     network = build("c_efficientnet_3.0", width_mult=0.1)
     places = drop_block_places(network, {"blocks.3.*": 0.0, "blocks.[34].*": 0.5, "stem.*": 1})

@@ -28,7 +28,8 @@ SHIFTS = (-0.2, 0.4)
 def learned_bits(bit_scale: Tensor) -> Tensor:
     """Return whole bit widths from `MIN_BITS` to `MAX_BITS`, of the same shape.
 
-    The gradient is that of `8 * bit_scale`, also where the width is clipped.
+    The gradient is that of `8 * bit_scale`, also where the width is clipped. In [texas_eic] a width
+    beyond an end has no gradient and stays there; here it can come back.
     """
     bits = MAX_BITS * bit_scale
     return through(bits, bits.detach().round().clamp(MIN_BITS, MAX_BITS))

@@ -5,7 +5,7 @@ the stride in the 3x3 convolution, as torchvision's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.fx
 import torch.nn.functional as F
@@ -242,7 +242,9 @@ class ResNet(Network):
                 stages.append(BigLittleStage(in_chs, chs, number, stride, tweaks))
             else:
                 stride = 1 if index == 0 else last_stride if index == last else 2
-                stages.append(_blocks(in_chs, chs, number, stride, tweaks))
+                # With both switches the last stage has the shortcut of ResNet-D [assembled_code].
+                own = replace(tweaks, big_little=None) if tweaks.resnet_d else tweaks
+                stages.append(_blocks(in_chs, chs, number, stride, own))
             in_chs, chs = EXPANSION * chs, 2 * chs
         self.stages = nn.Sequential(*stages)
         self._classifier = nn.Linear(in_chs, num_classes)
@@ -303,9 +305,9 @@ def resnet(
 ) -> Network:
     """Build a ResNet of bottleneck blocks with the tweaks of [lee2020assembled].
 
-    The paper's R50D+SK+BL+AA is `sk_ratio=2, big_little=[2, 4], blur=3`: its code leaves ResNet-D's
-    stem out where there are Big-Little stages, and keeps only a pooled shortcut. Unlike the code,
-    no shortcut is pooled in a block without stride.
+    The paper's R50D+SK+BL+AA is `sk_ratio=2, big_little=[2, 4], blur=3`: its scripts leave ResNet-D
+    out where there are Big-Little stages, which pool in their shortcuts anyway. Unlike the code
+    [assembled_code], no shortcut is pooled in a block without stride.
 
     Args:
         depth: 50, 101 or 152; ignored if `blocks` is given.

@@ -8,7 +8,8 @@ A single pixel of a map tells little that its neighbours do not, so dropping pix
 is the probability that a square begins at a place where it fits. So about `1 - keep_prob` of a map
 is dropped, less where squares overlap. What stays is multiplied so that its sum keeps its size. As
 in [lee2020assembled], one mask serves the whole batch, it acts after every batch norm of the late
-stages, and `keep_prob` falls in a straight line from 1. Chapter `10_assembled_cnn`.
+stages but the one that widens Big-Little's little branch, and `keep_prob` falls in a straight line
+from 1. Chapter `10_assembled_cnn`.
 """
 
 import math
@@ -175,6 +176,8 @@ def drop_block_places(
 ) -> dict[str, tuple[nn.Module, float]]:
     """Return the modules on which DropBlock acts, by name, each with its share.
 
+    The batch norm that widens a little branch is none of them [assembled_code].
+
     Raises:
         InputError: a pattern that fits no batch norm or selective kernel.
     """
@@ -184,6 +187,7 @@ def drop_block_places(
         for name, module in network.named_modules()
         if isinstance(module, nn.BatchNorm2d | SelectiveKernel)
         and not any(name.startswith(f"{above}.") for above in choosing)
+        and ".widen." not in name
     }
     for pattern in at:
         if not any(fnmatchcase(name, pattern) for name in outputs):

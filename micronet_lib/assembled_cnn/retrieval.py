@@ -5,8 +5,10 @@ class nearest. `EmbeddingNetwork` replaces the head of a network by a pooling an
 whose logits may be cosines. Chapter `10_assembled_cnn`, page `10_assembled_cnn_transfer`.
 
 The paper's head has GeM, embeddings of 1 536 numbers, and a network without down-sampling in its
-last stage (`last_stride=1` of `architecture.resnet`). It does not say what makes the 1 536 numbers;
-here it is a linear layer without a bias.
+last stage (`last_stride=1` of `architecture.resnet`). What makes the 1 536 numbers is not said
+there. In [assembled_code] it is a linear layer without a bias, then batch norm, and a ReLU before
+the classifier; the power of GeM is fixed at 3. Here it is the linear layer alone, and the power is
+learned, as in [radenovic2018].
 """
 
 import math

@@ -114,7 +114,7 @@ PROFILES = Registry(
             Profile(
                 "day",
                 "cifar100",
-                "two CPU cores and hours a point: a fortieth of the paper's epochs",
+                "one CPU core, minutes to two hours a point: a fortieth of the paper's epochs",
                 epoch_share=1 / 40,
             ),
             Profile(
