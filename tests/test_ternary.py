@@ -62,6 +62,7 @@ def test_a_threshold_is_a_fraction_of_the_largest():
 @pytest.mark.parametrize(("sparsity", "zeros"), [(0.0, 1), (1 / 6, 1), (0.5, 3), (5 / 6, 5)])
 def test_a_fixed_fraction_of_zeros(sparsity, zeros):
     signs = sparse_signs(WEIGHT, sparsity)
+    assert sparse_signs(WEIGHT, 0.999).any()  # never a layer of zeros
     assert (signs == 0).sum() == zeros
     assert WEIGHT[signs == 0].abs().max() < WEIGHT[signs != 0].abs().min()
     assert torch.equal(signs, WEIGHT.sign() * signs.abs())

@@ -59,9 +59,11 @@ class _Choice:
     zeros: float
     kept: Tensor
     unit: float
+    rounding_weight: float
 
     def total(self, price: float) -> float:
-        return self.rounding + self.zeros + price * self.unit * int(self.kept.sum())
+        harm = self.rounding_weight * self.rounding + self.zeros
+        return harm + price * self.unit * int(self.kept.sum())
 
 
 class Allocator:
@@ -72,7 +74,7 @@ class Allocator:
         sensitivity: of it.
         positions: layer -> outputs of one filter, see `output_positions`.
         pre_bits: of the integer before HardSwish.
-        rounding_weight: what a nat of rounding counts against one of zeros. Training repairs
+        rounding_weight: what a nat of rounded weights counts against one of zeros. Training repairs
             rounding better.
         remove_channels: whether hidden channels may go.
     """
@@ -188,9 +190,9 @@ class Allocator:
         for bits in WEIGHT_WIDTHS:
             unit = self.unit(name, bits, activation_bits)
             kept = alive[name] & (loss > price * unit)
-            rounding = self.rounding_weight * (self._errors[name, bits] * kept).sum().item()
+            rounding = (self._errors[name, bits] * kept).sum().item()
             zeros = (loss * (alive[name] & ~kept)).sum().item()
-            found.append(_Choice(bits, rounding, zeros, kept, unit))
+            found.append(_Choice(bits, rounding, zeros, kept, unit, self.rounding_weight))
         return min(found, key=lambda choice: choice.total(price))
 
     def _remove(

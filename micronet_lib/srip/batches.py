@@ -161,7 +161,7 @@ class Srip(Hook):
         """Load the start vectors of another run.
 
         Raises:
-            InputError: they belong to other weights, another definition or another start.
+            InputError: they are of another length than for these weights, or of another start.
         """
         own, given = ({k: len(v) for k, v in d.items()} for d in (self.state_dict(), state))
         if own != given:

@@ -35,9 +35,9 @@ def threshold_signs(weight: Tensor, threshold: float) -> Tensor:
 def sparse_signs(weight: Tensor, sparsity: float) -> Tensor:
     """Return 0 for that fraction of smallest magnitudes, else the sign; of the same shape.
 
-    Equal magnitudes go together, so there may be more zeros.
+    Equal magnitudes go together, so there may be more zeros. The largest magnitude stays.
     """
-    num_zeros = round(sparsity * weight.numel())
+    num_zeros = min(round(sparsity * weight.numel()), weight.numel() - 1)
     if not num_zeros:
         return weight.sign()
     sizes = weight.abs()
