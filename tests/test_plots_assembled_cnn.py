@@ -34,6 +34,17 @@ def test_rungs_stand_beside_what_is_printed_under_their_names():
     assert nothing["here (%)"].isna().all()
 
 
+def test_a_rung_that_stands_aside_carries_none():
+    measured = pd.DataFrame({"point": ["M0"], "n": [0]})
+    paper = records.paper("assembled_cnn")
+    usual, rows = (
+        plots.rungs_beside(paper, measured, aside=aside).set_index("rung") for aside in ((), ["M1"])
+    )
+    printed = rows["printed (%)"]
+    assert rows.loc["M2", "its step"] == pytest.approx(printed["M2"] - printed["M0"])
+    assert rows["its step"].drop("M2").equals(usual["its step"].drop("M2"))
+
+
 def test_a_ladder_without_mce_has_no_such_column():
     measured = pd.DataFrame({"point": ["T0", "T2"], "n": [1, 1], "top1": [0.5, 0.6]})
     rows = plots.rungs_beside(records.paper("assembled_cnn"), measured)

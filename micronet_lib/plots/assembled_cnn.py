@@ -60,12 +60,15 @@ def _rungs(paper: pd.DataFrame, ladder: str) -> pd.DataFrame:
     return wide.reset_index().rename(columns={"point": "rung"})
 
 
-def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+def rungs_beside(
+    paper: pd.DataFrame, measured: pd.DataFrame, aside: Sequence[str] = ()
+) -> pd.DataFrame:
     """Return the printed rows of a ladder, their steps, and the points of the same names.
 
     Args:
         paper: transcribed numbers of the chapter, with their locators.
         measured: the table of a sweep; what has no record, or no point, has no number.
+        aside: rungs that the next one does not stand on.
 
     Returns:
         Columns rung, network, regularizers, printed (%), its step (the difference to the rung
@@ -75,10 +78,15 @@ def rungs_beside(paper: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     top1 = measured.get("top1", pd.Series(np.nan, measured.index)).astype(float)
     ours = pd.DataFrame({"rung": measured["point"], "here (%)": 100 * top1, "n": measured["n"]})
     rows = _rungs(paper, ladder).rename(columns={"top1_percent": "printed (%)"})
-    rows["its step"] = rows["printed (%)"].diff()
+    on = ~rows["rung"].isin(aside)
+
+    def step(numbers: pd.Series) -> pd.Series:
+        return numbers[on].diff().reindex(rows.index).fillna(numbers.diff())
+
+    rows["its step"] = step(rows["printed (%)"])
     shown = ["rung", "network", "regularizers", "printed (%)", "its step"]
     if "mce_percent" in rows:
-        rows["mCE"] = rows["mce_percent"].diff()
+        rows["mCE"] = step(rows["mce_percent"])
         shown.append("mCE")
     return rows[shown].merge(ours, on="rung", how="left").fillna({"n": 0})
 
