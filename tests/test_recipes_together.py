@@ -21,6 +21,7 @@ from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 ROUNDS = replace(PAPER, prune=PruneConfig((0.3, 0.6), rewind="early", early_share=0.05))
 FILE = Recipe(checkpoint="micronet_v1_pr_60")
 CHAIN = Recipe(start=PAPER, changes=(PruneTo(0.5),), train=PAPER.train)
+EXIT = SWEEPS["early_exit"].point("block_6").recipe
 STUDENT = replace(CHAIN, teacher=FILE)
 
 WRONG = [
@@ -54,6 +55,8 @@ WRONG = [
     (CHAIN, {"changes": (PruneTo(0.6), PruneTo(0.5))}, ("0.5", "0.6")),
     (CHAIN, {"start.prune": PruneConfig((0.7,)), "start.start": None}, ("0.5", "0.7")),
     (Recipe(start=CHAIN, changes=(PruneTo(0.4),)), {}, ("0.4", "0.5")),
+    (ROUNDS, {"train.relative_lr": True}, ("rewind", "relative_lr")),
+    (EXIT, {"train.hold_out": False}, ("hold_out", "exit")),
     (PAPER, {"price.weight_bits": 8}, ("weight and activation bits",)),
     (PAPER, {"price.accumulator": "integer"}, ("accumulator",)),
     (PAPER, {"price": Price(64, 64)}, ("from 1 to 32",)),

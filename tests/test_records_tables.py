@@ -120,7 +120,9 @@ def test_quoted_numbers_and_the_points_that_have_both(tmp_path, monkeypatch):
         "top1_percent": [80.07, 80.04],
     }
     rows = records.table(SWEEP, [record(metrics={"score": 1.0, "top1": 0.8})])
-    (line,) = records.compare(rows, "toy", {"top1_percent": ("top1", 100.0)}).to_dict("records")
+    (line,) = records.beside_paper(rows, "toy", {"top1_percent": ("top1", 100.0)}).to_dict(
+        "records"
+    )
     assert (line["point"], line["paper"], line["n"]) == ("micronet_v1", 80.07, 1)
     assert line["measured"] == pytest.approx(80)
     assert line["difference"] == pytest.approx(-0.07)

@@ -226,7 +226,7 @@ def expand_ratio(released: pd.DataFrame, printed: pd.DataFrame, source: str) -> 
     """Draw storage and operations by expansion ratio, against the paper's numbers.
 
     Args:
-        released: the counted network beside the paper, from `records.compare`: point, metric
+        released: the counted network beside the paper, from `records.beside_paper`: point, metric
             (`param_storage_millions`, `math_ops_millions`), paper, measured.
         printed: the same for the network of the paper's Table 1.
     """
@@ -281,7 +281,7 @@ def expand_ratio_table(compared: pd.DataFrame) -> pd.DataFrame:
     """Return one row per ratio; for NP, MO and score the paper's number, ours and the error.
 
     Args:
-        compared: from `records.compare`.
+        compared: from `records.beside_paper`.
     """
     columns = {"i": compared["point"].unique()}
     for metric, name in zip(_LAST_DIGIT, ("NP", "MO", "score"), strict=True):

@@ -90,6 +90,11 @@ def _check_mix(recipe: Recipe) -> None:
 
 
 def _check_rounds(recipe: Recipe) -> None:
+    if recipe.prune.rewind != "none" and recipe.train.relative_lr:
+        raise InputError(
+            f"prune.rewind is {recipe.prune.rewind!r}: rates relative to the weights (train."
+            "relative_lr) would be those of other weights after a stop; leave one out"
+        )
     if recipe.prune.sparsities and not recipe.train.epochs:
         raise InputError("prune.sparsities needs a dense training; train.epochs is 0")
     before = 0.0 if recipe.start is None else _sparsity(recipe.start)
@@ -138,6 +143,10 @@ def _check_exit(recipe: Recipe) -> None:
         raise InputError(
             f"exits.weight is {recipe.exits.weight}, but the network has no early exit: add one by "
             "the change AddExit"
+        )
+    if _adds_exit(recipe) and recipe.train.epochs and not recipe.train.hold_out:
+        raise InputError(
+            "train.hold_out is false, but the threshold of an exit is chosen on held-out images"
         )
     if _adds_exit(recipe) and recipe.train.epochs and not recipe.exits.weight:
         raise InputError("the change AddExit adds an exit that nothing trains: set exits.weight")

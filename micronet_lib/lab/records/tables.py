@@ -38,7 +38,9 @@ def paper_wide(stem: str, source: str) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
-def compare(rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]]) -> pd.DataFrame:
+def beside_paper(
+    rows: pd.DataFrame, stem: str, pairs: Mapping[str, tuple[str, float]]
+) -> pd.DataFrame:
     """Return paper and measurement side by side, for points that have both.
 
     Args:
