@@ -103,16 +103,18 @@ class ChannelQuantizer(Quantizer):
     @torch.no_grad()
     def steps(self, low: Tensor, step: Tensor, top: Tensor) -> tuple[float, Tensor, int, int]:
         """Return the unit, k of each channel `[C]`, and `three` and `shift` of HardSwish's grid."""
+        device = step.device
+        low, step, top = torch.stack([low, step, top]).cpu()  # waits for the device once
         while True:
             unit = max(step.min().item(), step.max().item() * 2.0**-WIDEST_SHIFT)
             # Rounded up, so that no range becomes narrower than it is learned.
             shifts = ((step / unit).log2() - TOLERANCE).ceil().clamp(0, WIDEST_SHIFT)
             if not self.hard_swish:
-                return unit, shifts, 0, 0
+                return unit, shifts.to(device), 0, 0
             reach = 1.05 * max(3.0, (low + unit * 2**shifts * top).max().item())
             grid = hard_swish_grid(unit, math.ceil(math.log2(reach / unit + 2)), self.pre_bits)
             if grid.step * grid.three >= FINEST:
-                return grid.step, shifts, grid.three, grid.shift
+                return grid.step, shifts.to(device), grid.three, grid.shift
             step = step.clamp_min(1.25 * unit)
 
     @torch.no_grad()
