@@ -328,6 +328,7 @@ def test_an_interruption_leaves_the_network_in_integers(small, images, monkeypat
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_card_rounds_too(small, images):
     network = replace(QUICK, iterations=3).apply(copy.deepcopy(small).cuda(), images.cuda())
     assert next(network.parameters()).is_cuda

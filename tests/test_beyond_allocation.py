@@ -237,6 +237,7 @@ def test_expand_convolutions_of_one_bit_are_ternary():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_card_plans_about_the_same(floats, sensitivity):
     network, few = copy.deepcopy(floats).cuda(), images(64).cuda()
     found = measure_sensitivity(network, few)

@@ -7,7 +7,6 @@ from integer_networks import NAMES, images, integer_network, random_widths
 from micronet_lib.architecture import build
 from micronet_lib.beyond.allocation import output_positions
 from micronet_lib.beyond.changes import Quantize
-from micronet_lib.beyond.conversion import packed, unpacked
 from micronet_lib.beyond.counting import counted, work_of
 from micronet_lib.beyond.savings import compile_rows, run
 from micronet_lib.errors import InputError
@@ -120,5 +119,8 @@ def test_a_shared_scale_is_stored_once_and_stays_one():
         assert len(layer.scales().unique()) == 1
         assert not layer.stored_scales().any()
     assert shared.stem.conv.scales()[0].item() != before
-    again = unpacked(packed(shared.eval()))
+    again = build(shared.spec)
+    again.load_state_dict(shared.state_dict())
+    shared.eval()
+    again.eval()
     assert torch.equal(again(images(8)), shared(images(8)))

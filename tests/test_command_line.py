@@ -284,7 +284,10 @@ def test_measure_one_point_with_a_seed_and_an_override(runs):
 
     (other,) = result(*words, "--override", "model=micronet_v2")["points"]
     assert other["revised.score"] < row["revised.score"]
-    assert records.read(path).recipe["model"] == "micronet_v2"
+    (second,) = set(path.parent.glob("*.json")) - {path}
+    assert second.name.startswith("3.0+")
+    assert records.read(second).recipe["model"] == "micronet_v2"
+    assert records.read(path).recipe["model"] != "micronet_v2"
 
     ran = run(*words)  # for a reader
     assert (ran.status, ran.err) == (0, "")

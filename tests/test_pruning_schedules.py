@@ -281,7 +281,7 @@ def test_a_trained_round_prunes_the_weights_that_the_released_code_prunes(
         **pack(sets["model"]),
         "best": sets["best"].state_dict(),
         "masks": masks if rounds > 1 else {},
-        "env": {},
+        "env": {"commit": "abc1234"},
     }
     save_own(network_path(parent, smoke, 0), run_id(parent, 0), content)
     train_network(recipe, smoke, 0, "toy", progress=False)

@@ -73,7 +73,7 @@ class Place:
         return (self.folder / "log").read_text().splitlines()
 
     def record(self, stage: int) -> Path:
-        return self.runs / "smoke" / SWEEP.name / f"{CASES[stage].point}-s0.json"
+        return self.runs / "smoke" / SWEEP.name / CASES[stage].record_path.name
 
     def of_run(self, stage: int, name: str) -> Path:
         """A file of a stage's run, such as `state.pt`."""
