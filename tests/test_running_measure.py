@@ -300,6 +300,19 @@ def test_a_training_that_diverged_meanwhile_is_not_tried_again(lab, capsys):
     assert lab.trained == ["srip_placement/fc"] * 2
 
 
+def test_a_file_that_went_away_meanwhile_costs_no_training_state(lab, pruned):
+    sweep = sweep_of(tuned=dataclasses.replace(ORN, checkpoint="ours"))
+    ahead = jobs(cases(sweep, PROFILES["smoke"]))
+    (case,) = (job.case for job in ahead)
+    case.folder.mkdir(parents=True)
+    state = case.folder / "state.pt"
+    state.write_bytes(b"begun")
+    (lab.data / "kaist" / "ours.t7").unlink()
+    with pytest.raises(InputError, match=r"toy/tuned seed 0: no file .*ours\.t7"):
+        running.perform_all(ahead, progress=False)
+    assert state.read_bytes() == b"begun"
+
+
 def test_a_network_whose_rating_is_busy_is_there_for_others(lab, capsys):
     sweep = chain(ORN)
     trained(sweep, "dense", "smoke", progress=False)

@@ -210,8 +210,10 @@ def perform(job: Job, progress: bool = True) -> None:
             return
         now = state_of(case, job.recorded, job.retrain)  # others may have worked on it meanwhile
         trains = job.does == now.does == "train"
-        if job.does == "train" and not trains and now.reason:
+        if job.does == "train" and (now.diverged or (now.does == "nothing" and now.reason)):
             raise NotFiniteError(f"{now.reason} in another process")
+        if job.does == "train" and now.does == "impossible":  # its training state stays
+            raise InputError(f"{case.name} seed {case.seed}: {now.reason}")
         if trains:
             try:
                 train_network(recipe, case.profile, case.seed, case.name, progress)
