@@ -32,7 +32,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measures import early_exit as measure
-from micronet_lib.lab.running.networks import content_of, network_of
+from micronet_lib.lab.running.networks import content_of, images_of, network_of
 from micronet_lib.lab.storage.networks import pack, restore
 from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.lab.training.hooks import TargetTable
@@ -504,7 +504,8 @@ def test_the_record_agrees_with_inference_that_skips(lab, exits):
     metrics, curves = record.metrics, record.arrays["exit_curves"]
     assert table["threshold"].item() == metrics["threshold"]
     network = network_of(case.recipe, case.profile, 0)
-    both = logits_of(AllExits(network), (test := measure.load_split("embedded", "test")).images)
+    test = images_of(case.recipe, case.profile, "test")
+    both = logits_of(AllExits(network), test.images)
     sure = confidence_of(both[:, 0])
     for index in (0, 50, 100):
         left = sure > curves["thresholds"][index]

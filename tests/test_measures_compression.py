@@ -17,8 +17,8 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
-from micronet_lib.lab.running.measures import MEASURES, compression
-from micronet_lib.lab.running.networks import network_of
+from micronet_lib.lab.running.measures import MEASURES
+from micronet_lib.lab.running.networks import images_of, network_of
 from micronet_lib.lab.training.evaluation import logits_of
 
 
@@ -44,7 +44,7 @@ def test_a_network_in_integers_says_what_a_judge_asks(tmp_path):
             record = case.record()
             found[case.point] = record
             network_now = network_of(case.recipe, case.profile, case.seed)
-            test = compression.load_split("embedded", "test")
+            test = images_of(case.recipe, case.profile, "test")
             logits = logits_of(network_now, test.images)
             assert record.metrics["correct"] == int((logits.argmax(1) == test.targets).sum())
             start = fold_batch_norm(network_of(case.recipe.start, case.profile, case.seed))

@@ -13,7 +13,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures import corruptions
-from micronet_lib.lab.running.networks import network_of
+from micronet_lib.lab.running.networks import images_of, network_of
 from micronet_lib.lab.training.evaluation import logits_of
 
 
@@ -26,7 +26,7 @@ def test_it_counts_wrong_answers_of_each_severity(tmp_path, monkeypatch):
         (case,) = cases(sweep, PROFILES["smoke"])
         record = case.record()
         network = fold_batch_norm(network_of(case.recipe, case.profile, case.seed))
-        test = corruptions.load_split("embedded", "test")
+        test = images_of(case.recipe, case.profile, "test")
         images = corrupt(test.images, "contrast", 5, torch.Generator())  # draws nothing
         right = (logits_of(network, test.images).argmax(1) == test.targets).double().mean().item()
         wrong = (logits_of(network, images).argmax(1) != test.targets).double().mean().item()

@@ -13,7 +13,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures import perturbations
-from micronet_lib.lab.running.networks import network_of
+from micronet_lib.lab.running.networks import images_of, network_of
 from micronet_lib.lab.training.evaluation import logits_of
 
 
@@ -27,7 +27,7 @@ def test_it_counts_flips_of_the_first_images_of_every_class(tmp_path, monkeypatc
         (case,) = cases(sweep, PROFILES["smoke"])
         record = case.record()
         network = fold_batch_norm(network_of(case.recipe, case.profile, case.seed))
-        test = perturbations.load_split("embedded", "test").first(60)
+        test = images_of(case.recipe, case.profile, "test").first(60)
         right = (logits_of(network, test.images).argmax(1) == test.targets).double().mean().item()
         frames = perturb(test.images, "translate", torch.Generator())  # draws nothing
         answers = torch.stack([logits_of(network, film).argmax(1) for film in frames])

@@ -15,11 +15,12 @@ from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe, with_overrides
+from micronet_lib.lab.running import networks
 from micronet_lib.lab.running.lineage import Case, cases
 from micronet_lib.lab.running.measure import ensure, trained
 from micronet_lib.lab.running.measures import MEASURES, ratings
 from micronet_lib.lab.running.measures.found import RATINGS
-from micronet_lib.lab.running.networks import content_of, network_of
+from micronet_lib.lab.running.networks import content_of, images_of, network_of
 from micronet_lib.lab.storage.states import save_own
 from micronet_lib.lab.training.evaluation import evaluate
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
@@ -41,12 +42,16 @@ def test_confusions_count_every_test_image_once(lab):
     model = network("c_efficientnet_1.0")
     found = MEASURES["confusions"].of(case, model, False)
     rows = torch.tensor(found.arrays["confusions"])
-    test = ratings.load_split("embedded", "test")
+    test = images_of(case.recipe, case.profile, "test")
     assert rows[:, 2].sum() == len(test)
     true = torch.zeros(100, dtype=torch.int64).index_add_(0, rows[:, 0], rows[:, 2])
     assert torch.equal(true, test.targets.bincount(minlength=100))
     right = rows[rows[:, 0] == rows[:, 1]][:, 2].sum()
     assert right == found.metrics["correct"]
+    # Of the classes that a recipe learns.
+    recipe = with_overrides(Recipe(), {"train.num_classes": 80})
+    found = MEASURES["confusions"].of(replace(case, recipe=recipe), model, False)
+    assert found.metrics["num_examples"] == (test.targets < 80).sum()
 
 
 def test_accuracy_of_the_last_the_selected_and_the_best_epoch(lab):
@@ -64,8 +69,8 @@ def test_accuracy_of_the_last_the_selected_and_the_best_epoch(lab):
     save_own(case.network_path, case.id, content | {"best": always_7})
     again = MEASURES["accuracy"].of(case, model, False).metrics
     assert again["top1"] == found["top1"]
-    sevens = (ratings.load_split("embedded", "test").targets == 7).sum().item()
-    assert again["selected_top1"] == sevens / 100
+    sevens = (images_of(case.recipe, case.profile, "test").targets == 7).sum().item()
+    assert again["selected_top1"] == sevens / found["num_examples"]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -108,7 +113,7 @@ def pruned(tmp_path, monkeypatch) -> MicroNet:
     path.parent.mkdir()
     save(published_state(model), path, as_zip=False)
     few = load_split("embedded", "test").subset(torch.arange(40))
-    monkeypatch.setattr(ratings, "load_split", lambda name, split: few)
+    monkeypatch.setattr(networks, "load_split", lambda name, split: few)
     return model
 
 

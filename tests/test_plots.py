@@ -79,6 +79,9 @@ def test_tables_and_sources_and_the_embedded_set():
     html = plots.show_table(table, {"step": "{:+.1f}"}, steps=["step"]).to_html()
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     assert cells == ["a", "–", "b", "+0.5", "c", "not run"]
+    assert repr(plots.show_table(table, steps=["step"])).splitlines() == [
+        "stage  step", "a      –", "b      0.500000", "c      not run"
+    ]  # fmt: skip
     assert "def provenance" in plots.show_source(records.provenance).data
     fig = plots.embedded_set(np.zeros((40, 20, 3), np.uint8), ("discs", "rings"), "")
     assert "discs" in texts(fig)

@@ -17,15 +17,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.running import measure, networks
-from micronet_lib.lab.running.measures import (
-    adjustable_quantization,
-    compression,
-    early_exit,
-    perturbations,
-    ratings,
-    retrieval,
-    ternary,
-)
+from micronet_lib.lab.running.measures import retrieval
 from micronet_lib.lab.storage.states import load_own
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 
@@ -53,9 +45,7 @@ def tiny_lab(folder: Path) -> Iterator[SimpleNamespace]:
         patch.setitem(ARCHITECTURES, network.name, replace(network, stages=stages))
         patch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], **budget))
         patch.setattr(networks, "load_dataset", lambda name: images)
-        readers = (adjustable_quantization, compression, early_exit, perturbations, ratings)
-        readers += (retrieval, ternary)
-        for reader in readers:
+        for reader in (networks, retrieval):
             patch.setattr(reader, "load_split", lambda name, split: getattr(images, split))
         patch.setattr(measure, "train_network", train_network)
         patch.setattr(measure, "measure", record_case)

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import html
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from IPython.display import Code
 from pandas.io.formats.style import Styler
 
 __all__ = [
+    "Table",
     "said_checks",
     "said_gains",
     "show_difference",
@@ -21,9 +23,21 @@ __all__ = [
 ]
 
 
+class Table(Styler):
+    """A formatted table that is HTML on a page and plain text elsewhere."""
+
+    def __repr__(self) -> str:
+        """Return the table as text. The text of pandas holds a memory address instead."""
+        lines = html.unescape(self.to_string(delimiter="\t")).splitlines()
+        rows = [line.split("\t") for line in lines]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        padded = (map(str.ljust, row, widths) for row in rows)
+        return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
 def show_table(
     table: pd.DataFrame, formats: Mapping[str, str] | None = None, steps: Sequence[str] = ()
-) -> Styler:
+) -> Table:
     """Return a table as the page shows it. Missing measurements read `not run`.
 
     In the row of a point all of whose runs failed, they read `diverged ...`.
@@ -34,7 +48,7 @@ def show_table(
         formats: column -> format string, for example `{"top-1": "{:.2%}"}`.
         steps: columns of differences from the row above; the first row shows a dash.
     """
-    styler = Styler(table, cell_ids=False).hide(axis="index")
+    styler = Table(table, cell_ids=False).hide(axis="index")
     styler.format(dict(formats or {}), na_rep="not run")
     for row, said in _diverged(table, table.columns[0]).items():
         lacking = list(table.columns[table.loc[row].isna()])
@@ -68,7 +82,7 @@ def show_difference(printed: str, measured: float) -> str | None:
     return f"{measured - float(printed):+.1g}"
 
 
-def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Styler:
+def show_gains(gains: pd.DataFrame, number: str = "{:+.2f}") -> Table:
     """Return a table of `records.gain`: each difference with interval, p and detectable effect.
 
     Args:

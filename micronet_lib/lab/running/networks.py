@@ -134,7 +134,7 @@ def _changed(network: Network, recipe: Recipe, profile: Profile, seed: int) -> N
     for index, change in enumerate(recipe.changes):
         images = torch.empty((0, 3, 32, 32))
         if change.num_images:
-            known = chosen(load_split(profile.dataset, "train"), recipe, profile).images
+            known = images_of(recipe, profile, "train").images
             if not 0 <= change.num_images <= len(known):
                 raise InputError(
                     f"{type(change).__name__}.num_images is {change.num_images}; the data set "
@@ -229,8 +229,12 @@ def policies_of(recipe: Recipe, profile: Profile) -> tuple[Policies | None, list
     return uniform_policies(generator, NUM_RANDOM_POLICIES), notes
 
 
-def chosen(images: ImageSet, recipe: Recipe, profile: Profile) -> ImageSet:
-    """Return the images of the classes that a recipe learns, with its labels."""
+def images_of(recipe: Recipe, profile: Profile, split: str) -> ImageSet:
+    """Return the images of a split, of the classes that a recipe learns, with its labels."""
+    return _chosen(load_split(profile.dataset, split), recipe, profile)
+
+
+def _chosen(images: ImageSet, recipe: Recipe, profile: Profile) -> ImageSet:
     config = recipe.train
     return restricted(images, profile.dataset, config.num_classes, config.labels)
 
@@ -241,11 +245,11 @@ def training_data(
     """Return the images that a recipe trains on at a profile, and notes for the record."""
     config = recipe.train
     data = load_dataset(profile.dataset)
-    learned = chosen(data.train if config.hold_out else data.everything, recipe, profile)
+    learned = _chosen(data.train if config.hold_out else data.everything, recipe, profile)
     policies, notes = policies_of(recipe, profile)
     validation = None
     if config.hold_out:
-        validation = chosen(data.validation, recipe, profile)
+        validation = _chosen(data.validation, recipe, profile)
         validation = validation.first(config.num_validation).to(device)
     else:
         notes = [*notes, TRAINED_ON_VALIDATION]
@@ -253,7 +257,7 @@ def training_data(
         TrainingData(
             learned.first(config.num_images).to(device),
             validation,
-            chosen(data.test, recipe, profile).to(device) if config.watch_test else None,
+            _chosen(data.test, recipe, profile).to(device) if config.watch_test else None,
             policies,
         ),
         notes,

@@ -9,9 +9,8 @@ from micronet_lib.adjustable_quantization import AdjustableMicroNet
 from micronet_lib.architecture.layers import named_kind
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.running.measures.found import Found
-from micronet_lib.lab.running.networks import content_of
+from micronet_lib.lab.running.networks import content_of, images_of
 from micronet_lib.lab.training.evaluation import logits_of
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -63,7 +62,7 @@ def adjustable_quantization(case: "Case", network: Network, progress: bool) -> F
     weights = torch.cat([layer.codes().flatten() for layer in network.layers.values()])
     metrics["zeros"] = (weights == 0).double().mean().item()
     if case.recipe.learns:
-        test = load_split(case.profile.dataset, "test")
+        test = images_of(case.recipe, case.profile, "test")
         floats = logits_of(_InFloats(network).eval(), test.images, progress=progress).argmax(1)
         integers = logits_of(network, test.images, progress=progress).argmax(1)
         metrics["same_answer"] = (floats == integers).double().mean().item()

@@ -11,12 +11,11 @@ from micronet_lib.architecture.layers import named_kind
 from micronet_lib.architecture.network import Network
 from micronet_lib.beyond.network import IntegerMicroNet
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.records.record import readable
 from micronet_lib.lab.running.measures.found import RATINGS, Found
-from micronet_lib.lab.running.networks import content_of, network_of
+from micronet_lib.lab.running.networks import content_of, images_of, network_of
 from micronet_lib.lab.training.evaluation import logits_of, rate
 from micronet_lib.scoring.bill import score_network
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case
 
 PUBLISHED_SAW = "all 50 000 training images; its epoch was chosen on the test images"
-_ANSWERS: dict[str, Tensor] = {}
+_ANSWERS: dict[tuple[str, str, int], Tensor] = {}
 
 
 def compression(case: "Case", network: Network, progress: bool) -> Found:
@@ -42,12 +41,12 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     """
     if not isinstance(network, IntegerMicroNet) or network.in_floats:
         raise InputError(f"{case.name}: compression rates a network in integers, and this is none")
-    recipe, test = case.recipe, load_split(case.profile.dataset, "test")
+    recipe, test = case.recipe, images_of(case.recipe, case.profile, "test")
     logits = logits_of(network.eval(), test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
     metrics = {name: found[name] for name in RATINGS}
     other = next(iter(recipe.teachers), recipe.start or recipe)
-    answers = _answers(replace(case, recipe=other))
+    answers = _answers(replace(case, recipe=other), test.images)
     metrics["agreement"] = (logits.argmax(1) == answers).double().mean().item()
     metrics["test_touches"] = _touches(case)
     chosen = "widths set by hand; nothing was chosen by any measurement of this network"
@@ -79,12 +78,11 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     return Found(metrics, {"compliance": compliance, "bill": bill})
 
 
-def _answers(case: "Case") -> Tensor:
+def _answers(case: "Case", images: Tensor) -> Tensor:
     """Return the answers of a network on the test images, `[N]`, kept for other points."""
-    key = f"{case.profile.name}/{case.id}"
+    key = (case.profile.name, case.id, len(images))
     if key not in _ANSWERS:
         network = network_of(case.recipe, case.profile, case.seed)
-        images = load_split(case.profile.dataset, "test").images
         _ANSWERS[key] = logits_of(fold_batch_norm(network), images).argmax(1)
     return _ANSWERS[key]
 

@@ -7,9 +7,9 @@ import torch
 from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.running.measures.found import Found, by_image
+from micronet_lib.lab.running.networks import images_of
 from micronet_lib.lab.training.evaluation import logits_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def corruptions(case: "Case", network: Network, progress: bool) -> Found:
     of each severity, from which mCE is computed. `by_image` has the fraction of its corrupted
     copies to which the right answer is given, for each image.
     """
-    test, device = load_split(case.profile.dataset, "test"), default_device()
+    test, device = images_of(case.recipe, case.profile, "test"), default_device()
     folded = fold_batch_norm(network).to(device)
     answers = logits_of(folded, test.images, progress=progress).argmax(1).cpu()
     metrics = {"top1": (answers == test.targets).double().mean().item()}

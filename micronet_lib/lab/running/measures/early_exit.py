@@ -19,10 +19,10 @@ from micronet_lib.early_exit import (
     leave_early,
 )
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import ImageSet, load_split, normalize
+from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.running.measures.found import DIGITS, Found
-from micronet_lib.lab.running.networks import content_of, policies_of
+from micronet_lib.lab.running.networks import content_of, images_of, policies_of
 from micronet_lib.lab.training.divergence import SEED as HELD_OUT_SEED
 from micronet_lib.lab.training.evaluation import (
     BATCH_SIZE,
@@ -64,9 +64,9 @@ def early_exit(case: "Case", network: Network, progress: bool) -> Found:
     """
     if not isinstance(network, ExitNetwork):
         raise InputError(f"{case.name}: early_exit rates a network with an exit, and this has none")
-    recipe, dataset = case.recipe, case.profile.dataset
+    recipe = case.recipe
     folded = fold_batch_norm(AllExits(network)).to(default_device())
-    held, test = load_split(dataset, "validation"), load_split(dataset, "test")
+    held, test = (images_of(recipe, case.profile, split) for split in ("validation", "test"))
     policies, _ = policies_of(recipe, case.profile)
     draws = draw(
         policies, len(held), torch.Generator().manual_seed(HELD_OUT_SEED), held.images.device,

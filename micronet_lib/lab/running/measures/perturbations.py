@@ -7,9 +7,9 @@ import torch
 from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
 from micronet_lib.assembled_cnn.perturbations import PERTURBATIONS, flip_rates, perturb
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.running.measures.found import Found, by_image
+from micronet_lib.lab.running.networks import images_of
 from micronet_lib.lab.training.evaluation import logits_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def perturbations(case: "Case", network: Network, progress: bool) -> Found:
     perturbations, `<perturbation>.flip_rate` of one. `flip_rates` has them again, for mFR, and
     `by_image` the mean over all perturbations of each image.
     """
-    test, device = load_split(case.profile.dataset, "test"), default_device()
+    test, device = images_of(case.recipe, case.profile, "test"), default_device()
     test = test.first(min(NUM_IMAGES, len(test)))
     folded = fold_batch_norm(network).to(device)
     right = logits_of(folded, test.images, progress=progress).argmax(1).cpu() == test.targets

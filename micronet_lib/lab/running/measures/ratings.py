@@ -1,7 +1,6 @@
 """Measures that rate a network on the test images: as it is, with savings, in 16 bits."""
 
 import copy
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,10 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.host.machine import default_device
 from micronet_lib.lab.host.places import checkpoint_path
 from micronet_lib.lab.running.measures.found import RATINGS, Found
-from micronet_lib.lab.running.networks import chosen, content_of
+from micronet_lib.lab.running.networks import content_of, images_of
 from micronet_lib.lab.storage.networks import restore
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.training.evaluation import evaluate, logits_of, rate
@@ -22,6 +20,9 @@ from micronet_lib.scoring.dead_channels import apply_savings
 
 if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case
+
+
+_LOGITS: dict[tuple[Path, int], tuple[Tensor, Tensor]] = {}
 
 
 def accuracy(case: "Case", network: Network, progress: bool) -> Found:
@@ -34,7 +35,7 @@ def accuracy(case: "Case", network: Network, progress: bool) -> Found:
     """
     if not case.recipe.learns:
         return Found()
-    test = chosen(load_split(case.profile.dataset, "test"), case.recipe, case.profile)
+    test = images_of(case.recipe, case.profile, "test")
     if not case.recipe.train.epochs:
         return Found(evaluate(network, test, progress).metrics())
     content, device = content_of(case.recipe, case.profile, case.seed), default_device()
@@ -69,7 +70,7 @@ def confusions(case: "Case", network: Network, progress: bool) -> Found:
 
     Pairs that never occur have no row. Right answers have theirs, with the class twice.
     """
-    test = load_split(case.profile.dataset, "test")
+    test = images_of(case.recipe, case.profile, "test")
     logits = logits_of(fold_batch_norm(network), test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
     answers = torch.stack([test.targets, logits.argmax(1)], 1)
@@ -86,11 +87,11 @@ def same_logits(case: "Case", network: Network, progress: bool) -> Found:
     float64. `bit_identical` is 1 if the float32 logits are equal to the last bit, and
     `same_predictions` the number of images with the same answer.
     """
-    recipe, test = case.recipe, load_split(case.profile.dataset, "test")
+    recipe, test = case.recipe, images_of(case.recipe, case.profile, "test")
     if not recipe.savings:
         return accuracy(case, network, progress)
     path = checkpoint_path(recipe.checkpoint)
-    single, double = _published_logits(path, case.profile.dataset, progress)
+    single, double = _published_logits(path, test.images, progress)
     logits = logits_of(network, test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()
     exact = apply_savings(load_published(path).double(), recipe.savings)
@@ -110,12 +111,15 @@ def same_logits(case: "Case", network: Network, progress: bool) -> Found:
     )
 
 
-@lru_cache(maxsize=1)
-def _published_logits(path: Path, dataset: str, progress: bool) -> tuple[Tensor, Tensor]:
-    """Return the logits of a published file in float32 and float64, cached for all its savings."""
-    network, images = load_published(path), load_split(dataset, "test").images
-    single = logits_of(network, images, progress=progress)
-    return single, logits_of(network.double(), images, progress=progress)
+def _published_logits(path: Path, images: Tensor, progress: bool) -> tuple[Tensor, Tensor]:
+    """Return the logits of a published file in float32 and float64, kept for all its savings."""
+    key = (path, len(images))
+    if key not in _LOGITS:
+        network = load_published(path)
+        single = logits_of(network, images, progress=progress)
+        _LOGITS.clear()
+        _LOGITS[key] = single, logits_of(network.double(), images, progress=progress)
+    return _LOGITS[key]
 
 
 def half_precision(case: "Case", network: Network, progress: bool) -> Found:
@@ -125,7 +129,7 @@ def half_precision(case: "Case", network: Network, progress: bool) -> Found:
     `half.correct` is of the network as it is, `half_folded.correct` of the network with batch norm
     merged into the convolutions before rounding, which is what the score counts.
     """
-    test = load_split(case.profile.dataset, "test")
+    test = images_of(case.recipe, case.profile, "test")
     metrics: dict[str, float] = {}
     networks: dict[str, nn.Module] = {
         "half": copy.deepcopy(network),

@@ -7,11 +7,10 @@ from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.layers import weight_kinds
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError
-from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.measures.found import DIGITS, Found
 from micronet_lib.lab.running.measures.ratings import in_half
-from micronet_lib.lab.running.networks import content_of, network_of
+from micronet_lib.lab.running.networks import content_of, images_of, network_of
 from micronet_lib.lab.training.evaluation import evaluate
 from micronet_lib.scoring.bill import score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -64,7 +63,7 @@ def ternary(case: "Case", network: Network, progress: bool) -> Found:
     for name in ("zeros", "moved", "bits_per_weight"):
         metrics[name] = sum(row[name] * row["num_weights"] for row in rows) / number
     if recipe.learns:
-        test = load_split(case.profile.dataset, "test")
+        test = images_of(case.recipe, case.profile, "test")
         rounded = in_half(fold_batch_norm(network.plain()))
         metrics["half.correct"] = evaluate(rounded, test, progress).correct
     if recipe.train.epochs:
