@@ -82,6 +82,11 @@ def test_tables_and_sources_and_the_embedded_set():
     assert repr(plots.show_table(table, steps=["step"])).splitlines() == [
         "stage  step", "a      –", "b      0.500000", "c      not run"
     ]  # fmt: skip
+    # One run has no spread, and that is another thing than no run.
+    table = pd.DataFrame({"point": ["a", "b"], "n": [1, 0], "spread": [float("nan")] * 2})
+    assert [line.split()[2:] for line in repr(plots.show_table(table)).splitlines()] == [
+        ["spread"], ["–"], ["not", "run"]
+    ]  # fmt: skip
     assert "def provenance" in plots.show_source(records.provenance).data
     fig = plots.embedded_set(np.zeros((40, 20, 3), np.uint8), ("discs", "rings"), "")
     assert "discs" in texts(fig)

@@ -270,10 +270,10 @@ def rounds_table(measured: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns point, n, sparsity, top1, spread (standard deviation over the n runs), loss, and, if
-        the sweep has them, srip (the penalty), score and official_score.
+        the sweep has them, ece, srip (the penalty), score and official_score.
     """
     sparsity = measured["sparsity"].mask(measured["n"].gt(0) & measured["sparsity"].isna(), 0.0)
-    names = {"srip_penalty": "srip", "published.score": "score"}
+    names = {"ece": "ece", "srip_penalty": "srip", "published.score": "score"}
     names |= {"official.score": "official_score"}
     table = measured.assign(sparsity=sparsity, spread=measured["top1_std"])
     shown = [name for name in names if name in measured]

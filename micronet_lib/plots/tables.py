@@ -40,7 +40,8 @@ def show_table(
 ) -> Table:
     """Return a table as the page shows it. Missing measurements read `not run`.
 
-    In the row of a point all of whose runs failed, they read `diverged ...`.
+    In the row of a point all of whose runs failed, they read `diverged ...`. The `spread` of a
+    single run reads as a dash.
 
     Args:
         table: one row per line; column names are the headings. The first column has the points, if
@@ -53,6 +54,9 @@ def show_table(
     for row, said in _diverged(table, table.columns[0]).items():
         lacking = list(table.columns[table.loc[row].isna()])
         styler.format(na_rep=said, subset=([row], lacking))
+    if {"n", "spread"} <= set(table.columns):
+        single = table.index[table["n"].ge(1) & table["spread"].isna()]
+        styler.format(na_rep="–", subset=(single, ["spread"]))
     if steps:
         styler.format(lambda _: "–", subset=(table.index[:1], list(steps)))
     left = [{"selector": "", "props": "text-align: left"}]

@@ -104,7 +104,7 @@ PROFILES = Registry(
             Profile(
                 "quick",
                 "cifar100",
-                "a CPU and up to an hour a sweep; shows that a recipe runs",
+                "a CPU core, up to an hour a sweep and seed; shows that it runs, and the spread",
                 epoch_share=1 / 150,
                 num_images=2000,
                 num_validation=500,
