@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def check_writable(folder: Path, remedy: str = RUNS_ELSEWHERE) -> None:
     Raises:
         InputError: the place that refuses, and what to do.
     """
-    there = next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+    there = _first_existing(folder)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
     fault = errno.EACCES if there.is_dir() else errno.ENOTDIR
@@ -86,6 +87,24 @@ def check_writable(folder: Path, remedy: str = RUNS_ELSEWHERE) -> None:
         f"cannot write under {there} ({os.strerror(fault)}): get the right to write there, or "
         f"{remedy}"
     )
+
+
+def check_room(folder: Path, size_mb: float) -> None:
+    """Raise an error if files of `size_mb` in all do not fit on the disk of a folder.
+
+    Raises:
+        InputError: what is needed, what is free, and what to do.
+    """
+    free_mb = shutil.disk_usage(_first_existing(folder)).free / 1e6
+    if size_mb > free_mb:
+        raise InputError(
+            f"networks and training states take up to {size_mb:.0f} MB, and {free_mb:.0f} MB are "
+            f"free at {folder}: make room, ask for fewer points, or {RUNS_ELSEWHERE}"
+        )
+
+
+def _first_existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
 
 
 def check_output(path: Path) -> None:

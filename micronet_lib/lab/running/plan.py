@@ -31,6 +31,8 @@ FLOAT_BYTES = 4
 TIMED_STEPS = 3
 TIMED_BATCH = 32  # enough on a CPU, where the time per image does not depend on the batch
 
+_NUM_PARAMS: dict[str, int] = {}  # of networks whose size was asked for, by shape
+
 WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
 
@@ -82,7 +84,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
                 "done": done,
                 "images": images,
                 "minutes": images / speed / 60,
-                "disk_mb": _disk_mb(case.recipe) if trains else 0.0,
+                "disk_mb": disk_mb(case.recipe) if trains else 0.0,
             }
         )
     return pd.DataFrame(rows)
@@ -197,11 +199,14 @@ def timed_images_per_s(recipe: Recipe) -> float:
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
-def _disk_mb(recipe: Recipe) -> float:
-    """Return the largest size of a run's folder: a network and two training states."""
-    try:
-        num = sum(p.numel() for p in untrained(recipe).parameters())
-    except InputError:
-        return math.nan
+def disk_mb(recipe: Recipe) -> float:
+    """Return the largest size of a run's folder: a network and two training states.
+
+    NaN if a published file is missing that the network starts from.
+    """
+    shape = repr(_shape(plain_recipe(recipe)))
+    if shape not in _NUM_PARAMS:
+        with suppress(InputError):
+            _NUM_PARAMS[shape] = sum(p.numel() for p in untrained(recipe).parameters())
     copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
-    return copies * num * FLOAT_BYTES / 1e6
+    return copies * _NUM_PARAMS.get(shape, math.nan) * FLOAT_BYTES / 1e6
