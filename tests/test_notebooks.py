@@ -176,6 +176,14 @@ def test_it_was_executed_in_a_fresh_kernel_without_error_stderr_or_path(path: Pa
 
 
 @each_chapter
+def test_its_stamp_names_a_commit_without_changes(path: Path) -> None:
+    """A `+` behind the commit says that the page shows what code of no commit printed."""
+    printed = "\n".join(text for cell in code_cells(path) for text in texts(cell))
+    (stamp,) = re.findall(r"^this run: .*", printed, re.MULTILINE)
+    assert re.search(r" · commit [0-9a-f]{7,}$", stamp), f"commit, then `make execute`: {stamp}"
+
+
+@each_chapter
 def test_what_is_not_compared_is_followed_by_an_invariant(path: Path) -> None:
     """A run, or an output that nbval ignores, is answered before the next run begins."""
     unanswered = ""

@@ -16,7 +16,7 @@ from micronet_lib.lab.records.record import Record
 from micronet_lib.plots import style
 from micronet_lib.scoring.bill import score_network
 
-BOARD = records.paper_wide("scoring", "micronet_leaderboard").rename(columns={"point": "entry"})
+BOARD = plots.board_entries(records.paper("scoring")).rename(columns={"point": "entry"})
 BOARD = BOARD.dropna(subset=["top1_percent"])
 PRINTED = plots.published_scores(records.paper("scoring"))
 BILL = records.bill(SWEEPS["published"], "v1_pr_60")

@@ -8,8 +8,8 @@ from micronet_lib import plots
 from micronet_lib.lab import records
 from micronet_lib.lab.recipes.grids import SWEEPS
 
-PAPER = records.paper("scoring")
-BOARD = records.paper_wide("scoring", "micronet_leaderboard")
+PAPER = records.paper("pruning")
+BOARD = plots.board_entries(records.paper("scoring"))
 NOT_RUN = pd.DataFrame({"point": ["v1_pr_60"], "n": [0], "published.param_storage": [float("nan")]})
 
 

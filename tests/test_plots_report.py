@@ -11,6 +11,7 @@ from micronet_lib.lab import records
 from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.records import report
 from micronet_lib.plots.layouts import Parts, stacked
+from micronet_lib.plots.report import _QUOTED
 from micronet_lib.plots.style import sharp_png
 
 PHONE_WIDTH = 390
@@ -65,6 +66,23 @@ def test_settings_stand_side_by_side_with_their_place_in_print():
     assert found.loc["train.bn_momentum", ["paper", "ours"]].tolist() == ["0.01", "–"]
     assert found.at["srip.coef", "README"] == "0.01; 0.7"
     assert found.at["prune.sparsities", "ours"] == "2"
+
+
+def test_a_dash_stands_only_where_a_source_gives_no_number():
+    stems = ("pruning", "srip", "label_smoothing")
+    quoted = pd.concat([records.printed_rows(stem) for stem in stems], ignore_index=True)
+    table = plots.hyperparameters(quoted, {}).set_index("setting")
+    readme = quoted["locator"].str.startswith("README")
+    code = quoted["source"] == "micronet_code"
+    rows = {"paper": quoted["source"] == "kim2020", "README": code & readme,
+            "released code": code & ~readme}  # fmt: skip
+    for column, of_source in rows.items():
+        transcribed = set(quoted.loc[of_source, "metric"])
+        for setting, (metric, *_) in _QUOTED.items():
+            silent = table.at[setting, column] == "–"
+            assert silent == (metric not in transcribed), f"{setting}, {column}"
+    assert table.loc["prune.sparsities", list(rows)].tolist() == ["4", "4", "4"]
+    assert table.loc["augment.mix_alpha", list(rows)].tolist() == ["1", "1", "1"]
 
 
 def test_the_books_recipe_has_the_papers_settings():

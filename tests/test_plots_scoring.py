@@ -9,14 +9,18 @@ import pytest
 from figures import texts
 from made_records import ENV
 from matplotlib.patches import Rectangle
+from published_data import require
 
 from micronet_lib import plots
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
+from micronet_lib.lab.host.places import ROOT, checkpoint_path
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records.record import Record
+from micronet_lib.lab.storage.published import load_published
 from micronet_lib.plots.scoring import ENTRIES
 from micronet_lib.plots.style import KIND_STYLES
+from micronet_lib.scoring.dead_channels import apply_savings
 
 
 def data_of(html: str) -> dict:
@@ -65,11 +69,39 @@ def test_no_bill_is_refused():
 
 # ------------------------------------------------------------------------------ the leaderboard
 
-BOARD = records.paper_wide("scoring", "micronet_leaderboard").rename(columns={"point": "entry"})
-BOARD = BOARD.dropna(subset=["top1_percent"])
+PAPER = records.paper("scoring")
+PAGE = (ROOT / "book" / "src" / "06_scoring.md").read_text(encoding="utf-8")
+EVERY_ENTRY = plots.board_entries(PAPER).rename(columns={"point": "entry"})
+BOARD = EVERY_ENTRY.dropna(subset=["top1_percent"])
 OURS = plots.board_points(
     records.measured(SWEEPS["published"]), records.measured(SWEEPS["free_savings"])
 )
+
+
+def test_an_entry_has_the_boards_score_and_its_own_repositorys_numbers():
+    assert list(EVERY_ENTRY["entry"]) == list(ENTRIES)
+    assert set(EVERY_ENTRY["entry"]) - set(BOARD["entry"]) == {"woody"}  # no accuracy is known
+    assert f"Above, {('nine', 'ten', 'eleven')[len(BOARD) - 9]} entries" in PAGE
+    board = EVERY_ENTRY.set_index("entry")
+    assert board.loc["riair"].tolist() == [0.0044, 80.39, 0.0498, 29.4]
+    assert board.loc["proxylessnas_ttq"].tolist() == [0.1433, 82.44, 1.01, 1213]
+    # Storage and operations as far as the entries print them give the board's score.
+    parts = board["param_storage_millions"] / 36.5 + board["math_ops_millions"] / 10490
+    own_count = {"riair"}  # its own total is below the score that the board gives it
+    off = (parts - board["score"]).drop(index=["woody", *own_count]).abs()
+    assert (off < 1e-4).all()
+
+
+def test_the_scores_are_the_boards_also_where_an_entry_prints_another():
+    other = {"point": "osi", "metric": "score", "value": 0.005784, "source": "osi_code"}
+    found = plots.board_entries(pd.concat([PAPER, pd.DataFrame([other])]))
+    pd.testing.assert_frame_equal(found, plots.board_entries(PAPER))
+
+
+def test_two_sources_of_one_number_are_refused():
+    other = {"point": "osi", "metric": "top1_percent", "value": 80.03, "source": "gale2020"}
+    with pytest.raises(ValueError, match="duplicate"):
+        plots.board_entries(pd.concat([PAPER, pd.DataFrame([other])]))
 
 
 def made_tables(**runs: dict[str, tuple[float, float]]) -> dict[str, pd.DataFrame]:
@@ -122,3 +154,46 @@ def test_the_board_shows_every_entry_our_points_and_a_row_for_each_technique():
     full = [each for each in below.collections if each.get_facecolor()[0][:3].max() < 1]
     assert sum(0.0055 in each.get_offsets()[:, 0] for each in full) == 1  # it reached 80 %
     assert sum(0.0054 in each.get_offsets()[:, 0] for each in full) == 0
+
+
+# --------------------------------------------------------------------- what the page says in words
+
+
+@pytest.mark.parametrize(("name", "place"), [("v1_pr_60", 0), ("v2_pr_60", 1)])
+def test_the_parts_that_stay_are_as_many_as_the_page_says(name, place):
+    """Pooled channels that no gate reads, and gates that are constant."""
+    path = checkpoint_path(f"micronet_{name}")
+    require(path)
+    trimmed = apply_savings(load_published(path), ["dead_gates", "dead_channels"])
+    gates = [block.se for block in trimmed.blocks if block.se is not None]
+    unread = sum(int((se.conv_reduce.weight == 0).all(0).sum()) for se in gates)
+    constant = sum(int((se.conv_expand.weight == 0).all(1).sum()) for se in gates)
+    said = re.search(
+        r"no gate uses \((\d) in `v1_pr_60`, (\d) in `v2_pr_60`\), "
+        r"and a gate that is constant \((none|\d) and (none|\d)\)",
+        PAGE,
+    )
+    assert said
+    numbers = [0 if word == "none" else int(word) for word in said.groups()]
+    assert (unread, constant) == (numbers[place], numbers[place + 2])
+
+
+def test_a_free_saving_changes_no_answer():
+    rows = records.measured(SWEEPS["free_savings"]).dropna(subset=["max_logit_difference"])
+    assert len(rows) == 6
+    assert (rows["same_predictions"] == rows["num_examples"]).all()
+    steps = rows.set_index("point")
+    largest = f"{steps['max_logit_difference'].max():.0e}".replace("e-0", "e-")
+    stored = [
+        f"{steps.at[f'{name}-sixth', 'max_logit_difference_stored']:.1e}".replace("e-0", "e-")
+        for name in ("v1_pr_60", "v2_pr_60")
+    ]
+    assert f"The largest change of a logit is {largest} in float64." in PAGE
+    assert f"it is {stored[0]} for `v1_pr_60` and {stored[1]} for `v2_pr_60`" in PAGE
+
+
+def test_as_stored_16_bits_cost_one_file_the_target():
+    rows = records.measured(SWEEPS["published"]).set_index("point")
+    short = rows.index[(rows["half.correct"] < 8000) & (rows["correct"] >= 8000)]
+    assert list(short) == ["v2_pr_60"]
+    assert "As stored, `v2_pr_60` falls below the 8 000 right answers" in PAGE

@@ -92,7 +92,7 @@ def beyond_board(
     """Draw the challenge's board, the entry's printed scores, and our networks.
 
     Args:
-        board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
+        board: from `board_entries`, its `point` renamed to `entry`.
         published: from `published_scores`.
         ladder: measured table of the sweep `beyond`; rungs without a record are not drawn.
     """

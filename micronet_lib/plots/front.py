@@ -25,7 +25,7 @@ def front_board(board: pd.DataFrame, ladder: pd.DataFrame, source: str) -> HTML:
     """Return the final board as a table, best score first, each score a dot on a logarithmic scale.
 
     Args:
-        board: rows with `point`, `score`, `top1_percent`, from the leaderboard.
+        board: from `board_entries`.
         ladder: measured table of the sweep `beyond`. Networks with a record that reach the
             challenge's accuracy, 80 %, are among the rows.
         source: of both.
@@ -83,7 +83,7 @@ def front_numbers(
     """Return three large numbers of the entry, and one line on this book's own network.
 
     Args:
-        paper: transcribed numbers of `06_scoring`: point, metric, value, source.
+        paper: transcribed numbers of `05_pruning`, which has Table 5: point, metric, value, source.
         published: measured table of the sweep `published`, which has the storage of `v1_pr_60`.
         own: single runs (`records.runs`) of one network of the sweep `beyond`.
         source: of the measured numbers.

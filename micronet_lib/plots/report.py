@@ -27,12 +27,12 @@ _QUOTED: dict[str, tuple[str, str, str, str]] = {
     "train.momentum": ("momentum", "training", "training", "released"),
     "train.weight_decay": ("weight_decay", "training", "training", "released"),
     "train.bn_momentum": ("bn_average_decay", "training", "training", "released"),
-    "train.dropout": ("dropout", "training", "", ""),
+    "train.dropout": ("dropout", "training", "", "released"),
     "srip.coef": ("coef", "paper", "readme readme_list", "code"),
     "smoothing.smoothing": ("smoothing", "paper", "", "released_dense"),
     "smoothing.temperature": ("temperature", "paper", "", ""),
-    "augment.mix_alpha": ("cutmix_alpha", "", "training", ""),
-    "prune.sparsities": ("rounds", "paper", "", ""),
+    "augment.mix_alpha": ("cutmix_alpha", "training", "training", "released"),
+    "prune.sparsities": ("rounds", "paper", "readme", "code"),
 }
 _SOURCES = {"paper": "kim2020", "README": "micronet_code", "released code": "micronet_code"}
 
@@ -95,7 +95,7 @@ def hyperparameters(quoted: pd.DataFrame, recipes: Mapping[str, Mapping[str, Any
 
     Returns:
         Columns setting, paper, README, released code, one for each recipe, and where the numbers
-        stand; a dash where a source does not say.
+        stand; a dash where a source gives no number.
     """
     rows = []
     for setting, (metric, *points) in _QUOTED.items():

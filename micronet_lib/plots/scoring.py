@@ -14,6 +14,7 @@ from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
 
 __all__ = [
     "bit_widths",
+    "board_entries",
     "board_points",
     "history_table",
     "layer_bill",
@@ -135,6 +136,34 @@ def history_table(published: pd.DataFrame, savings: pd.DataFrame, network: str) 
     return pd.DataFrame(lines, columns=["step", *columns])
 
 
+# The source of the scores on the board, and what is printed about an entry.
+_BOARD = "micronet_leaderboard"
+_OF_ENTRY = ("score", "top1_percent", "param_storage_millions", "math_ops_millions")
+
+
+def board_entries(paper: pd.DataFrame) -> pd.DataFrame:
+    """Return the entries of the challenge's CIFAR-100 board, and what is printed about each.
+
+    The score is the board's [micronet_leaderboard]. Accuracy, storage and operations are what an
+    entry's own repository says, so the sources differ from row to row.
+
+    Args:
+        paper: transcribed numbers of `06_scoring`: point, metric, value, source.
+
+    Returns:
+        Columns point, score, top1_percent, param_storage_millions, math_ops_millions; `NaN` where
+        nothing is printed.
+
+    Raises:
+        ValueError: two sources have the same number of an entry.
+    """
+    scores = paper[(paper["source"] == _BOARD) & (paper["metric"] == "score")]
+    own = paper[paper["point"].isin(scores["point"]) & (paper["metric"] != "score")]
+    wide = pd.concat([scores, own]).pivot(index="point", columns="metric", values="value")
+    table = wide.reindex(index=list(scores["point"]), columns=list(_OF_ENTRY))
+    return table.rename_axis(index="point", columns=None).reset_index()
+
+
 def board_points(published: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame:
     """Return our measurements of the networks of the challenge, before and after savings.
 
@@ -243,7 +272,7 @@ def rebuilt_entries(
     """Return the board's entries by technique, and what this book measured of each technique.
 
     Args:
-        board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
+        board: from `board_entries`, its `point` renamed to `entry`.
         measured: sweep -> its measured table; means over the seeds. Left out is what lacks the
             technique: networks that are only rounded, without training, and bits that are the same
             everywhere.
@@ -282,7 +311,7 @@ def leaderboard(
     entry is named there and not drawn: its score is relative to another network.
 
     Args:
-        board: rows with `entry`, `score`, `top1_percent`, from the leaderboard.
+        board: from `board_entries`, its `point` renamed to `entry`.
         ours: rows with `label`, `score`, `top1_percent`, measured.
         rebuilt: from `rebuilt_entries`.
     """
