@@ -1,5 +1,7 @@
 """MobileNet-V1: the printed size, and squeeze-and-excitation counted by hand."""
 
+import math
+
 import pytest
 import torch
 from small_networks import single_thread
@@ -40,8 +42,28 @@ def test_it_is_built_again_from_its_spec_and_folds():
         assert torch.equal(found, network(x))
 
 
-def test_what_is_refused():
-    with pytest.raises(InputError, match="se_ratio is -2"):
-        build("mobilenet_v1", se_ratio=-2)
-    with pytest.raises(InputError, match="choose from imagenet, cifar"):
-        build("mobilenet_v1", stem="x")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"se_ratio": -2}, "se_ratio is -2"),
+        ({"stem": "x"}, "choose from imagenet, cifar"),
+        ({"depth": 50}, "'depth'; choose from num_classes, width_mult, stem, se_ratio"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        *(({"width_mult": each}, f"width_mult is {each};") for each in (-1, 0, math.nan)),
+    ],
+)
+def test_what_is_refused(options, words):
+    with pytest.raises(InputError, match=words) as caught:
+        build("mobilenet_v1", **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("stem", "smallest"), [("imagenet", 32), ("cifar", 16)])
+def test_images_smaller_than_its_stride_are_refused(stem, smallest):
+    network = build("mobilenet_v1", num_classes=7, width_mult=0.25, stem=stem).eval()
+    with single_thread(), torch.no_grad():
+        assert network(torch.zeros(1, 3, smallest, smallest + 1)).shape == (1, 7)
+        small = torch.zeros(1, 3, smallest - 1, 64)
+        for run in (network, network.parts["stem"]):
+            with pytest.raises(InputError, match=f"{smallest - 1} x 64.*at least {smallest}$"):
+                run(small)

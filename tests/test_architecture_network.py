@@ -80,6 +80,15 @@ def test_an_option_that_the_network_does_not_have_is_refused(name: str, options:
         build(name, **options)
 
 
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [("resnet", "depth, blocks"), ("mobilenet_v1", "num_classes, width_mult")],
+)
+def test_an_unknown_option_is_answered_with_the_known_ones(model: str, known: str) -> None:
+    with pytest.raises(InputError, match=f"option of {model} 'tweak'; choose from {known}"):
+        build(model, tweak=1)
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(InputError, match="micronet_v1"):
         build("micronet_v3")

@@ -1,5 +1,7 @@
 """ResNet with the tweaks of Assembled CNN: sizes at the paper's inputs, and blocks by hand."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from micronet_lib.architecture.resnet import Bottleneck, Tweaks
 from micronet_lib.architecture.tweaks import BlurPool, SelectiveKernel, SqueezeExcite
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.bill import score_network
+from micronet_lib.scoring.rules import UnpricedError
 
 SK, BL = {"sk_ratio": 2}, {"big_little": [2, 4]}
 ASSEMBLED = {**SK, **BL, "blur": 3}
@@ -155,8 +158,9 @@ def test_a_blur_keeps_a_constant_and_spreads_a_point():
     edge[:, 1, 0, 1] = 16
     assert blur(edge)[0, 1, 0].tolist() == [4.0, 2.0, 0.0]
     assert BlurPool(1, 5).kernel.sum() == 1
-    with pytest.raises(InputError, match="choose from 3, 5"):
-        BlurPool(1, 4)
+    for size in (4, 3.0):
+        with pytest.raises(InputError, match="choose from 3, 5"):
+            BlurPool(1, size)
 
 
 def test_anti_aliased_strides_make_the_middle_of_a_block_run_at_full_size():
@@ -233,21 +237,33 @@ def test_every_variant_learns_and_is_folded_without_a_change(options):
     ("options", "words"),
     [
         ({"depth": 34}, "choose from 50, 101, 152"),
-        ({"big_little": [0, 4]}, "alpha and beta, both at least 1"),
-        ({"big_little": [2]}, "alpha and beta, both at least 1"),
+        ({"depth": 50.0}, "choose from 50, 101, 152"),
+        ({"big_little": [0, 4]}, "alpha and beta, whole numbers of at least 1"),
+        ({"big_little": [2]}, "alpha and beta, whole numbers of at least 1"),
+        ({"big_little": [2, 1.5]}, r"\[2, 1.5\]; give alpha and beta"),
+        ({"big_little": [1.5, 4]}, r"\[1.5, 4\]; give alpha and beta"),
+        ({"big_little": [math.nan, 4]}, r"\[nan, 4\]; give alpha and beta"),
         ({"big_little": [2, 4], "blocks": [1, 3]}, "with big_little two"),
+        ({"blocks": [0, 3]}, "at least one"),
+        ({"blocks": [1.5]}, "a whole number of blocks"),
         ({"big_little": [2, 4], "blocks": [3]}, "two stages or more"),
         ({"sk_ratio": -1}, "sk_ratio is -1"),
+        ({"se_ratio": True}, "se_ratio is True"),
         ({"blur": 4}, "choose from 3, 5"),
+        ({"blur": 3.0}, "blur size '3.0'; choose from 3, 5"),
         ({"blur_at": ["stem"]}, "choose from strided_conv, projection, max_pool"),
         ({"last_stride": 3}, "choose from 1, 2"),
+        ({"last_stride": True}, "last_stride 'True'; choose from 1, 2"),
         ({"stem": "tiny"}, "choose from imagenet, cifar"),
-        ({"tweak": "D"}, "options of resnet"),
+        ({"tweak": "D"}, "unknown option of resnet 'tweak'; choose from depth, blocks"),
+        *(({"num_classes": each}, f"num_classes is {each};") for each in (-1, 0, 2.5, True)),
+        *(({"width_mult": each}, f"width_mult is {each};") for each in (-1, 0, math.nan, math.inf)),
     ],
 )
 def test_what_is_refused(options, words):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         build("resnet", **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_images_that_do_not_fit_are_refused():
@@ -255,8 +271,32 @@ def test_images_that_do_not_fit_are_refused():
     assert network(torch.zeros(2, 3, 8, 12)).shape == (2, 7)
     with pytest.raises(InputError, match=r"30 x 30.*multiples of 4"):
         network(torch.zeros(2, 3, 30, 30))
-    with pytest.raises(InputError, match=r"16 x 16.*at least 32"):
+    with pytest.raises(InputError, match=r"16 x 16.*at least 32$"):
         build("resnet", width_mult=0.125)(torch.zeros(2, 3, 16, 16))
+
+
+def test_the_small_stem_is_left_alone_and_beta_changes_nothing_in_two_blocks():
+    def shapes(**options):
+        made = build("resnet", **{**TINY, "blocks": [2, 2, 2], **options})
+        return {name: tuple(value.shape) for name, value in made.state_dict().items()}
+
+    def stem(found):
+        return {name: shape for name, shape in found.items() if name.startswith("stem.")}
+
+    plain = shapes()
+    for tweak in ({"resnet_d": True}, BL):
+        assert stem(shapes(**tweak)) == stem(plain)
+        assert stem(shapes(**tweak, stem="imagenet")) != stem(shapes(stem="imagenet"))
+    assert shapes(big_little=[2, 1]) == shapes(big_little=[2, 8])
+    deep = {"blocks": [6, 2]}
+    assert shapes(big_little=[2, 1], **deep) != shapes(big_little=[2, 8], **deep)
+
+
+def test_the_authors_counter_says_which_rules_have_a_price():
+    network = build("resnet", **TINY).eval()
+    with pytest.raises(UnpricedError, match=r"no price for relu.*--rules official"):
+        score_network(network, "published")
+    assert score_network(network, "official").score > 0
 
 
 # ------------------------------------------------------------------------------ timm as an oracle
@@ -308,5 +348,5 @@ def test_images_of_every_size_from_the_smallest_on(tweaks, stem, blocks):
     for side in (network.smallest, network.smallest + 1, network.smallest + 6):
         assert network(torch.zeros(2, 3, side, side + 1)).shape == (2, 7)
     if network.smallest > 1:
-        with pytest.raises(InputError, match=f"at least {network.smallest} "):
+        with pytest.raises(InputError, match=f"at least {network.smallest}$"):
             network(torch.zeros(2, 3, network.smallest - 1, 64))

@@ -183,6 +183,25 @@ def test_mean_corruption_error_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([0.1], "1 errors under fog, and 2 of the baseline"),
+        ([], "0 errors under fog, and 2 of the baseline"),
+        ([0.1, float("nan")], "an error under fog is NaN or infinite"),
+        ([0.1, float("inf")], "an error under fog is NaN or infinite"),
+    ],
+)
+def test_errors_of_other_severities_or_no_numbers_are_refused(row, words):
+    baseline = {"fog": [0.2, 0.2], "snow": [0.1, 0.3]}
+    with pytest.raises(InputError, match=words):
+        mean_corruption_error({**baseline, "fog": row}, baseline)
+    with pytest.raises(InputError, match="under fog"):
+        mean_corruption_error(baseline, {**baseline, "fog": row})
+    with pytest.raises(InputError, match="0 errors under fog"):
+        mean_corruption_error({"fog": []}, {"fog": []})
+
+
+@pytest.mark.parametrize(
     ("images", "name", "severity", "words"),
     [
         (pictures(), "rain", 1, "choose from gaussian_noise"),

@@ -83,6 +83,26 @@ def test_nothing_and_everything():
     assert drop_block(x.bfloat16(), 0.1, 3).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((0.1, 0), "block_size is 0"),
+        ((0.1, 2.5), "block_size is 2.5"),
+        ((2, 3), r"drop_prob is 2; give a fraction in \[0, 1\]"),
+        ((-0.5, 3), "drop_prob is -0.5"),
+        ((float("nan"), 3), "drop_prob is nan"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(given, said):
+    with pytest.raises(InputError, match=said):
+        drop_block(torch.ones(1, 1, 4, 4), *given)
+
+
+def test_a_probability_on_a_device_is_not_waited_for():
+    x = torch.ones(1, 2, 4, 4, device="meta")
+    assert drop_block(x, torch.zeros((), device="meta"), 3).shape == x.shape
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 9])
 def test_it_is_timms_with_the_same_squares(size, monkeypatch):
     """Timm draws the middle of a square everywhere, we its corner where it fits."""
@@ -160,6 +180,8 @@ def test_a_pattern_that_fits_nothing_is_refused():
         ({"keep_prob": 0.0}, "keep_prob is 0.0"),
         ({"start_keep_prob": 1.1}, "start_keep_prob is 1.1"),
         ({"block_size": 0}, "block_size is 0"),
+        ({"block_size": 2.5}, "block_size is 2.5"),
+        ({"block_size": True}, "block_size is True"),
         ({"at": {"blocks.*": 1.5}}, "1.5 for 'blocks"),
         ({"at": {"blocks.*": "all"}}, "'all' for 'blocks"),
     ],

@@ -150,6 +150,9 @@ def test_mean_flip_rate_by_hand():
         mean_flip_rate({}, {})
     with pytest.raises(InputError, match="never flips under snow"):
         mean_flip_rate(rates, {**base, "snow": 0.0})
+    for given in ((rates | {"snow": float("nan")}, base), (rates, base | {"snow": float("nan")})):
+        with pytest.raises(InputError, match="a rate under snow is NaN or infinite"):
+            mean_flip_rate(*given)
 
 
 def test_what_is_refused():

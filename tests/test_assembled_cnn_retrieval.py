@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -262,6 +263,8 @@ def test_what_a_head_refuses():
     for size in (-1, 1.5, True):
         with pytest.raises(InputError, match=f"size of embeddings is {size}"):
             EmbeddingNetwork(trunk, size=size)
+    with pytest.raises(InputError, match="'tweak'; choose from trunk, pooling, scale, size"):
+        build("embedding", tweak=1)
     with pytest.raises(InputError, match="no blocks"):
         EmbeddingNetwork(build("torchvision_resnet18"))
 
@@ -280,6 +283,15 @@ def test_what_a_margin_and_a_rating_refuse():
         resolved(replace(wide, teacher=PLAIN), PROFILES["smoke"])
     with pytest.raises(InputError, match="class 2 has one image"):
         recall_at_k(torch.eye(3), torch.tensor([0, 0, 2]))
+    for labels in (torch.tensor([0, 0]), torch.tensor([0, 0, 1, 1]), torch.zeros(3, 1)):
+        with pytest.raises(InputError, match=rf"labels are .*{len(labels)}.*one label for each"):
+            recall_at_k(torch.eye(3), labels)
+    for value in (math.nan, math.inf):
+        rows = torch.eye(4)
+        rows[1, 2] = value
+        for rate in (nearest, partial(recall_at_k, labels=torch.tensor([0, 0, 1, 1]))):
+            with pytest.raises(InputError, match="1 of 4 images are NaN or infinite"):
+                rate(rows, k=1)
     for k in (0, 3):
         with pytest.raises(InputError, match="give 1 to 2"):
             nearest(torch.eye(3), k)

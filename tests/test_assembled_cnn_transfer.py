@@ -10,8 +10,10 @@ from micronet_lib.architecture import Wrapped, build
 from micronet_lib.assembled_cnn import NewClassifier
 from micronet_lib.errors import InputError
 from micronet_lib.lab.recipes.bases import PLAIN
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.records import paper
 from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.networks import content_of, network_of
@@ -80,3 +82,18 @@ def test_accuracy_is_of_the_classes_that_were_learned(tmp_path):
         records = {case.point: case.record() for case in cases(sweep, PROFILES["smoke"])}
     assert records["some"].metrics["num_examples"] == 30
     assert records["coarse"].metrics["num_examples"] == 100
+
+
+def test_fine_tuning_has_the_papers_rates_and_the_released_schedule():
+    rows = paper("assembled_cnn").query("point == 'fine_tuning'").set_index("metric")["value"]
+    train = SWEEPS["transfer"].point("fine_tuned").recipe.train
+    assert (train.lr, train.weight_decay, train.min_lr) == tuple(
+        rows[["lr", "weight_decay", "min_lr"]]
+    )
+    assert train.warm_up * train.epochs == pytest.approx(rows["warm_up_epochs"])
+    assert train.schedule == "cosine"
+
+
+def test_the_margin_is_the_papers():
+    rows = paper("assembled_cnn").query("point == 'arcface' and source == 'lee2020assembled'")
+    assert SWEEPS["retrieval"].point("resnet").recipe.arcface.margin == rows["value"].item()

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchvision.transforms import v2
 
-from micronet_lib.augmentation.mixing import MixDraw, cut_box, draw_mix, mix, mix_rows
+from micronet_lib.assembled_cnn.offline_teacher import mixed_answers
+from micronet_lib.augmentation.mixing import (
+    KINDS,
+    MixDraw,
+    cut_box,
+    draw_mix,
+    images_per_mix,
+    mix,
+    mix_rows,
+)
 from micronet_lib.errors import InputError
 
 NUM_CLASSES = 10
@@ -194,13 +203,16 @@ def test_mixing_is_one_graph_for_all_draws():
             assert torch.equal(traced(images, targets, drawn).images, expected.images)
 
 
-@pytest.mark.parametrize("kind", ["cutmix", "mixup"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_mixing_stays_on_its_device(kind):
     """On the device without contents every wait for a value and every foreign tensor raises."""
-    images, targets = (tensor.to("meta") for tensor in batch())
-    mixed = mix(images, targets, draw_mix(kind, len(images), generator(), "meta"))
+    loaded = 8 * images_per_mix(kind)
+    images, targets = (tensor.to("meta") for tensor in batch(loaded))
+    drawn = draw_mix(kind, 8, generator(), "meta")
+    mixed = mix(images, targets, drawn)
     assert {tensor.device.type for tensor in mixed} == {"meta"}
-    assert mixed.images.shape == images.shape
+    assert mixed.images.shape == (8, *images.shape[1:])
+    assert mix_rows(torch.zeros(loaded, 5, device="meta"), drawn).shape == (8, 5)
 
 
 def test_half_precision_stays():
@@ -279,15 +291,28 @@ def test_rows_are_mixed_as_the_labels_are(kind):
 def test_an_odd_batch_or_another_number_of_images_is_refused():
     with pytest.raises(InputError, match="7 images are odd"):
         draw_mix("mixup_one_batch", 7, generator())
-    images, targets = batch(6)
-    for kind in ("mixup_two_batches", "mixup_one_batch"):
-        with pytest.raises(InputError, match="6 images, but a draw for 4"):
-            mix(images, targets, draw_mix(kind, 4, generator()))
+    for kind in KINDS:
+        loaded = 4 * images_per_mix(kind)
+        drawn = draw_mix(kind, 4, generator())
+        rows = torch.rand(loaded, NUM_CLASSES)
+        assert len(mix(*batch(loaded), drawn).images) == len(mix_rows(rows, drawn)) == 4
+        for num in {2, 4, 6, 8, 16} - {loaded}:
+            images, targets = batch(num)
+            rows = torch.rand(num, NUM_CLASSES)
+            with pytest.raises(InputError, match=f"{num} images, but a draw for {loaded}"):
+                mix(images, targets, drawn)
+            with pytest.raises(InputError, match=f"{num} targets, but a draw for {loaded}"):
+                mix(batch(loaded)[0], targets, drawn)
+            for function in (mix_rows, mixed_answers):
+                with pytest.raises(InputError, match=f"{num} rows, but a draw for {loaded}"):
+                    function(rows, drawn)
 
 
 @pytest.mark.parametrize("kind", ["mixup_one_batch", "mixup_two_batches"])
 def test_a_batch_that_is_not_mixed_has_every_image_once(kind):
     draw = draw_mix(kind, 8, generator(), prob=0.0)
-    assert draw.own is not None
-    assert draw.own.tolist() == list(range(8))
-    assert (torch.as_tensor(draw.lam) == 1).all()
+    images, targets = batch(8 * images_per_mix(kind))
+    mixed = mix(images, targets, draw)
+    assert torch.equal(mixed.images, images[:8])
+    assert torch.equal(mixed.targets_a, targets[:8])
+    assert (mixed.lam == 1).all()

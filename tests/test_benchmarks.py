@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chapter_cells import place
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = json.loads((ROOT / "data" / "speed.json").read_text(encoding="utf-8"))
@@ -42,19 +43,34 @@ def throughput(ratios):
 def test_throughput_was_kept_of_every_network_with_its_work(throughput):
     assert len(THROUGHPUT["env"]["commit"]) == 7
     rows = {row["network"]: row for row in THROUGHPUT["rows"]}
-    assert list(rows)[: len(throughput.ASSEMBLED)] == list(throughput.ASSEMBLED)
-    pruned = list(rows)[len(throughput.ASSEMBLED) :]
-    assert pruned[0] == throughput.DENSE
-    assert set(pruned[1:]) <= set(throughput.PRUNED)
-    for first, group in (("R50", throughput.ASSEMBLED), (throughput.DENSE, pruned)):
+    groups = {"R50": list(throughput.ASSEMBLED)}
+    for dense, names in throughput.PRUNED.items():
+        groups[dense] = [name for name in (dense, *names) if name in rows]
+        counted = [rows[name] for name in groups[dense]]
+        assert len(counted) > 1
+        assert len({row["macs"] for row in counted}) == 1
+        left = [row["nonzero_macs"] for row in counted]
+        assert left == sorted(left, reverse=True)
+        assert left[0] == counted[0]["macs"]
+    for first, group in groups.items():
         for name in group:
             ratio = rows[first]["images_per_s"] / rows[name]["images_per_s"]
             assert rows[name]["ratio"] == pytest.approx(ratio)
-    counted = [rows[name] for name in pruned]
-    assert len({row["macs"] for row in counted}) == 1
-    left = [row["nonzero_macs"] for row in counted]
-    assert left == sorted(left, reverse=True)
-    assert left[0] == counted[0]["macs"]
+    assert list(rows) == [name for group in groups.values() for name in group]
+
+
+def test_a_pruned_network_is_timed_beside_itself_without_zeros(throughput, tmp_path, monkeypatch):
+    """The two published versions are two networks; a missing file leaves nothing to time."""
+    monkeypatch.setenv("MICRONET_DATA", str(tmp_path))
+    assert [throughput.pruned(dense) for dense in throughput.PRUNED] == [{}, {}]
+    place(tmp_path, ["kaist"])
+    for dense, names in throughput.PRUNED.items():
+        found = throughput.pruned(dense)
+        assert list(found) == [dense, *names]
+        macs, nonzero = throughput.macs_of(*found[dense])
+        assert macs == nonzero
+        assert all(throughput.macs_of(*found[name])[0] == macs for name in names)
+        assert all(throughput.macs_of(*found[name])[1] < macs for name in names)
 
 
 def test_the_work_of_a_network_is_counted_by_hand(throughput):
@@ -87,5 +103,5 @@ def test_every_row_that_is_kept_is_kept_by_a_benchmark(ratios, capsys):
     slow, fast = row["seconds"]
     assert slow > fast >= 0
     table = ratios.as_table({"rows": [{**row, "seconds": [0.33333, 0.1]}]})
-    assert table.splitlines()[2:] == ["| squares | a loop | 3.3 |"]
+    assert table.splitlines()[2:] == ["| squares | a loop | 3.33 |"]
     assert "a loop" in capsys.readouterr().out

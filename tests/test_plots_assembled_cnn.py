@@ -45,6 +45,26 @@ def test_a_rung_that_stands_aside_carries_none():
     assert rows["its step"].drop("M2").equals(usual["its step"].drop("M2"))
 
 
+def test_a_step_is_the_difference_of_two_printed_rows():
+    paper = records.paper_wide("assembled_cnn", "lee2020assembled")
+    found = plots.printed_steps(paper, {"mixup": ("E2", "E3"), "SE": ("E3", "E4")})
+    mixup, gate = found.set_index("technique").to_dict("index").values()
+    assert (mixup["rows"], mixup["epochs"], mixup["images/s"]) == ("E2 to E3", "120 to 200", 0)
+    assert mixup["top-1"] == pytest.approx(79.10 - 78.35)
+    assert mixup["mCE"] == pytest.approx(68.19 - 74.27)
+    assert gate["epochs"] == "200"
+    assert gate["images/s"] == pytest.approx(420 / 493 - 1)
+
+
+def test_differences_by_kind_go_from_the_largest_loss_to_the_largest_gain():
+    rates = {"base": {"fog": 0.3, "snow": 0.2, "frost": 0.4},
+             "other": {"fog": 0.25, "snow": 0.3, "frost": 0.41}}  # fmt: skip
+    found = plots.gains_by_kind(rates, {"other": "base"})
+    assert list(found) == ["other"]
+    assert [kind for kind, _ in found["other"]] == ["snow", "frost", "fog"]
+    assert [points for _, points in found["other"]] == pytest.approx([-10, -1, 5])
+
+
 def test_a_ladder_without_mce_has_no_such_column():
     measured = pd.DataFrame({"point": ["T0", "T2"], "n": [1, 1], "top1": [0.5, 0.6]})
     rows = plots.rungs_beside(records.paper("assembled_cnn"), measured)
@@ -74,14 +94,19 @@ def test_pictures_stand_side_by_side_under_their_titles():
 def test_measured_speed_stands_beside_what_zeros_would_give():
     assembled = pd.DataFrame({"network": ["R50", "R50D"], "macs": [4.1e9, 4.3e9],
                               "images_per_s": [10.0, 9.0]})  # fmt: skip
-    pruned = pd.DataFrame({"network": ["dense", "half"], "nonzero_macs": [40e6, 20e6],
-                           "images_per_s": [500.0, 510.0]})  # fmt: skip
+    pruned = pd.DataFrame({"network": ["dense", "half", "other", "tenth"],
+                           "macs": [40e6, 40e6, 30e6, 30e6],
+                           "nonzero_macs": [40e6, 20e6, 30e6, 3e6],
+                           "images_per_s": [500.0, 510.0, 600.0, 620.0]})  # fmt: skip
     fig = plots.measured_speed(assembled, pruned, "here")
     left, right = fig.axes
     assert left.collections[0].get_offsets().tolist() == [[4.1, 10.0], [4.3, 9.0]]
     assert right.collections[0].get_offsets().tolist() == [[40.0, 500.0], [20.0, 510.0]]
     assert right.lines[0].get_ydata().tolist() == [500.0, 1000.0]
-    assert all(word in texts(fig) for word in ("R50D", "half", "here"))
+    assert right.collections[1].get_offsets().tolist() == [[30.0, 600.0], [3.0, 620.0]]
+    assert right.lines[1].get_ydata().tolist() == pytest.approx([600.0, 6000.0])
+    assert len(right.get_legend().get_texts()) == 2
+    assert all(word in texts(fig) for word in ("R50D", "half", "tenth", "here"))
     assert "not run" in texts(plots.measured_speed(assembled, pruned[:0], ""))
 
 
@@ -118,7 +143,7 @@ def test_every_network_of_a_sweep_has_a_look_of_its_own():
     points = [point.name for point in SWEEPS["corruptions"].points()]
     (ax,) = plots.rates_by_kind({point: {"snow": 0.1} for point in points}, "wrong", "").axes
     looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
-    assert len(looks) == len(points) == 11
+    assert len(looks) == len(points) == 16
 
 
 def test_the_readers_own_robustness_is_a_star():

@@ -5,6 +5,7 @@ Chapter `10_assembled_cnn`.
 
 from collections.abc import Callable
 
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,11 +13,16 @@ from micronet_lib.architecture.network import Network, register
 from micronet_lib.architecture.resnet import STEMS
 from micronet_lib.architecture.tweaks import (
     SqueezeExcite,
+    check_image,
     check_ratios,
+    check_size,
     scaled,
     start_convolutions,
 )
 from micronet_lib.errors import check_choice
+
+# One call in a traced network: it looks at the shape alone.
+torch.fx.wrap("check_image")
 
 STEM_CHS = 32
 BLOCKS = (
@@ -63,10 +69,11 @@ class MobileNetV1(Network):
         stride = 2 if stem == "imagenet" else 1
         self.conv = nn.Conv2d(3, in_chs, 3, stride, 1, bias=False)
         self.bn = nn.BatchNorm2d(in_chs)
-        blocks = []
+        blocks, self.smallest = [], stride
         for chs, stride in BLOCKS:
             blocks.append(SeparableConv(in_chs, scaled(chs, width_mult), stride, se_ratio))
             in_chs = scaled(chs, width_mult)
+            self.smallest *= stride
         self.blocks = nn.Sequential(*blocks)
         self._classifier = nn.Linear(in_chs, num_classes)
         start_convolutions(self)
@@ -83,13 +90,17 @@ class MobileNetV1(Network):
         return {"stem": self._stem, **blocks, "head": self._head}
 
     def _stem(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(x)))
+        return F.relu(self.bn(self.conv(check_image(x, self.smallest, 1))))
 
     def _head(self, x: Tensor) -> Tensor:
         return self._classifier(x.mean((2, 3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, 3, H, W] -> [N, num_classes]` logits."""
+        """`[N, 3, H, W] -> [N, num_classes]` logits.
+
+        Raises:
+            InputError: images smaller than the stride of the whole network.
+        """
         return self._head(self.blocks(self._stem(x)))
 
 
@@ -109,6 +120,7 @@ def mobilenet_v1(
     Raises:
         InputError: an option outside its range.
     """
+    check_size(num_classes, width_mult)
     check_choice("stem", stem, STEMS)
     check_ratios(se_ratio=se_ratio)
     return MobileNetV1(num_classes, width_mult, stem, se_ratio)

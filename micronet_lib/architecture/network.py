@@ -7,12 +7,12 @@ nothing else. To use a network of another library, register a function that retu
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from torch import Tensor, nn
 
-from micronet_lib.errors import InputError, Registry
+from micronet_lib.errors import InputError, Registry, check_choice
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ def build(model: str | NetworkSpec, /, **options: Any) -> Network:
     spec = NetworkSpec(model) if isinstance(model, str) else model
     spec = NetworkSpec(spec.name, {**spec.options, **options})
     builder = NETWORKS[spec.name]
+    known = signature(builder).parameters
+    if not any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
+        for name in spec.options:
+            check_choice(f"option of {spec.name}", name, known)
     try:
         network = builder(**spec.options)
     except TypeError as error:

@@ -18,8 +18,11 @@ from micronet_lib.architecture.tweaks import (
     SelectiveKernel,
     SqueezeExcite,
     check_image,
+    check_number,
     check_ratios,
+    check_size,
     conv_bn,
+    is_whole,
     scaled,
     start_convolutions,
 )
@@ -309,6 +312,10 @@ def resnet(
     out where there are Big-Little stages, which pool in their shortcuts anyway. Unlike the code
     [assembled_code], no shortcut is pooled in a block without stride.
 
+    With the stem `cifar` less is left of two tweaks. The stem stays one 3x3 convolution, so
+    ResNet-D changes shortcuts alone, and Big-Little has no branches there. In a stage of two blocks
+    the little branch has one block, whatever `beta` is.
+
     Args:
         depth: 50, 101 or 152; ignored if `blocks` is given.
         blocks: number of blocks of each stage.
@@ -330,24 +337,27 @@ def resnet(
     Raises:
         InputError: an option outside its range.
     """
+    check_size(num_classes, width_mult)
     check_choice("stem", stem, STEMS)
     check_ratios(se_ratio=se_ratio, sk_ratio=sk_ratio)
-    check_choice("last_stride", last_stride, (1, 2))
+    check_number("last_stride", last_stride, (1, 2))
     if blur:
-        check_choice("blur size", blur, BLUR_SIZES)
+        check_number("blur size", blur, BLUR_SIZES)
     for place in blur_at:
         check_choice("place of blur", place, BLUR_PLACES)
-    if big_little and (len(big_little) != 2 or min(big_little) < 1):
+    if big_little and (len(big_little) != 2 or not all(is_whole(each, 1) for each in big_little)):
         raise InputError(
-            f"big_little is {list(big_little)}; give alpha and beta, both at least 1, or nothing"
+            f"big_little is {list(big_little)}; give alpha and beta, whole numbers of at least 1, "
+            "or nothing"
         )
     if not blocks:
         known = BIG_LITTLE_BLOCKS if big_little else BLOCKS
-        check_choice("depth", depth, known)
+        check_number("depth", depth, known)
         blocks = known[depth]
-    if min(blocks) < (2 if big_little else 1):
+    if not all(is_whole(number, 2 if big_little else 1) for number in blocks):
         raise InputError(
-            f"blocks is {list(blocks)}; a stage has at least one block, with big_little two"
+            f"blocks is {list(blocks)}; a stage has a whole number of blocks, at least one, with "
+            "big_little two"
         )
     if big_little and len(blocks) < 2:
         raise InputError("big_little needs two stages or more: the last one has no branches")

@@ -3,11 +3,14 @@
 All are modules `[N, C, H, W] -> [N, C', H', W']`.
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, unknown
 
 BLUR_SIZES = (3, 5)
 MIN_SK_CHS = 32
@@ -85,7 +88,7 @@ class BlurPool(nn.Module):
 
     def __init__(self, chs: int, size: int = 3, stride: int = 2) -> None:
         super().__init__()
-        check_choice("blur size", size, BLUR_SIZES)
+        check_number("blur size", size, BLUR_SIZES)
         row = torch.tensor({3: [1.0, 2.0, 1.0], 5: [1.0, 4.0, 6.0, 4.0, 1.0]}[size])
         kernel = row[:, None] * row / row.sum() ** 2
         self.register_buffer("kernel", kernel.repeat(chs, 1, 1, 1), persistent=False)
@@ -119,9 +122,10 @@ def check_image(x: Tensor, smallest: int, multiple: int) -> Tensor:
     """
     height, width = x.shape[-2:]
     if min(height, width) < smallest or height % multiple or width % multiple:
+        multiples = f" that are multiples of {multiple}" if multiple > 1 else ""
         raise InputError(
-            f"images are {height} x {width}, but this network needs sides of at least {smallest} "
-            f"that are multiples of {multiple}"
+            f"images are {height} x {width}, but this network needs sides of at least "
+            f"{smallest}{multiples}"
         )
     return x
 
@@ -140,10 +144,38 @@ def check_ratios(**ratios: int) -> None:
         InputError: the ratio and what it may be.
     """
     for name, ratio in ratios.items():
-        if not isinstance(ratio, int) or ratio < 0:
+        if not is_whole(ratio, 0):
             raise InputError(
                 f"{name} is {ratio!r}; give a whole number of at least 1, or 0 for none"
             )
+
+
+def check_size(num_classes: int, width_mult: float) -> None:
+    """Raise an error unless there are classes, and channels.
+
+    Raises:
+        InputError: a number of classes below 1, or a factor of the widths that is not above 0.
+    """
+    if not is_whole(num_classes, 1):
+        raise InputError(f"num_classes is {num_classes!r}; give a whole number of at least 1")
+    if not 0 < width_mult < math.inf:
+        raise InputError(f"width_mult is {width_mult}; give a finite number above 0")
+
+
+def check_number(kind: str, number: object, known: Iterable[int]) -> None:
+    """Raise an error unless a whole number is in a closed list; Python finds 1.0 and True there.
+
+    Raises:
+        InputError: the number and the list.
+    """
+    known = list(known)
+    if not is_whole(number) or number not in known:
+        raise unknown(kind, number, known)
+
+
+def is_whole(number: object, least: float = -math.inf) -> bool:
+    """Return whether something is an integer from `least` on, and no truth value."""
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def scaled(chs: int, width_mult: float) -> int:

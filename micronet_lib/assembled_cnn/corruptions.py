@@ -3,7 +3,8 @@
 Kinds, order of operations and constants are those of the published generator for 32 x 32 images
 [hendrycks_code]. Differences: our random numbers are others; the smallest steps of a blur are
 rounded as floats, not as bytes; and `frost` is drawn, because the generator adds photographs that
-we do not have. So the mean over all corruptions is near the published set's, not equal to it.
+we do not have: it lists six, and draws from the first five. So the mean over all corruptions is
+near the published set's, not equal to it.
 
 Images are uint8 `[N, 3, 32, 32]`; every image draws its own random numbers.
 """
@@ -55,12 +56,19 @@ def mean_corruption_error(
         baseline: the same of the network that all are compared with.
 
     Raises:
-        InputError: the two have not the same corruptions, there is none, or the baseline makes no
-            error under one.
+        InputError: the two have not the same corruptions and severities, or none; an error is NaN
+            or infinite; or the baseline makes no error under one.
     """
     if not errors or errors.keys() != baseline.keys():
         raise InputError("errors and baseline need the same corruptions, at least one")
     for name, found in baseline.items():
+        if len(errors[name]) != len(found) or not len(found):
+            raise InputError(
+                f"{len(errors[name])} errors under {name}, and {len(found)} of the baseline: give "
+                "one for each severity, at least one"
+            )
+        if not math.isfinite(sum(errors[name]) + sum(found)):
+            raise InputError(f"an error under {name} is NaN or infinite")
         if not sum(found):
             raise InputError(f"the baseline makes no error under {name}: choose a weaker one")
     ratios = [sum(errors[name]) / sum(baseline[name]) for name in errors]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from micronet_lib.architecture.tweaks import SelectiveKernel
+from micronet_lib.architecture.tweaks import SelectiveKernel, is_whole
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
 
@@ -58,13 +58,17 @@ class DropBlockConfig:
                 raise InputError(
                     f"drop_block.{name} is {getattr(self, name)}; give a fraction in (0, 1]"
                 )
-        if self.block_size < 1:
-            raise InputError(f"drop_block.block_size is {self.block_size}; give at least 1")
+        _check_side(self.block_size, "drop_block.block_size")
         for pattern, share in self.at.items():
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise InputError(
                     f"drop_block.at has {share!r} for {pattern!r}; give a fraction in [0, 1]"
                 )
+
+
+def _check_side(block_size: object, name: str) -> None:
+    if not is_whole(block_size, 1):
+        raise InputError(f"{name} is {block_size!r}; give a whole number of at least 1")
 
 
 def begins(drop_prob: float | Tensor, block_size: int, height: int, width: int) -> float | Tensor:
@@ -98,7 +102,14 @@ def drop_block(
 
     Returns:
         A tensor as `x`. A mask that keeps nothing gives zeros.
+
+    Raises:
+        InputError: a number for `drop_prob` outside [0, 1], or a side that is no whole number from
+            1. A tensor is not looked at, because that would wait for the device.
     """
+    _check_side(block_size, "block_size")
+    if not isinstance(drop_prob, Tensor) and not 0 <= drop_prob <= 1:
+        raise InputError(f"drop_prob is {drop_prob}; give a fraction in [0, 1]")
     num, chs, height, width = x.shape
     size = min(block_size, height, width)
     shape = (1 if batch_shared else num, chs, height - size + 1, width - size + 1)

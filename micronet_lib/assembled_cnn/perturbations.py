@@ -90,12 +90,14 @@ def mean_flip_rate(rates: Mapping[str, float], baseline: Mapping[str, float]) ->
         baseline: the same of the network that all are compared with.
 
     Raises:
-        InputError: the two have not the same perturbations, there is none, or the baseline never
-            flips under one.
+        InputError: the two have not the same perturbations, or none; a rate is NaN or infinite; or
+            the baseline never flips under one.
     """
     if not rates or rates.keys() != baseline.keys():
         raise InputError("rates and baseline need the same perturbations, at least one")
     for name, rate in baseline.items():
+        if not math.isfinite(rates[name] + rate):
+            raise InputError(f"a rate under {name} is NaN or infinite")
         if not rate:
             raise InputError(f"the baseline never flips under {name}: choose another one")
     return sum(rates[name] / baseline[name] for name in rates) / len(rates)

@@ -128,8 +128,10 @@ class EmbeddingNetwork(Network):
 
 
 @register(NAME)
-def _build(trunk: Mapping[str, Any], **options: Any) -> EmbeddingNetwork:
-    return EmbeddingNetwork(build(NetworkSpec(**trunk)), **options)
+def _build(
+    trunk: Mapping[str, Any], pooling: Pooling = "average", scale: float = 0.0, size: int = 0
+) -> EmbeddingNetwork:
+    return EmbeddingNetwork(build(NetworkSpec(**trunk)), pooling, scale, size)
 
 
 class Embeddings(nn.Module):
@@ -236,10 +238,14 @@ def nearest(embeddings: Tensor, k: int) -> Tensor:
         k: from 1 to N - 1.
 
     Raises:
-        InputError: k outside its range.
+        InputError: k outside its range, or embeddings that are NaN or infinite.
     """
     if not 1 <= k < len(embeddings):
         raise InputError(f"k is {k}; of {len(embeddings)} images give 1 to {len(embeddings) - 1}")
+    finite = embeddings.isfinite().all(1)
+    if not finite.all():
+        lost = len(finite) - int(finite.sum())
+        raise InputError(f"embeddings of {lost} of {len(finite)} images are NaN or infinite")
     rows = unit(embeddings.double())
     found = []
     for part in torch.arange(len(rows), device=rows.device).split(1000):
@@ -260,8 +266,14 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, k: int = 1) -> float:
         k: from 1 to N - 1.
 
     Raises:
-        InputError: k outside its range, or a class with a single image, which has nothing to find.
+        InputError: k outside its range; embeddings that are NaN or infinite; another number of
+            labels; or a class with a single image, which has nothing to find.
     """
+    if labels.shape != embeddings.shape[:1]:
+        raise InputError(
+            f"labels are {list(labels.shape)}, but embeddings are {list(embeddings.shape)}: give "
+            "one label for each image"
+        )
     classes, counts = labels.unique(return_counts=True)
     if (counts < 2).any():
         raise InputError(

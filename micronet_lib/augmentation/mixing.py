@@ -39,7 +39,8 @@ class MixDraw(NamedTuple):
         box: int64 [4], left, top, right and bottom of the partner's box, right and bottom excluded;
             None for mixup.
         permutation: int64 [N], each image's partner.
-        own: int64 [N], which of the loaded images each mixed one comes from; None for all in order.
+        own: int64 [N], which of the loaded images each mixed one comes from; None for the first N
+            in order.
     """
 
     lam: Tensor
@@ -133,15 +134,13 @@ def _draw_pairs(
     if not mixed:
         lam = torch.ones_like(lam)
     if kind == "mixup_two_batches":
-        own = torch.arange(num_images)
-        partners = own + num_images
-    elif num_images % 2:
+        return MixDraw(lam.to(device), None, torch.arange(num_images, 2 * num_images).to(device))
+    if num_images % 2:
         raise InputError(f"mixup_one_batch mixes half with half: {num_images} images are odd")
-    else:
-        first, second = torch.arange(num_images).chunk(2)
-        own, partners = first.repeat(2), torch.cat([second, second.flip(0)])
-        if not mixed:  # every image once
-            own = partners = torch.arange(num_images)
+    first, second = torch.arange(num_images).chunk(2)
+    own, partners = first.repeat(2), torch.cat([second, second.flip(0)])
+    if not mixed:  # every image once
+        own = partners = torch.arange(num_images)
     return MixDraw(lam.to(device), None, partners.to(device), own.to(device))
 
 
@@ -179,14 +178,12 @@ def mix(images: Tensor, targets: Tensor, draw: MixDraw) -> MixedBatch:
         draw: for N mixed images of this size, on the same device.
 
     Raises:
-        InputError: mixup of integers, or another number of images.
+        InputError: mixup of integers, or another number of images or targets.
     """
-    num = len(draw.permutation)
-    if len(images) != num and (draw.own is None or len(images) != 2 * num):
-        raise InputError(f"{len(images)} images, but a draw for {num}")
+    _check_number(images, "images", draw)
+    _check_number(targets, "targets", draw)
     partners, partners_targets = images[draw.permutation], targets[draw.permutation]
-    if draw.own is not None:
-        images, targets = images[draw.own], targets[draw.own]
+    images, targets = _own(images, draw), _own(targets, draw)
     if draw.box is not None:
         mixed = torch.where(_inside(draw.box, images), partners, images)
     elif images.is_floating_point():
@@ -206,10 +203,31 @@ def mix_rows(rows: Tensor, draw: MixDraw) -> Tensor:
 
     Returns:
         [N,C].
+
+    Raises:
+        InputError: another number of rows.
     """
-    own = rows if draw.own is None else rows[draw.own]
+    _check_number(rows, "rows", draw)
     lam = draw.lam.to(rows.dtype)
-    return torch.lerp(rows[draw.permutation], own, lam.unsqueeze(-1) if lam.ndim else lam)
+    weight = lam.unsqueeze(-1) if lam.ndim else lam
+    return torch.lerp(rows[draw.permutation], _own(rows, draw), weight)
+
+
+def _check_number(loaded: Tensor, what: str, draw: MixDraw) -> None:
+    """Raise an error unless a draw is for so many loaded images.
+
+    The shapes of the draw say for how many: its values may be on a GPU, which nothing waits for.
+    A weight for each image, and no places of the images' own, are a draw for two batches.
+    """
+    num = len(draw.permutation)
+    expected = 2 * num if draw.lam.ndim and draw.own is None else num
+    if len(loaded) != expected:
+        raise InputError(f"{len(loaded)} {what}, but a draw for {expected}")
+
+
+def _own(loaded: Tensor, draw: MixDraw) -> Tensor:
+    """Return the images that are mixed with their partners, or what belongs to them."""
+    return loaded[: len(draw.permutation)] if draw.own is None else loaded[draw.own]
 
 
 def _inside(box: Tensor, images: Tensor) -> Tensor:

@@ -205,7 +205,8 @@ def autoaugment_policies() -> Policies:
 
     List and strengths are torchvision's. A factor may strengthen or weaken, each with probability
     one half, so every sub-policy has four rows, one for each pair of signs. `draw` reverses the
-    geometric operations. Unlike in [cubuk2019], no square is cut out afterwards.
+    geometric operations. Unlike in [cubuk2019], no square is cut out afterwards. Crop and mirror
+    image come after the policy, as after all policies here; in [assembled_code] they come before.
     """
     steps = [
         [_at_level(step, sign) for step, sign in zip(sub_policy, signs, strict=True)]

@@ -22,7 +22,9 @@ from micronet_lib.plots.style import (
 __all__ = [
     "assembled_ladder",
     "corruption_pictures",
+    "gains_by_kind",
     "measured_speed",
+    "printed_steps",
     "rates_by_kind",
     "retrieved",
     "robustness",
@@ -91,6 +93,34 @@ def rungs_beside(
     return rows[shown].merge(ours, on="rung", how="left").fillna({"n": 0})
 
 
+def printed_steps(paper: pd.DataFrame, steps: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Return what each technique costs and gains, as differences of two printed rows.
+
+    Args:
+        paper: from `records.paper_wide` of the chapter.
+        steps: technique -> the rows without and with it.
+
+    Returns:
+        Columns technique, rows, epochs (of both rows), images/s (change of the speed, a fraction),
+        top-1 and mCE (both in points).
+    """
+    wide, lines = paper.set_index("point"), []
+    for technique, (without, by) in steps.items():
+        before, after = wide.loc[without], wide.loc[by]
+        epochs = dict.fromkeys(f"{row['epochs']:.0f}" for row in (before, after))
+        lines.append(
+            {
+                "technique": technique,
+                "rows": f"{without} to {by}",
+                "epochs": " to ".join(epochs),
+                "images/s": after["throughput"] / before["throughput"] - 1,
+                "top-1": after["top1_percent"] - before["top1_percent"],
+                "mCE": after["mce_percent"] - before["mce_percent"],
+            }
+        )
+    return pd.DataFrame(lines)
+
+
 # Where the names of networks stand whose points lie close together.
 _NAMES = {
     "R50": ((-5, 3), "right"),
@@ -150,21 +180,24 @@ def corruption_pictures(
 def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -> Figure:
     """Draw images per second against multiply-accumulates, of large networks and of pruned ones.
 
-    The line on the right is the speed of the network without zeros, times all work over the work
-    that is left: what it would be if zeros cost nothing.
+    A line on the right is the speed of a network without zeros, times all work over the work that
+    is left: what it would be if zeros cost nothing.
 
     Args:
         assembled: columns network, macs and images_per_s.
-        pruned: the same and nonzero_macs, the network without zeros first; it may be empty.
+        pruned: the same and nonzero_macs, each network without zeros before its pruned forms, which
+            have the same macs; it may be empty.
     """
     fig, (left, right) = figure(height=3.4, columns=2, widths=(1.6, 1))
     left.scatter(assembled["macs"] / 1e9, assembled["images_per_s"], color=BLUE, s=18)
     for place, row in enumerate(assembled.itertuples()):
         shift, side = ((5, 3), "left") if place % 2 else ((-4, -8), "right")
+        if row.macs < 1e9:  # on the left there is no room
+            shift, side = (5, -2), "left"
         note(left, str(row.network), (row.macs / 1e9, row.images_per_s), shift, size=7, ha=side)
     left.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
     left.set_xticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
-    left.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
+    left.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
     left.minorticks_off()
     left.set_title("rebuilt, 224 or 256 px", fontsize=8.5)
     left.margins(x=0.45, y=0.15)
@@ -172,12 +205,17 @@ def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -
     if pruned.empty:
         not_run(right)
         return footer(fig, source)
-    work, speed = pruned["nonzero_macs"] / 1e6, pruned["images_per_s"]
-    right.scatter(work, speed, color=BLUE, s=18, label="measured")
-    right.plot(work, speed.iloc[0] * work.iloc[0] / work, color=ORANGE, label="if zeros were free")
-    for row in pruned.itertuples():
-        note(right, str(row.network), (row.nonzero_macs / 1e6, row.images_per_s), (-3, -9), size=7,
-             rotation=-60, ha="left", va="top")  # fmt: skip
+    for number, (_, rows) in enumerate(pruned.groupby("macs", sort=False)):
+        work, speed = rows["nonzero_macs"] / 1e6, rows["images_per_s"]
+        free = speed.iloc[0] * work.iloc[0] / work
+        names = ("_", "_") if number else ("measured", "if zeros were free")
+        right.scatter(work, speed, color=GREY if number else BLUE, s=18, label=names[0])
+        right.plot(work, free, ":" if number else "-", color=ORANGE, label=names[1])
+        # Networks of about one size lie close together: the names of others stand above them.
+        turn, below = (60, "bottom") if number else (-60, "top")
+        for name, x, y in zip(rows["network"], work, speed, strict=True):
+            note(right, name, (x, y), (-3, 6 if number else -9), size=7, rotation=turn,
+                 ha="left", va=below)  # fmt: skip
     right.set(xlabel="millions of MACs that are not by 0", ylim=(0, None))
     right.margins(x=0.2)
     right.legend(fontsize=8)
@@ -224,6 +262,27 @@ def robustness(measured: pd.DataFrame, source: str, mine: pd.DataFrame | None = 
     ax.margins(x=0.15)
     ax.set(xlabel="top-1 of clean images (%)", ylabel="of corrupted images (%)")
     return footer(fig, source)
+
+
+def gains_by_kind(
+    rates: Mapping[str, Mapping[str, float]], against: Mapping[str, str]
+) -> dict[str, list[tuple[str, float]]]:
+    """Return the difference between networks under each kind of change.
+
+    Args:
+        rates: network -> kind -> fraction of wrong answers.
+        against: network -> the network that it is compared with.
+
+    Returns:
+        network -> (kind, points of accuracy), from the largest loss to the largest gain.
+    """
+    return {
+        network: sorted(
+            ((kind, 100 * (rates[other][kind] - rate)) for kind, rate in rates[network].items()),
+            key=lambda each: each[1],
+        )
+        for network, other in against.items()
+    }
 
 
 def rates_by_kind(rates: Mapping[str, Mapping[str, float]], what: str, source: str) -> Figure:

@@ -107,7 +107,10 @@ class AuthorsRules(RuleSet):
         elif op.kind == "shift":
             adds = outputs
         elif op.kind not in ("gate", "residual"):
-            raise UnpricedError(f"the authors' counter has no price for {op.kind}, in {op.name}")
+            raise UnpricedError(
+                f"the authors' counter has no price for {op.kind}, in {op.name}: give --rules "
+                "official"
+            )
         params = 0 if op.shared else op.nonzeros
         params += biases if self.biases and not op.bias_shared else 0
         yield Item(op.name, op.kind, "mult", mults, FREEBIE_BITS)

@@ -2,10 +2,10 @@
 
     PYTHONPATH=tests python tests/benchmarks/throughput.py [--record data/throughput.json]
 
-Times the networks of [lee2020assembled, Table 14], rebuilt, on images of their size, and the
-published pruned networks on images of 32 pixels beside the same network without zeros. One thread,
-float32, batch norm folded; networks take turns, and what counts is the processor's time (`ratios`).
-A published file that is missing is left out.
+Times the networks of [lee2020assembled, Tables 8, 9 and 14], rebuilt, on images of their size, and
+the published pruned networks on images of 32 pixels beside the same network without zeros. One
+thread, float32, batch norm folded; networks take turns, and what counts is the processor's time
+(`ratios`). A published file that is missing is left out.
 """
 
 import argparse
@@ -29,16 +29,28 @@ from micronet_lib.lab.storage.published import load_published
 
 ASSEMBLED: dict[str, tuple[str, int, dict[str, Any]]] = {
     "R50": ("resnet", 224, {}),
+    "R101": ("resnet", 224, {"depth": 101}),
+    "R152": ("resnet", 224, {"depth": 152}),
     "R50D": ("resnet", 224, {"resnet_d": True}),
     "R50D+SE": ("resnet", 224, {"resnet_d": True, "se_ratio": 16}),
     "R50D+SK": ("resnet", 224, {"resnet_d": True, "sk_ratio": 2}),
     "R50D+SK+BL": ("resnet", 256, {"sk_ratio": 2, "big_little": [2, 4]}),
     "R50D+SK+BL+AA": ("resnet", 256, {"sk_ratio": 2, "big_little": [2, 4], "blur": 3}),
+    "R152D+SK+BL+AA": (
+        "resnet",
+        256,
+        {"depth": 152, "sk_ratio": 2, "big_little": [1, 2], "blur": 3},
+    ),
     "MobileNet-V1": ("mobilenet_v1", 224, {}),
+    "SE-MobileNet-V1 (r=16)": ("mobilenet_v1", 224, {"se_ratio": 16}),
+    "SE-MobileNet-V1 (r=2)": ("mobilenet_v1", 224, {"se_ratio": 2}),
 }
 """Name -> registered network, side of its images, options."""
-PRUNED = ("v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60")
-DENSE = "v2_no_zeros"
+PRUNED = {
+    "v2_no_zeros": ("v2_pr_15", "v2_pr_30", "v2_pr_45", "v2_pr_60"),
+    "v1_no_zeros": ("v1_pr_60",),
+}
+"""A network without zeros -> its published pruned forms, the fewest zeros first."""
 
 
 def macs_of(network: nn.Module, side: int) -> tuple[float, float]:
@@ -78,13 +90,13 @@ def assembled() -> dict[str, tuple[nn.Module, int]]:
     }
 
 
-def pruned() -> dict[str, tuple[nn.Module, int]]:
-    paths = {name: checkpoint_path(f"micronet_{name}") for name in PRUNED}
+def pruned(dense: str) -> dict[str, tuple[nn.Module, int]]:
+    paths = {name: checkpoint_path(f"micronet_{name}") for name in PRUNED[dense]}
     found = {name: load_published(path).eval() for name, path in paths.items() if path.is_file()}
     if not found:
         return {}
-    dense = without_zeros(load_published(checkpoint_path(f"micronet_{next(iter(found))}")))
-    return {DENSE: (dense.eval(), 32), **{name: (each, 32) for name, each in found.items()}}
+    filled = without_zeros(load_published(checkpoint_path(f"micronet_{next(iter(found))}")))
+    return {dense: (filled.eval(), 32), **{name: (each, 32) for name, each in found.items()}}
 
 
 @torch.inference_mode()
@@ -116,14 +128,16 @@ def timed(
 
 
 def main() -> None:
-    """Time both groups, and keep what was found if asked to."""
+    """Time all groups, and keep what was found if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--record", type=Path, help="JSON file for the times")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    rows = timed(assembled(), 2, args.rounds) + timed(pruned(), 25, 4 * args.rounds)
+    rows = timed(assembled(), 2, args.rounds)
+    for networks in filter(None, map(pruned, PRUNED)):
+        rows += timed(networks, 25, 4 * args.rounds)
     if args.record:
         kept = {"env": environment(wall_s=round(time.perf_counter() - start)), "rows": rows}
         args.record.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
