@@ -149,13 +149,18 @@ def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
         return _evaluate_integers(args)
     if args.runtime == "openvino":
         return _evaluate_openvino(args)
+    from micronet_lib.early_exit import num_exits
     from micronet_lib.lab.data.images import load_split
     from micronet_lib.lab.storage.networks import load_network
     from micronet_lib.lab.training.evaluation import evaluate as rate_network
 
     model = load_network(args.checkpoint)
     found = rate_network(model, load_split(args.dataset, "test"), progress=True)
-    result = {"model": model.spec.name, "dataset": args.dataset, **found.metrics()}
+    result: Result = {"model": model.spec.name, "dataset": args.dataset}
+    exits = num_exits(model)
+    if exits > 1:  # at which threshold images leave is no part of a file
+        result["rated"] = f"the last of {exits} exits"
+    result |= found.metrics()
     return result, _lines(result)
 
 
@@ -477,12 +482,16 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
         )
     facts = {key: getattr(args, key) for key in ("sweep", "point", "profile", "seed")}
     measured = {"top1": "top1", "official_score": "official.score"}
+    if "last_top1" in row:  # of an early exit: as a file is rated, and as images leave
+        measured |= {"top1": "last_top1", "top1_with_exits": "top1", "threshold": "threshold"}
+        measured |= {"exit_rate": "exit_rate", "expected_score": "official.expected_score"}
     facts |= {name: float(row[key]) for name, key in measured.items() if key in row}
     result = {"file": str(args.file), **facts}
     with suppress(UnpricedError):  # the authors' counter knows few operations
         score = score_network(model, "published").metrics()
         facts["score"], result["score"] = score, score["score"]
     export_network(model, args.file, recipe, **facts)
+    result["bytes"] = args.file.stat().st_size
     return result, _lines(result)
 
 

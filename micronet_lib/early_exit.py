@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import HardSwish
 from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
+from micronet_lib.architecture.tweaks import is_whole
 from micronet_lib.errors import InputError, check_choice
 from micronet_lib.hooks import Hook
 from micronet_lib.scoring.bill import Score, score_operations
@@ -86,9 +87,7 @@ class ExitNetwork(Network):
         if len(names) < 2:
             raise InputError(f"{trunk.spec.name} has no blocks that an exit could follow")
         check_choice(f"block of {trunk.spec.name} to exit after", after, names[:-1])
-        for name, value in (("hidden_chs", hidden_chs), ("stride", stride)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} of an exit head is {value!r}; give 1 or more")
+        _check_head(hidden_chs, stride)
         plain = {"name": trunk.spec.name, "options": dict(trunk.spec.options)}
         options = {"trunk": plain, "after": after, "hidden_chs": hidden_chs, "stride": stride}
         self.spec = NetworkSpec(NAME, options)
@@ -157,6 +156,12 @@ def _build(trunk: Mapping[str, Any], **options: Any) -> ExitNetwork:
     return ExitNetwork(build(NetworkSpec(**trunk)), **options)
 
 
+def _check_head(hidden_chs: Any, stride: Any) -> None:
+    for name, value in (("hidden_chs", hidden_chs), ("stride", stride)):
+        if not is_whole(value, 1):
+            raise InputError(f"{name} of an exit head is {value!r}; give a whole number, 1 or more")
+
+
 class Front(nn.Module):
     """The part of a network that its exit head reads."""
 
@@ -193,12 +198,23 @@ class AddExit:
         after: name of the part that the head follows, such as `blocks.4`.
         hidden_chs: channels that the head pools. [osi_code] has 136.
         stride: of the head's depthwise convolution. [osi_code] has 1.
+
+    Raises:
+        InputError: a part without a name, or a number that is none from 1.
     """
 
     after: str = "blocks.4"
     hidden_chs: int = 136
     stride: int = 1
     num_images: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.after, str):
+            raise InputError(
+                f"after of an exit head is {self.after!r}; give the name of a part, such as "
+                "'blocks.4'"
+            )
+        _check_head(self.hidden_chs, self.stride)
 
     def apply(self, network: Network, images: Tensor | None = None) -> ExitNetwork:
         """Return the network with its exit head, whose weights are drawn by PyTorch's generator.
@@ -211,6 +227,19 @@ class AddExit:
     def hooks(self, network: Network) -> list[Hook]:
         """Return no hook."""
         return []
+
+
+@torch.no_grad()
+def num_exits(network: Network, image_size: int = 32) -> int:
+    """Return from how many exits a network can answer; 1 for most.
+
+    Args:
+        network: any.
+        image_size: pixels of a side of the image that it is asked about.
+    """
+    image = network.classifier.weight.new_zeros(1, 3, image_size, image_size)
+    with evaluated(network):
+        return len(network.exits(image))
 
 
 # --------------------------------------------------------------------------------------- the loss
@@ -226,15 +255,17 @@ class ExitLoss:
         confidence: weight every image by its confidence, see `exit_loss`.
 
     Raises:
-        InputError: a weight outside [0, 1].
+        InputError: a weight that is no number in [0, 1].
     """
 
     weight: float = 0.0
     confidence: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise InputError(f"exits.weight is {self.weight}; give a fraction in [0, 1]")
+        weight = self.weight
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not 0 <= weight <= 1:
+            raise InputError(f"exits.weight is {weight!r}; give a fraction in [0, 1]")
 
 
 def exit_loss(logits: Tensor, targets: Tensor, confidence: bool = True) -> Tensor:
@@ -291,8 +322,10 @@ def chosen_threshold(confidence: Tensor, agrees: Tensor, most: float = 0.005) ->
         A number in [0, 1]. Images above it leave.
 
     Raises:
-        InputError: no images, or a fraction outside [0, 1].
+        InputError: no images, a fraction outside [0, 1], or an `agrees` that is not bool.
     """
+    if agrees.dtype != torch.bool:  # of integers, ~ is no "not"
+        raise InputError(f"agrees is {agrees.dtype}; give a comparison, of torch.bool")
     if not len(confidence):
         raise InputError("no held-out images: a threshold cannot be chosen")
     if not 0 <= most <= 1:
@@ -361,10 +394,12 @@ def leave_early(
 
     Raises:
         InputError: a threshold outside [0, 1], a temperature that is not above 0, or a network
-            without an early exit.
+            without an early exit or in training mode.
     """
     if not isinstance(network, ExitNetwork):
         raise InputError(f"{type(network).__name__} has no early exit: attach one by AddExit")
+    if network.training:  # batch norm would mix the images, and only some reach the rest
+        raise InputError("the network is in training mode: call its eval() before images leave")
     if not 0 <= threshold <= 1:
         raise InputError(f"the threshold is {threshold}; give a probability in [0, 1]")
     features = network.features(images)

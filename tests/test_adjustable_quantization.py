@@ -3,25 +3,40 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from integer_networks import images, integer_network
+from integer_networks import NAMES, images, integer_network
 from published_data import require
 from small_networks import seeded
 from tiny_lab import sweep_of, tiny_lab
 from torch import Tensor
 
 from micronet_lib.adjustable_quantization import Steer, adjusted, learned_bits, price, shared_max
-from micronet_lib.adjustable_quantization.layers import FINEST, ChannelSums
+from micronet_lib.adjustable_quantization.layers import (
+    FINEST,
+    TOLERANCE,
+    ChannelQuantizer,
+    ChannelSums,
+)
 from micronet_lib.adjustable_quantization.network import Adjust, AdjustableMicroNet
 from micronet_lib.adjustable_quantization.price import Ranges, fixed_price, reading_positions
 from micronet_lib.adjustable_quantization.ranges import zero_code
 from micronet_lib.architecture import MicroNet, build
+from micronet_lib.beyond.arithmetic import (
+    GATE_BITS,
+    GATE_UNIT,
+    LOGIT_UNIT,
+    STREAM_BITS,
+    saturated,
+)
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.beyond.conversion import network_bytes
+from micronet_lib.beyond.layers import Quantizer
 from micronet_lib.beyond.network import in_integers
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
@@ -89,6 +104,20 @@ def test_gradients_by_hand(bounds):
     # 2.5 = low + top * step.
     above = {"x": 0, "step": 7, "low": 1, "top": 0.5 if bounds else 0}
     assert gradients(4.0, bounds) == pytest.approx(above)
+
+
+def test_a_range_that_is_moved_to_hold_0_keeps_its_own_gradients():
+    """A convention: from 0.7 on, the integers are 0 to 7, but gradients are of 0.7 + 0.5 n."""
+    x, g = torch.tensor([-3.0, 0.9, 9.0]), torch.tensor([1.0, 10.0, 100.0])
+    step, low, top = (torch.tensor([v], requires_grad=True) for v in (0.5, 0.7, 7.0))
+    found = adjusted(x, step, low, top)
+    assert found.tolist() == [0.0, 1.0, 3.5]
+    found.backward(g)
+    assert low.grad is not None
+    assert step.grad is not None
+    assert low.grad.item() == pytest.approx(1 + 100)  # as if the ends were low and low + 7 steps
+    by_hand = 1 * (0 - 1.4) + 10 * (2 - 1.8) + 100 * (7 - 1.4)
+    assert step.grad.item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def of_bits(x: float, bits: float, bounds: bool) -> Tensor:
@@ -173,37 +202,83 @@ def test_zeros_stay_zeros_and_filters_hold_their_width(mixed):
         torch.testing.assert_close(weight, codes * scale)
 
 
+def both_ways(network: AdjustableMicroNet, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Layer by layer: its outputs as integers, and those of the rounded floats in the same unit.
+
+    Both read the integers that the floats before that layer are rounded to.
+    """
+    sums, point, stream = network.sums(), network._point, dict[str, Tensor]()
+    for name, quantizer in network.quantizers.items():
+        quantizer.tap = lambda _, y, name=name: stream.setdefault(name, y.clone())
+    network.rounded_floats(images)
+    for quantizer in network.quantizers.values():
+        quantizer.tap = None
+    owners = {id(quantizer): name for name, quantizer in network.quantizers.items()}
+
+    def after_hard_swish(name: str, codes: Tensor, floats: Tensor, after: Any) -> Iterator[Any]:
+        grid = after.grid()
+        assert grid.three * grid.unit >= FINEST
+        rounded = (after(floats) / grid.step.float()).round()
+        yield name, network._swished(name, codes, after), rounded
+
+    def in_units(name: str, codes: Tensor, floats: Tensor, unit: float, bits: int) -> Iterator[Any]:
+        yield name, sums[name].outputs(codes, unit, bits), saturated((floats / unit).round(), bits)
+
+    centred = network.stem.pixels.centred(images)
+    first = network.quantized_blocks()[0].quant_input
+    yield from after_hard_swish("stem.conv", centred, network.stem(images), first)
+    blocks = {f"blocks.{i}": block for i, block in enumerate(network.quantized_blocks())}
+    for name, layer in network.layers.items():
+        if name == "stem.conv":
+            continue
+        place, _, leaf = name.rpartition(".")
+        block: Any = blocks.get(place.removesuffix(".se"))
+        grid, y = layer.reads.grid(), stream[owners[id(layer.reads)]]
+        ends: Any = (grid.step.float(), grid.low, grid.high)
+        step, low, high = (end.view(-1, *[1] * (y.ndim - 2)) for end in ends)
+        codes = (y / step).round().clamp(low, high)
+        floats = layer(codes * step)
+        if name == "head.classifier":
+            yield from in_units(name, codes, floats, LOGIT_UNIT, STREAM_BITS)
+        elif place.endswith(".se"):
+            if leaf == "conv_reduce":
+                yield from after_hard_swish(name, codes, floats, block.se.quant_expand)
+            else:
+                yield from in_units(name, codes, floats, GATE_UNIT, GATE_BITS)
+        elif leaf in ("conv_project", "conv_shortcut"):
+            yield from in_units(name, codes, floats, point, STREAM_BITS)
+        else:
+            after = block.quant_dw if leaf == "conv_expand" else block.quant_project
+            yield from after_hard_swish(name, codes, floats, after)
+
+
 def checked_within_the_last_bit(network: AdjustableMicroNet, images: Tensor) -> int:
-    """How many integers were compared: a quantizer's of exact sums, and of the sums as floats."""
+    """How many outputs of its layers, all of them, are at most one integer apart."""
+    checked, seen, sums = 0, [], network.sums()
     with torch.no_grad():
-        stream: dict[str, Tensor] = {}
-        for name, quantizer in network.quantizers.items():
-            quantizer.tap = lambda _, y, name=name: stream.setdefault(name, y.clone())
-        network.rounded_floats(images)
-        for quantizer in network.quantizers.values():
-            quantizer.tap = None
-        sums = network.sums()
-        checked = 0
-        for index, block in enumerate(network.quantized_blocks()):
-            pairs = [("conv_dw", block.quant_dw, block.quant_project)]
-            pairs += [("conv_expand", block.quant_input, block.quant_dw)]
-            for leaf, reads, after in pairs:
-                key = f"blocks.{index}.quant_{'dw' if leaf == 'conv_dw' else 'input'}"
-                grid = reads.grid()
-                inputs = (stream[key] / grid.step.float()).round().clamp(grid.low, grid.high)
-                whole = network._swished(f"blocks.{index}.{leaf}", inputs, after)
-                layer = getattr(block, leaf)
-                then = after.grid()
-                assert then.three * then.unit >= FINEST
-                found = after(layer(inputs * grid.step.float())) / then.step.float()
-                assert (found.round() - whole).abs().max() <= 1
-                checked += whole.numel()
-                assert sums[f"blocks.{index}.{leaf}"].width <= 32
+        for name, whole, rounded in both_ways(network, images):
+            assert (rounded - whole).abs().max() <= 1, name
+            assert whole.unique().numel() > 1, name
+            assert sums[name].width <= 32
+            checked += whole.numel()
+            seen.append(name)
+    assert set(seen) == set(network.layers)
     return checked
 
 
-def test_integers_follow_the_rounded_floats_within_the_last_bit(mixed):
-    assert checked_within_the_last_bit(mixed, IMAGES) > 10_000
+@pytest.mark.parametrize("bits", [None, 8, 4], ids=["mixed", "8", "4"])
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_integers_follow_the_rounded_floats_within_the_last_bit(name, bits):
+    """Stem, all convolutions of blocks, gates and classifier, with widths of their own or alike."""
+    network, generator = Adjust(target=0.002).apply(plain(name), IMAGES).eval(), seeded(11)
+    for each in (*network.layers.values(), *network.quantizers.values()):
+        if bits is None:
+            each.bit_scale.data.uniform_(0.2, 1, generator=generator)
+        else:
+            each.bit_scale.data.fill_(bits / 8)
+    assert checked_within_the_last_bit(network, IMAGES) > 10_000
+    kinds = {layer.rpartition(".")[2] for layer in network.layers}
+    assert {"conv", "conv_project", "conv_shortcut", "conv_reduce", "classifier"} <= kinds
 
 
 @pytest.mark.slow
@@ -219,6 +294,20 @@ def test_they_follow_on_real_images_too():
             each.bit_scale.uniform_(0.2, 1, generator=generator)
     shown = normalize(load_split("cifar100", "test").images[:16])
     assert checked_within_the_last_bit(network, shown) > 1_000_000
+
+
+@pytest.mark.parametrize("hard_swish", [False, True])
+def test_a_step_becomes_hardly_smaller_and_at_most_twice_as_large(hard_swish):
+    """Of channels that are not far smaller than the largest."""
+    quantizer = Quantizer(hard_swish)
+    quantizer.pre_bits = 12
+    made = ChannelQuantizer(quantizer, 200, Adjust(4, 4))
+    made.width.uniform_(1, 20, generator=seeded(12))
+    low, step, top = (each.detach() for each in made.ends())
+    unit, shifts, *_ = made.steps(low, step, top)
+    ratios = unit * 2**shifts / step
+    assert 2**-TOLERANCE - 0.01 < ratios.min() < 0.95
+    assert ratios.max() < 2.02
 
 
 def test_sums_are_the_products_one_by_one(mixed):
@@ -324,6 +413,20 @@ def test_widths_are_not_learned_without_a_target():
     assert any(isinstance(h, Steer) for h in Adjust(target=0.1).hooks(made))
 
 
+def test_a_share_of_the_score_before_training_is_a_target():
+    change = Adjust(5, 5, target_share=0.9)
+    made = change.apply(plain(), IMAGES).train()
+    start = score_network(made, "official").score
+    assert made.settings.target == pytest.approx(0.9 * start)
+    assert made.layers["blocks.0.conv_dw"].bit_scale.requires_grad
+    (steer,) = (hook for hook in change.hooks(made) if isinstance(hook, Steer))
+    assert steer._target == made.settings.target
+    content = pack(made)  # a training state holds the target
+    again = restore(json.loads(json.dumps(content["spec"])), content["model"])
+    assert isinstance(again, AdjustableMicroNet)
+    assert again.settings.target == made.settings.target
+
+
 def test_ranges_are_held():
     made = Adjust(target=0.1).apply(plain(), IMAGES)
     quantizer = made.quantizers["blocks.0.quant_dw"]
@@ -387,6 +490,17 @@ def test_recipes_train_and_measure(tmp_path):
         ({"share": 1.5}, "share is 1.5"),
         ({"bias_bits": 0}, "bias_bits is 0"),
         ({"num_images": 0}, "num_images is 0"),
+        ({"bias_bits": 2.5}, "bias_bits is 2.5; give a whole number"),
+        ({"bias_bits": True}, "bias_bits is True; give a whole number"),
+        ({"num_images": 1.5}, "num_images is 1.5"),
+        ({"num_images": True}, "num_images is True"),
+        ({"target": True}, "target is True; give a score above 0"),
+        ({"target": "0.003"}, "target is '0.003'; give a score above 0"),
+        ({"strength": "1"}, "strength is '1'"),
+        ({"share": None}, "share is None"),
+        ({"target_share": 0}, "target_share is 0; give a fraction"),
+        ({"target_share": 1.5}, "target_share is 1.5; give a fraction"),
+        ({"target": 0.003, "target_share": 0.5}, "give one of them"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings, match):
@@ -394,11 +508,24 @@ def test_settings_that_are_none_are_refused(settings, match):
         Adjust(**settings)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("resnet", {"blocks": [1, 1], "width_mult": 0.125, "stem": "cifar"}, "only a MicroNet"),
+        ("mobilenet_v1", {"width_mult": 0.25}, "only a MicroNet"),
+        ("torchvision_mobilenet_v2", {"width_mult": 0.15}, "only a MicroNet"),
+        ("micronet_v1_released", {}, "gates and drops them: remove them first"),
+    ],
+)
+def test_it_is_for_micronets_whose_gates_are_used(name, options, why):
+    with pytest.raises(InputError, match=why) as refused:
+        Adjust().apply(build(name, **options), IMAGES)
+    assert "\n" not in str(refused.value)
+
+
 def test_networks_and_files_that_do_not_fit():
     with pytest.raises(InputError, match="no images to calibrate with"):
         Adjust().apply(plain(), IMAGES[:0])
-    with pytest.raises(InputError, match="only a MicroNet can be put in integers"):
-        Adjust().apply(build("torchvision_mobilenet_v2", width_mult=0.15), IMAGES)
     with pytest.raises(InputError, match="TernaryNetwork is quantised already"):
         Adjust().apply(Ternarize().apply(plain()), IMAGES)
     made = Adjust().apply(plain(), IMAGES)

@@ -24,6 +24,7 @@ from micronet_lib.early_exit import (
     expected_score,
     fitted_temperature,
     leave_early,
+    num_exits,
 )
 from micronet_lib.errors import InputError
 from micronet_lib.lab import running
@@ -168,6 +169,27 @@ def test_a_network_or_head_that_cannot_be_is_refused(trunk, settings, words):
         AddExit(**settings).apply(network)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"after": 4}, "after of an exit head is 4; give the name of a part"),
+        ({"hidden_chs": -3}, "hidden_chs of an exit head is -3; give a whole number"),
+        ({"hidden_chs": 2.0}, "hidden_chs of an exit head is 2.0"),
+        ({"stride": True}, "stride of an exit head is True"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused_before_there_is_a_network(settings, words):
+    with pytest.raises(InputError, match=words):
+        AddExit(**settings)
+
+
+def test_exits_are_counted():
+    network = exit_network()
+    modes = [part.training for part in network.train().modules()]
+    assert [num_exits(each) for each in (network, network.trunk)] == [2, 1]
+    assert [part.training for part in network.modules()] == modes
+
+
 # --------------------------------------------------------------------------------------- the loss
 
 
@@ -227,7 +249,7 @@ def test_a_frozen_trunk_is_folded_and_gives_the_same_loss():
     assert Step(network.requires_grad_(True), Recipe(exits=ExitLoss(0.5))).objective.front is None
 
 
-@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan"), "1", True, None])
 def test_a_share_outside_0_to_1_is_refused(weight):
     with pytest.raises(InputError, match=r"exits.weight.*\[0, 1\]"):
         ExitLoss(weight)
@@ -266,6 +288,12 @@ def test_a_threshold_by_hand():
     assert chosen_threshold(sure, ~agrees | agrees, most=0.0) == 0.0
     nobody = chosen_threshold(sure, torch.zeros(5).bool(), most=0.0)
     assert not (sure > nobody).any()
+
+
+def test_an_answer_agrees_or_not_and_is_no_number():
+    """`~` makes -2 of 1: no image would be too many, or every one."""
+    with pytest.raises(InputError, match=r"agrees is torch.int64; give a comparison"):
+        chosen_threshold(torch.tensor([0.9, 0.3]), torch.tensor([1, 0]))
 
 
 def test_images_of_equal_confidence_stay_together():
@@ -370,6 +398,11 @@ def test_the_rest_runs_for_nobody_who_left():
 def test_a_threshold_outside_0_to_1_is_refused(threshold):
     with pytest.raises(InputError, match=r"threshold.*\[0, 1\]"):
         leave_early(exit_network(), images(1), threshold)
+
+
+def test_nobody_leaves_a_network_in_training_mode():
+    with pytest.raises(InputError, match=r"training mode: call its eval\(\)"):
+        leave_early(exit_network().train(), images(2), 0.5)
 
 
 def test_a_network_without_an_exit_cannot_be_left():

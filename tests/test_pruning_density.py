@@ -75,9 +75,7 @@ def test_the_published_masks_are_the_zeros_and_nested():
     assert not any((more[name] & ~less[name]).any() for name in less)
 
 
-@pytest.mark.parametrize(
-    ("name", "more"), [("v1_pr_60", {"head.classifier"}), ("v2_pr_60", set())]
-)
+@pytest.mark.parametrize(("name", "more"), [("v1_pr_60", {"head.classifier"}), ("v2_pr_60", set())])
 def test_the_layers_whose_masks_cost_more_than_their_zeros_save(name, more):
     """Chapter 05 names them: below one zero in 16."""
     table = density_table(load_published(published(name))).set_index("layer")

@@ -1,11 +1,17 @@
 """Dotted overrides reach nested fields, and refuse what does not fit."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 
 import pytest
 
+from micronet_lib.adjustable_quantization import Adjust
+from micronet_lib.early_exit import AddExit
 from micronet_lib.errors import InputError
+from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.recipe import Price, Recipe, with_overrides
+from micronet_lib.pruning.schedules import PruneTo
+from micronet_lib.ternary import Ternarize
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,69 @@ def test_a_recipe_is_overridden_as_on_the_command_line():
     assert with_overrides(Recipe(), given) == Recipe(
         checkpoint="micronet_v2_pr_60", savings=("dead_gates",), price=Price(weight_bits=8)
     )
+
+
+CHANGED = Recipe(changes=(AddExit("blocks.3"), PruneTo(0.5)))
+
+
+def test_the_settings_of_a_change_are_below_its_place():
+    given = {"changes.0.after": "blocks.6", "changes.0.stride": 2, "changes.1.sparsity": None}
+    found = with_overrides(CHANGED, given)
+    assert found.changes == (AddExit("blocks.6", stride=2), PruneTo())
+    assert with_overrides(CHANGED, {"changes.1": {"sparsity": 0.6}}).changes[1] == PruneTo(0.6)
+    whole = {"changes": [PruneTo(0.1)], "changes.0.sparsity": 0.2}
+    assert with_overrides(CHANGED, whole).changes == (PruneTo(0.2),)
+    nested = with_overrides(Recipe(start=CHANGED), {"start.changes.0.after": "blocks.9"})
+    assert nested.start is not None
+    assert nested.start.changes[0] == AddExit("blocks.9")
+    teachers = Recipe(teacher=CHANGED, more_teachers=(Recipe(),))
+    found = with_overrides(teachers, {"more_teachers.0.checkpoint": "a"})
+    assert found.more_teachers == (Recipe(checkpoint="a"),)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"changes.2.after": "x"}, "unknown place in changes of Recipe '2'; choose from 0, 1"),
+        ({"changes.-1.after": "x"}, "unknown place in changes of Recipe '-1'; choose from 0, 1"),
+        ({"changes.after": "x"}, "unknown place in changes of Recipe 'after'; choose from 0, 1"),
+        (
+            {"changes.0.block": "x"},
+            "unknown key of AddExit 'block'; choose from after, hidden_chs, stride",
+        ),
+        ({"changes.0.stride": 0}, "stride of an exit head is 0; give a whole number, 1 or more"),
+        ({"changes.0.stride": 1.5}, "override stride=1.5: expected int"),
+        ({"changes.0": 3}, "override 0=3 of changes of Recipe: expected keys of AddExit"),
+        ({"savings.0.a": 3}, "savings of Recipe has no entry with keys, so none at '0'"),
+    ],
+)
+def test_a_place_or_setting_that_is_not_there_is_refused(overrides, line):
+    with pytest.raises(InputError) as caught:
+        with_overrides(CHANGED, overrides)
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "value", "said"),
+    [
+        (Adjust(), "weight_bits", 0, "weight_bits is 0; give 2 to 8 bits"),
+        (Adjust(), "activation_bits", 33, "activation_bits is 33; give 2 to 8 bits"),
+        (Adjust(), "target", -1, "target is -1.0; give a score above 0"),
+        (Ternarize(), "threshold", -0.1, "ternary threshold is -0.1; give a number"),
+        (Ternarize(), "scheme", "x", "unknown ternary scheme 'x'; choose from ttq"),
+    ],
+)
+def test_a_change_refuses_what_it_cannot_be(change, key, value, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        with_overrides(Recipe(changes=(change,)), {f"changes.0.{key}": value})
+
+
+def test_every_setting_of_every_change_can_be_given():
+    for point in (point for sweep in SWEEPS.values() for point in sweep.points()):
+        for place, change in enumerate(point.recipe.changes):
+            own = {f"changes.{place}.{each.name}": getattr(change, each.name)
+                   for each in fields(change)}  # fmt: skip
+            assert with_overrides(point.recipe, own) == point.recipe
 
 
 def test_a_key_below_none_fills_in_the_defaults():

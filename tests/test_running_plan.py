@@ -227,9 +227,7 @@ def test_a_disk_that_is_too_small_for_the_plan_is_told_before_anything_runs(lab,
         monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: free)
         if share > 1:
             require(ahead)
-    with pytest.raises(
-        InputError, match=r"up to \d+ MB, and \d+ MB are free at .*: make room"
-    ):
+    with pytest.raises(InputError, match=r"up to \d+ MB, and \d+ MB are free at .*: make room"):
         require(ahead)
     assert lab.trained == []
 

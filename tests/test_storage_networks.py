@@ -21,6 +21,7 @@ from micronet_lib.beyond.changes import Allocate, Quantize
 from micronet_lib.beyond.packed import load_packed
 from micronet_lib.early_exit import AddExit, ExitLoss
 from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import load_split
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES
@@ -34,6 +35,7 @@ from micronet_lib.lab.storage.networks import (
     restore,
 )
 from micronet_lib.lab.storage.states import save_own
+from micronet_lib.lab.training.evaluation import evaluate
 from micronet_lib.pruning.density import density_table
 from micronet_lib.pruning.masks import apply_masks, magnitude_masks, prunable_weights
 from micronet_lib.pruning.schedules import PruneTo
@@ -214,9 +216,10 @@ def test_what_no_file_can_hold_is_known_before_anything_is_trained(tmp_path, mon
         "exits": replace(
             twice, changes=(Quantize(5, 7), AddExit(after="blocks.0")), exits=ExitLoss(1.0)
         ),
-        "floats": replace(
+        "exits_of_floats": replace(
             twice, changes=(PruneTo(0.3), AddExit(after="blocks.0")), exits=ExitLoss(1.0)
         ),
+        "floats": replace(twice, changes=(PruneTo(0.3),)),
     }
     monkeypatch.setitem(SWEEPS, "toy", sweep_of(**points))
     monkeypatch.setattr(measure, "trained", lambda *given: pytest.fail("trained", pytrace=False))
@@ -234,8 +237,39 @@ def test_what_no_file_can_hold_is_known_before_anything_is_trained(tmp_path, mon
                 continue
             assert ".safetensors holds any network" in capsys.readouterr().err
             refused[suffix].add(name)
-    assert refused[".mnet"] == {"ternary", "adjusted", "exits", "floats"}
+    assert refused[".mnet"] == {"ternary", "adjusted", "exits", "exits_of_floats", "floats"}
     assert refused[".onnx"] == set(points) - {"floats"}
+
+
+def test_a_file_of_an_early_exit_says_which_accuracy_is_which(tmp_path, monkeypatch, capsys):
+    plain = SWEEPS["stages"].point("3.0-cutmix").recipe
+    exits = replace(SWEEPS["exit_training"].point("frozen").recipe, start=plain)
+    exits = replace(exits, changes=(AddExit("blocks.0", 5),))
+    sweep = replace(sweep_of(exits=exits), measures=("early_exit",))
+    monkeypatch.setitem(SWEEPS, "toy", sweep)
+    words = ["--point", "exits", "--profile", "smoke", "--json"]
+    path, other = str(tmp_path / "a.safetensors"), str(tmp_path / "a.onnx")
+    with tiny_lab(tmp_path) as lab:
+        assert main(["export", "toy", other, *words]) == 2
+        line = json.loads(capsys.readouterr().out)["error"]
+        assert "early_exit has 2 exits, and .onnx would hold the last one alone" in line
+        assert lab.trained == []
+        assert main(["export", "toy", path, *words]) == 0, capsys.readouterr().err
+        exported = json.loads(capsys.readouterr().out)
+        assert main(["evaluate", "--checkpoint", path, "--dataset", "embedded", "--json"]) == 0
+        rated = json.loads(capsys.readouterr().out)
+        assert main(["evaluate", "--checkpoint", path, "--runtime", "openvino", "--json"]) == 2
+        assert "has 2 exits" in json.loads(capsys.readouterr().out)["error"]
+        again, metadata = load_exported(Path(path))
+        alone = evaluate(again, load_split("embedded", "test").first(100)).top1
+    metrics = json.loads((lab.runs / "smoke/toy/exits-s0.json").read_text())["metrics"]
+    assert metadata["top1"] == exported["top1"] == metrics["last_top1"] == alone
+    assert metadata["top1_with_exits"] == metrics["top1"]
+    assert metadata["expected_score"] == metrics["official.expected_score"]
+    for name in ("threshold", "exit_rate"):
+        assert metadata[name] == metrics[name]
+    assert rated["rated"] == "the last of 2 exits"
+    assert exported["bytes"] == Path(path).stat().st_size
 
 
 def test_a_published_network_is_exported_as_it_is(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from micronet_lib.lab.running.lineage import cases
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.measures.ternary import ternary
 from micronet_lib.lab.running.networks import network_of
-from micronet_lib.lab.storage.networks import pack, restore
+from micronet_lib.lab.storage.networks import export_network, load_network, pack, restore
 from micronet_lib.pruning.schedules import PruneTo
 from micronet_lib.scoring import record_operations, score_network, score_operations
 from micronet_lib.scoring.bill import OPS_BASE, PARAM_BASE
@@ -46,6 +47,7 @@ from micronet_lib.ternary.schemes import (
     ternary_weight,
     threshold_signs,
 )
+from micronet_lib.ternary.stored import StoredTernaryNetwork, in_bitmasks
 
 PAPER = records.paper("ternary").set_index(["point", "metric"])["value"]
 WEIGHT = torch.tensor([[0.9, -0.1, 0.02], [-0.6, 0.0, 0.3]])
@@ -113,6 +115,34 @@ def test_entropy_moves_weights_to_zero_and_nowhere_else():
     assert zeros == sorted(set(zeros))
 
 
+SORTED = {
+    "threshold": threshold_signs,
+    "sparsity": sparse_signs,
+    "deviations": deviation_signs,
+    "strength": lambda weight, value: entropy_signs(weight, torch.ones(2), value),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *[("threshold", value) for value in (-0.1, 1.0, math.nan, "0.1", True)],
+        *[("sparsity", value) for value in (-0.5, 1.0, 1.5, math.nan)],
+        *[("deviations", value) for value in (-1.0, 4.0, math.inf, None)],
+        *[("strength", value) for value in (-3, 5, math.nan)],
+    ],
+)
+def test_a_number_outside_its_range_is_refused_by_the_function_and_the_settings(name, wrong):
+    for sort in (lambda: SORTED[name](WEIGHT, wrong), lambda: Ternarize(**{name: wrong})):
+        with pytest.raises(InputError, match=f"ternary {name} is {re.escape(repr(wrong))}; give"):
+            sort()
+
+
+def test_a_strength_may_be_1():
+    assert Ternarize("entropy", strength=1).strength == 1
+    assert entropy_signs(WEIGHT, torch.ones(2), 1.0).shape == WEIGHT.shape
+
+
 # ------------------------------------------------------------------------------ values, gradients
 
 
@@ -163,6 +193,38 @@ def test_scales_by_hand():
     assert (mean_scales(WEIGHT, torch.zeros(2, 3)) > 0).all()  # two empty bins
     expected = math.sqrt(2 / 3 * 6 / 3)  # three inputs, three of six weights
     torch.testing.assert_close(shape_scales(signs), torch.full((2,), expected))
+
+
+def one_layer(weight: list[float], change: Ternarize) -> Any:
+    """A linear layer under the change, which is its own classifier."""
+
+    class Lone(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(len(weight), 1, bias=False)
+            self.layer.weight.data = torch.tensor([weight])
+            self.spec = NetworkSpec("lone")
+
+        @property
+        def classifier(self) -> nn.Linear:
+            return self.layer
+
+    return change.apply(Lone()).layers["layer"]
+
+
+def test_the_binary_scale_is_the_mean_of_the_weights_that_are_kept():
+    """Pruned weights are no part of it: here 0.6 and not 0.24."""
+    layer = one_layer([0.9, 0.0, -0.3, 0.0, 0.0], Ternarize("binary", keep=()))
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[0.6, 0, -0.6, 0, 0]]))
+    assert one_layer([0.0, 0.0], Ternarize("binary", keep=())).weight.tolist() == [[0, 0]]
+
+
+def test_a_held_zero_stays_0_where_the_mean_is_far_from_it():
+    """The mean is 1.2, so 0 is 0.98 standard deviations below it."""
+    weight = [0.0, 0.0, 2.0, 2.0, 2.0]
+    for held, signs in ((True, [0, 0, 1, 1, 1]), (False, [-1, -1, 1, 1, 1])):
+        change = Ternarize("fixed", deviations=0.5, keep=(), hold_zeros=held)
+        assert one_layer(weight, change).weight.sign().tolist() == [signs]
 
 
 # ------------------------------------------------------------------------------ two bitmasks
@@ -324,6 +386,12 @@ def test_settings_that_are_none_are_refused(settings, match):
         Ternarize(**settings)
 
 
+@pytest.mark.parametrize("keep", [None, "first", ["first"]])
+def test_layers_to_keep_are_a_tuple(keep):
+    with pytest.raises(InputError, match=r"ternary keep is .*give a tuple of names"):
+        Ternarize(keep=keep)
+
+
 def test_a_file_of_another_method_is_refused_in_one_line():
     made = Ternarize().apply(small())
     spec = {"name": made.spec.name, "options": made.spec.options}
@@ -342,6 +410,58 @@ def test_networks_that_cannot_be_made_ternary():
         Ternarize().apply(Ternarize().apply(small()))
     with pytest.raises(InputError, match="IntegerMicroNet is quantised already"):
         Ternarize().apply(in_integers(build("micronet_v1", width_mult=2.5)))
+
+
+# ------------------------------------------------------------------------------ as a file has it
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["micronet_v1", "torchvision_mobilenet_v2"])
+def test_a_file_holds_bitmasks_and_scales_and_computes_the_same(tmp_path, scheme, name):
+    network = Ternarize(scheme).apply(small(name)).eval()
+    for layer in network.layers.values():  # sides of their own, as after a training
+        ternary_of(layer).scales.data *= torch.tensor([1.0, 0.7])
+    export_network(network, tmp_path / "a.safetensors")
+    again = load_network(tmp_path / "a.safetensors")
+    assert isinstance(again, StoredTernaryNetwork)
+    assert list(again.layers) == list(network.layers)
+    with torch.no_grad():
+        assert torch.equal(again(IMAGES), network(IMAGES))
+    for layer, packed in network.packed().items():
+        place = again.layers[layer].parametrizations.weight
+        assert place.original0.numpy().tobytes() == packed.plus
+        assert place.original1.numpy().tobytes() == packed.minus
+        assert place.original2.tolist() == [packed.positive, packed.negative]
+    scores = [score_network(each, "official").score for each in (network, again)]
+    assert scores[0] == scores[1]
+
+
+def test_a_file_is_smaller_by_what_the_bits_save(tmp_path):
+    floats, network = small(), Ternarize().apply(small())
+    sizes = []
+    for each in (floats, network):
+        export_network(each.eval(), tmp_path / "a.safetensors")
+        state = load_network(tmp_path / "a.safetensors").state_dict()
+        sizes.append(sum(value.nbytes for value in state.values()))
+    saved = sum(4 * n - 2 * -(-n // 8) - 8 for n in
+                (layer.weight.numel() for layer in network.layers.values()))  # fmt: skip
+    assert sizes[0] - sizes[1] == saved
+
+
+def test_a_stored_network_is_no_start_for_another_method(tmp_path):
+    export_network(Ternarize().apply(small()).eval(), tmp_path / "a.safetensors")
+    again = load_network(tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="StoredTernaryNetwork is quantised already"):
+        Ternarize().apply(again)
+    assert not any(layer.weight.requires_grad for layer in again.layers.values())
+
+
+def test_a_file_that_names_another_layer_is_refused_in_one_line():
+    made = in_bitmasks(Ternarize().apply(small()))
+    spec = {"name": made.spec.name, "options": {**made.spec.options, "layers": ["stem.conv"]}}
+    with pytest.raises(InputError, match="tensors of another network than stored_ternary") as said:
+        restore(spec, made.state_dict())
+    assert "\n" not in str(said.value)
 
 
 # ------------------------------------------------------------------------------ what it costs
@@ -492,9 +612,12 @@ def test_the_measure_is_for_ternary_networks():
         ternary(SimpleNamespace(name="toy/floats"), small(), False)
 
 
-def test_overrides_reach_a_recipe_with_the_change():
+def test_overrides_reach_the_change_of_a_recipe():
     recipe = Recipe(changes=(Ternarize("entropy"),))
     assert with_overrides(recipe, {"train.epochs": 2}).changes == recipe.changes
+    given = {"changes.0.scheme": "ttq", "changes.0.threshold": 0.1, "changes.0.keep": ["first"]}
+    found = with_overrides(recipe, given).changes
+    assert found == (Ternarize("ttq", threshold=0.1, keep=("first",)),)
 
 
 # ------------------------------------------------------------------------------ entries, recounted

@@ -40,7 +40,9 @@ FINEST = 4.5
 """Of a step in units of `3 / three`, times 3. One integer before HardSwish, where it is steepest,
 is then at most one after it."""
 TOLERANCE = 0.1
-"""In bits: a step that much above the unit times 2^k is not worth the next k."""
+"""In places of a grid: a step so little above one keeps it, and its range becomes narrower, by 7 %
+at most for activations (a place is a factor of 2) and by 2 % for filters (a quarter of an octave).
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class ChannelQuantizer(Quantizer):
         low, step, top = torch.stack([low, step, top]).cpu()  # waits for the device once
         while True:
             unit = max(step.min().item(), step.max().item() * 2.0**-WIDEST_SHIFT)
-            # Rounded up, so that no range becomes narrower than it is learned.
+            # Rounded up, so that hardly any range becomes narrower than it is learned.
             shifts = ((step / unit).log2() - TOLERANCE).ceil().clamp(0, WIDEST_SHIFT)
             if not self.hard_swish:
                 return unit, shifts.to(device), 0, 0
@@ -238,7 +240,10 @@ class _Layer:
         return width / (2 ** self.filter_bits() - 1)
 
     def stored_scales(self) -> Tensor:
-        """Return the places of the steps in the layer's grid, the next above, int64 `[out_chs]`."""
+        """Return the places of the steps in the layer's grid, int64 `[out_chs]`.
+
+        They are the next above, or one that is hardly below, see `TOLERANCE`.
+        """
         steps = self.free_scales().detach()
         below = ((steps.max() / steps).log2() * OCTAVE + TOLERANCE).floor()
         return below.clamp(0, 2**SCALE_BITS - 1).long()

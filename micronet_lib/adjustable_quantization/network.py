@@ -6,7 +6,7 @@ network of floats by the change `Adjust` (chapter `09_adjustable_quantization`).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from micronet_lib.adjustable_quantization.layers import (
 from micronet_lib.adjustable_quantization.price import Ranges, Steer, counted, reading_positions
 from micronet_lib.adjustable_quantization.ranges import MAX_BITS, MIN_BITS
 from micronet_lib.architecture.network import Network, NetworkSpec, register
+from micronet_lib.architecture.tweaks import is_whole
 from micronet_lib.beyond.changes import held_zeros
 from micronet_lib.beyond.layers import Pixels, QuantizedConv2d, QuantizedLinear, Quantizer
 from micronet_lib.beyond.network import IntegerMicroNet, in_integers
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Hook
+from micronet_lib.scoring.bill import score_network
 
 NAME = "adjustable_micronet"
 
@@ -32,6 +34,8 @@ NAME = "adjustable_micronet"
 @dataclass(frozen=True)
 class Adjust:
     """The change of a recipe that rounds every channel in a learned range with a learned width.
+
+    For MicroNets without gates that nothing uses, see `beyond.network.in_integers`.
 
     Attributes:
         weight_bits: width of every filter at the start.
@@ -44,9 +48,10 @@ class Adjust:
         bound_gradient: whether a clipped number's bound gets a gradient, see `ranges.adjusted`.
         bias_bits: of biases.
         num_images: training images for the ranges of activations.
+        target_share: in place of `target`, a fraction of the score before training.
 
     Raises:
-        InputError: a number outside its range.
+        InputError: a number outside its range, or two targets.
     """
 
     weight_bits: int = MAX_BITS
@@ -57,24 +62,36 @@ class Adjust:
     bound_gradient: bool = False
     bias_bits: int = 12
     num_images: int = 512
+    target_share: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits"):
+        of_channels = (MIN_BITS, MAX_BITS)
+        widths = {"weight_bits": of_channels, "activation_bits": of_channels, "bias_bits": (2, 16)}
+        for name, (low, high) in widths.items():
             bits = getattr(self, name)
-            if isinstance(bits, bool) or not isinstance(bits, int):
+            if not is_whole(bits):
                 raise InputError(f"{name} is {bits!r}; give a whole number of bits")
-            if not MIN_BITS <= bits <= MAX_BITS:
-                raise InputError(f"{name} is {bits}; give {MIN_BITS} to {MAX_BITS} bits")
-        if not 2 <= self.bias_bits <= 16:
-            raise InputError(f"bias_bits is {self.bias_bits}; give 2 to 16 bits")
-        if self.target is not None and not 0 < self.target < math.inf:
-            raise InputError(f"target is {self.target}; give a score above 0")
-        if not 0 <= self.strength < math.inf:
-            raise InputError(f"strength is {self.strength}; give a finite number from 0")
-        if not 0 <= self.share <= 1:
-            raise InputError(f"share is {self.share}; give a fraction in [0, 1]")
-        if self.num_images < 1:
-            raise InputError(f"num_images is {self.num_images}; ranges need at least 1 image")
+            if not low <= bits <= high:
+                raise InputError(f"{name} is {bits}; give {low} to {high} bits")
+        if not is_whole(self.num_images, 1):
+            raise InputError(
+                f"num_images is {self.num_images!r}; ranges need a whole number of images, 1 or "
+                "more"
+            )
+        target, part, strength = self.target, self.target_share, self.strength
+        for name, fits, what in (
+            ("target", target is None or (_is_number(target) and 0 < target < math.inf),
+             "a score above 0"),
+            ("target_share", part is None or (_is_number(part) and 0 < part <= 1),
+             "a fraction in (0, 1]"),
+            ("strength", _is_number(strength) and 0 <= strength < math.inf,
+             "a finite number from 0"),
+            ("share", _is_number(self.share) and 0 <= self.share <= 1, "a fraction in [0, 1]"),
+        ):  # fmt: skip
+            if not fits:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give {what}")
+        if target is not None and part is not None:
+            raise InputError(f"target is {target} and target_share is {part}; give one of them")
 
     def apply(self, network: Network, images: Tensor) -> "AdjustableMicroNet":
         """Return the network in integers, batch norm folded, with ranges from these images.
@@ -92,15 +109,23 @@ class Adjust:
         made = AdjustableMicroNet(floats.spec.options["network"], asdict(self))
         made.load_state_dict(floats.state_dict(), strict=False)
         made.observe(floats, images)
+        if self.target_share is not None:
+            target = self.target_share * score_network(made, "official").score
+            return replace(self, target=target, target_share=None).apply(network, images)
         return made.train(network.training)
 
     def hooks(self, network: Network) -> Sequence[Hook]:
         """Return the hooks that hold pruned weights and ranges, and steer to the target."""
         assert isinstance(network, AdjustableMicroNet)
         hooks: list[Hook] = [Ranges(network), *held_zeros(network)]
-        if self.target is not None:
-            hooks.append(Steer(network, self.target, self.strength, self.share))
+        target = self.target if self.target_share is None else network.settings.target
+        if target is not None:
+            hooks.append(Steer(network, target, self.strength, self.share))
         return hooks
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class AdjustableMicroNet(IntegerMicroNet):

@@ -88,6 +88,10 @@ def adjusted(
     clipped number becomes smaller. In truth the end of the range stays where it is.
     `bound_gradient` passes that gradient too.
 
+    A range that does not hold 0 is moved until it does, see `zero_code`. Its integers are then
+    others, but gradients to `low` and `step` stay those of the range that was asked for: a number
+    that is clipped to 0 still moves `low`. That is a convention, like the straight-through one.
+
     Args:
         x: of any shape.
         step: above 0, broadcast against `x` as the next three.

@@ -10,3 +10,4 @@ from micronet_lib.ternary.schemes import (
     ternary_weight,
     threshold_signs,
 )
+from micronet_lib.ternary.stored import StoredTernaryNetwork, in_bitmasks

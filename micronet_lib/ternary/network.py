@@ -26,9 +26,11 @@ from micronet_lib.pruning.masks import HeldMasks
 from micronet_lib.scoring.operations import Operation, Work
 from micronet_lib.ternary.packed import PackedTernary, pack_ternary
 from micronet_lib.ternary.schemes import (
+    HIGHEST,
     SCHEMES,
     SMALLEST,
     TRAINED_SCALES,
+    check_setting,
     deviation_signs,
     entropy_signs,
     mean_scales,
@@ -59,7 +61,7 @@ class Ternarize:
         hold_zeros: weights that are 0 before the change stay 0.
 
     Raises:
-        InputError: a number outside its range, or an unknown name.
+        InputError: a number outside its range, an unknown name, or no tuple of names.
     """
 
     scheme: str = "ttq"
@@ -73,16 +75,13 @@ class Ternarize:
 
     def __post_init__(self) -> None:
         check_choice("ternary scheme", self.scheme, SCHEMES)
+        if not isinstance(self.keep, tuple):
+            raise InputError(f"ternary keep is {self.keep!r}; give a tuple of names, () for none")
         for name in self.keep:
             check_choice("layer to keep", name, ("first", "classifier", *KINDS))
-        for name, high in (("threshold", 1.0), ("sparsity", 1.0), ("deviations", 4.0)):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < high:
-                raise InputError(
-                    f"ternary {name} is {value}; give a number from 0, less than {high:g}"
-                )
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"ternary strength is {self.strength}; give a number from 0 to 1")
+        for name in HIGHEST:
+            if name != "sparsity" or self.sparsity is not None:
+                check_setting(name, getattr(self, name))
 
     def apply(self, network: Network, images: Tensor | None = None) -> "TernaryNetwork":
         """Return the network around the given one, which is changed in place.
@@ -123,7 +122,9 @@ class Ternary(nn.Module):
             ends = torch.stack([fixed.max(), -fixed.min()])
             scales = (FIRST_CENTROID * ends).clamp_min(self.smallest(fixed))
         elif settings.scheme == "binary":
-            scales = fixed.abs().mean().clamp_min(SMALLEST).expand(2).clone()
+            # Pruned weights stay 0, so they are no part of the mean.
+            mean = fixed.abs().sum() / fixed.count_nonzero().clamp_min(1)
+            scales = mean.clamp_min(SMALLEST).expand(2).clone()
         else:
             scales = mean_scales(fixed, self.signs(fixed))
         if self.is_trained:
@@ -135,7 +136,9 @@ class Ternary(nn.Module):
         """Return the bins of latent weights: 1, 0 and -1, of the same shape."""
         settings, fixed = self.settings, weight.detach()
         if settings.scheme == "fixed":
-            return deviation_signs(fixed, settings.deviations)
+            signs = deviation_signs(fixed, settings.deviations)
+            # A mean beside 0 may lie so far from it that zeros leave the middle bin.
+            return signs * (fixed != 0) if settings.hold_zeros else signs
         if settings.scheme == "entropy":
             return entropy_signs(fixed, self.scales.detach(), settings.strength * self.size)
         if settings.scheme == "binary":
@@ -191,10 +194,57 @@ def ternary_of(layer: Any) -> Any:
     return layer.parametrizations.weight[0]
 
 
-class TernaryNetwork(Network):
-    """A network with ternary layers.
+class WithTernaryLayers(Network):
+    """A network some of whose layers have weights of three values.
 
     Batch norm stays: its factor for each filter cannot be folded into three values a layer.
+    """
+
+    foldable = False
+    network: Network
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer."""
+        return self.network.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.network(x)
+
+    def exits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every exit."""
+        return self.network.exits(x)
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The ternary layers, under their names in the network inside."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def plain(self) -> Network:
+        """Return the network inside, built anew with ternary weights as plain parameters."""
+        made = build(self.network.spec).to(self.classifier.weight)
+        state = {f"{name}.weight": layer.weight for name, layer in self.layers.items()}
+        state |= self.network.state_dict()
+        made.load_state_dict({name: state[name] for name in made.state_dict()})
+        return made.train(self.training)
+
+    def packed(self) -> dict[str, PackedTernary]:
+        """Return every ternary weight as two bitmasks and two scales, by the layer's name."""
+        return {name: pack_ternary(layer.weight) for name, layer in self.layers.items()}
+
+    def counted(self) -> Network:
+        """Return the network whose operations are charged, see `charge`."""
+        made = self.plain()
+        found = dict(made.named_modules())
+        for name in self.layers:
+            charge(found[name])
+        return made
+
+
+class TernaryNetwork(WithTernaryLayers):
+    """A network with ternary layers that training moves.
 
     Args:
         network: any registered network; changed in place.
@@ -203,8 +253,6 @@ class TernaryNetwork(Network):
     Raises:
         InputError: no layer is left to change, or the network is quantised already.
     """
-
-    foldable = False
 
     def __init__(self, network: Network, settings: Ternarize) -> None:
         super().__init__()
@@ -227,43 +275,9 @@ class TernaryNetwork(Network):
         )
 
     @property
-    def classifier(self) -> nn.Linear:
-        """The last linear layer."""
-        return self.network.classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        return self.network(x)
-
-    def exits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of every exit."""
-        return self.network.exits(x)
-
-    @property
     def layers(self) -> dict[str, Any]:
         """The ternary layers, under their names in the network inside."""
         return ternary_layers(self.network)
-
-    @torch.no_grad()
-    def plain(self) -> Network:
-        """Return the network inside, built anew with ternary weights as plain parameters."""
-        made = build(self.network.spec).to(self.classifier.weight)
-        state = {f"{name}.weight": layer.weight for name, layer in self.layers.items()}
-        state |= self.network.state_dict()
-        made.load_state_dict({name: state[name] for name in made.state_dict()})
-        return made.train(self.training)
-
-    def packed(self) -> dict[str, PackedTernary]:
-        """Return every ternary weight as two bitmasks and two scales, by the layer's name."""
-        return {name: pack_ternary(layer.weight) for name, layer in self.layers.items()}
-
-    def counted(self) -> Network:
-        """Return the network whose operations are charged, see `charge`."""
-        made = self.plain()
-        found = dict(made.named_modules())
-        for name in self.layers:
-            charge(found[name])
-        return made
 
 
 def charge(layer: Any) -> None:

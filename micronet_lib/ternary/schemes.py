@@ -11,14 +11,36 @@ A layer keeps its weights as floats, the latent ones. In every step they are sor
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from micronet_lib.errors import InputError
 
 SCHEMES = ("ttq", "fixed", "entropy", "binary")
 TRAINED_SCALES = ("ttq", "entropy")
 SMALLEST = 1e-5
 """Of a scale. Both bins on one side of 0 would be no ternary layer."""
+HIGHEST = {"threshold": 1.0, "sparsity": 1.0, "deviations": 4.0, "strength": 1.0}
+"""The numbers that weights are sorted by lie between 0 and these, which only a strength reaches."""
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise an error unless a number that weights are sorted by is in its range.
+
+    Args:
+        name: of `HIGHEST`.
+        value: the number.
+
+    Raises:
+        InputError: it is none, or outside its range.
+    """
+    high, reaches = HIGHEST[name], name == "strength"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (0 <= value < high or (value == high and reaches)):
+        to = " to" if reaches else ", less than"
+        raise InputError(f"ternary {name} is {value!r}; give a number from 0{to} {high:g}")
 
 
 def threshold_signs(weight: Tensor, threshold: float) -> Tensor:
@@ -27,7 +49,11 @@ def threshold_signs(weight: Tensor, threshold: float) -> Tensor:
     Args:
         weight: of any shape.
         threshold: a fraction of the largest magnitude [zhu2017].
+
+    Raises:
+        InputError: as for `check_setting`, also in the next three.
     """
+    check_setting("threshold", threshold)
     sizes = weight.abs()
     return weight.sign() * (sizes > threshold * sizes.max())
 
@@ -37,6 +63,7 @@ def sparse_signs(weight: Tensor, sparsity: float) -> Tensor:
 
     Equal magnitudes go together, so there may be more zeros. The largest magnitude stays.
     """
+    check_setting("sparsity", sparsity)
     num_zeros = min(round(sparsity * weight.numel()), weight.numel() - 1)
     if not num_zeros:
         return weight.sign()
@@ -49,6 +76,7 @@ def deviation_signs(weight: Tensor, deviations: float) -> Tensor:
 
     0.67449 makes half of normally distributed weights zero.
     """
+    check_setting("deviations", deviations)
     z = (weight - weight.mean()) / weight.std()
     return (z > deviations).to(weight.dtype) - (z < -deviations).to(weight.dtype)
 
@@ -66,6 +94,7 @@ def entropy_signs(weight: Tensor, scales: Tensor, strength: float) -> Tensor:
         scales: `[2]`, `Wp` and `Wn`.
         strength: in [0, 1]; 0 takes the nearest bin.
     """
+    check_setting("strength", strength)
     bins = torch.stack([-scales[1], torch.zeros_like(scales[0]), scales[0]])
     distances = (weight.unsqueeze(-1) - bins).square()  # [..., 3]
     nearest = distances.argmin(-1)

@@ -149,17 +149,19 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
         overrides: for example `{"train.epochs": 2}`. A value has the type of its field. An integer
             is accepted for a float, a list for a tuple, a mapping of keys for a configuration. A
             key below a field that is None, such as `teacher.checkpoint`, first fills in the
-            defaults.
+            defaults. Below a tuple comes a place, from 0, such as in `changes.0.threshold`.
 
     All keys of a configuration are set at once, so their order does not matter to its checks.
 
     Raises:
-        InputError: unknown key (the message lists the known ones), or a value of another type.
+        InputError: unknown key or place (the message lists the known ones), or a value of another
+            type.
     """
     if not overrides:
         return config
     known = {field.name: getattr(config, field.name) for field in fields(config)}
     values, parts = dict[str, Any](), dict[str, dict[str, Any]]()
+    entries = dict[str, dict[str, Any]]()
     for key, value in overrides.items():
         head, _, rest = key.partition(".")
         check_choice(f"key of {type(config).__name__}", head, known)
@@ -170,16 +172,42 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
             parts.setdefault(head, {}).update(below)
         elif rest and any(_kind(hint) is Mapping for hint in hints):
             values[head] = {**values.get(head, known[head]), rest: value}
+        elif rest and any(_kind(hint) is tuple for hint in hints):
+            entries.setdefault(head, {})[rest] = value
         elif rest:
             raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
         else:
             values[head] = _fitted(value, hints, key)
-            parts.pop(head, None)
+            parts.pop(head, None), entries.pop(head, None)
+    for head, below in entries.items():
+        name = f"{head} of {type(config).__name__}"
+        values[head] = _with_entries(values.get(head, known[head]), below, name)
     for head, below in parts.items():
         nested = next(hint for hint in _hints(type(config), head) if is_dataclass(hint))
         old = values.get(head, known[head])
         values[head] = with_overrides(nested() if old is None else old, below)
     return replace(config, **values)
+
+
+def _with_entries(
+    entries: tuple[Any, ...], overrides: Mapping[str, Any], name: str
+) -> tuple[Any, ...]:
+    """Return a tuple of configurations with keys such as `0.threshold` replaced."""
+    known = {str(place): each for place, each in enumerate(entries) if is_dataclass(each)}
+    found = dict[str, dict[str, Any]]()
+    for key, value in overrides.items():
+        place, _, rest = key.partition(".")
+        if not known:
+            raise InputError(f"{name} has no entry with keys, so none at {place!r}")
+        check_choice(f"place in {name}", place, known)
+        below = {rest: value} if rest else value
+        if not isinstance(below, Mapping):
+            kind = type(known[place]).__name__
+            raise InputError(f"override {key}={value!r} of {name}: expected keys of {kind}")
+        found.setdefault(place, {}).update(below)
+    return tuple(
+        with_overrides(each, found.get(str(place), {})) for place, each in enumerate(entries)
+    )
 
 
 def _hints(config: type, name: str) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from micronet_lib.architecture.folding import fold_batch_norm
 from micronet_lib.architecture.network import Network
+from micronet_lib.early_exit import num_exits
 from micronet_lib.errors import InputError
 from micronet_lib.lab.data.images import MEAN, STD
 
@@ -40,15 +41,20 @@ def needed(package: str, what: str) -> Any:
         raise InputError(f"{what} needs {package}, which is not installed: {RUNTIME}") from error
 
 
-def check_onnx(network: Network) -> None:
+def check_onnx(network: Network, image_size: int = 32) -> None:
     """Raise an error if a network cannot be an ONNX file.
 
     Raises:
-        InputError: it is quantised.
+        InputError: it is quantised, or has several exits.
     """
     if not network.foldable:
         raise InputError(
             f"{network.spec.name} rounds as it computes, which is not written as {SUFFIX}"
+        )
+    exits = num_exits(network, image_size)
+    if exits > 1:
+        raise InputError(
+            f"{network.spec.name} has {exits} exits, and {SUFFIX} would hold the last one alone"
         )
 
 
@@ -64,7 +70,7 @@ def onnx_bytes(network: Network, image_size: int = 32, **metadata: Any) -> bytes
         InputError: as for `check_onnx`; onnxscript is not installed; an operation has no
             counterpart.
     """
-    check_onnx(network)
+    check_onnx(network, image_size)
     needed("onnxscript", f"writing {SUFFIX}")
     images = torch.zeros(2, 3, image_size, image_size)
     # Overwritten activations take the exporter ten times as long.

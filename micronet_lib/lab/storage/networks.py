@@ -1,9 +1,10 @@
 """Files of our own networks: a spec to build them from, and their tensors.
 
 A file for others is safetensors. Its metadata hold the spec and further entries, each as JSON.
-Loading needs the spec and no recipe. A network in integers can also be a packed file, which holds
-nothing but its integers (`beyond.packed`), and one of floats an ONNX file for other runtimes, which
-is not read into a network again (`exchange`).
+Loading needs the spec and no recipe. Ternary layers are two bitmasks and two scales there
+(`ternary.stored`), so such a network cannot be trained on. A network in integers can also be a
+packed file, which holds nothing but its integers (`beyond.packed`), and one of floats an ONNX file
+for other runtimes, which is not read into a network again (`exchange`).
 """
 
 import json
@@ -15,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import micronet_lib.adjustable_quantization
-import micronet_lib.ternary  # noqa: F401  both register networks
+import micronet_lib.adjustable_quantization  # noqa: F401  registers a network
 from micronet_lib.architecture.network import Network, NetworkSpec, build
 from micronet_lib.beyond.conversion import check_packable, network_bytes, unpacked
 from micronet_lib.beyond.packed import SUFFIX as PACKED
@@ -30,6 +30,7 @@ from micronet_lib.lab.storage.exchange import SUFFIX as ONNX
 from micronet_lib.lab.storage.exchange import check_onnx, needed, onnx_bytes
 from micronet_lib.lab.storage.published import load_published
 from micronet_lib.lab.storage.states import is_own, load_own
+from micronet_lib.ternary import TernaryNetwork, in_bitmasks
 
 SUFFIX = ".safetensors"
 SUFFIXES = (SUFFIX, PACKED, ONNX)
@@ -92,6 +93,8 @@ def export_network(
     """
     check_export(path)
     check_exportable(network, path)
+    if isinstance(network, TernaryNetwork):
+        network = in_bitmasks(network)
     env = environment()
     metadata = {"spec": asdict(network.spec), "torch": env["torch"], "commit": env["commit"]}
     if recipe is not None:
@@ -138,7 +141,7 @@ def check_exportable(network: Network, path: Path) -> None:
 
     Raises:
         InputError: a packed file for a network that is not in integers, or an ONNX file for one
-            that is quantised.
+            that is quantised or has several exits.
     """
     checks: dict[str, Callable[[Network], object]] = {PACKED: check_packable, ONNX: check_onnx}
     if path.suffix in checks:

@@ -1,6 +1,12 @@
-"""Chapter 09: bit widths channel by channel, learned or all the same, from a published network."""
+"""Chapter 09: bit widths channel by channel, learned or all the same.
+
+From a published network, and from one trained here.
+"""
+
+from collections.abc import Sequence
 
 from micronet_lib.adjustable_quantization import Adjust
+from micronet_lib.lab.recipes.bases import PAPER
 from micronet_lib.lab.recipes.grids.beyond import TEACHERS, TRIMMED, distilled
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
@@ -24,12 +30,19 @@ def _learned(bits: int, **settings: bool) -> Recipe:
     return _distilled(Adjust(target=UNIFORM_SCORES[bits], strength=STRENGTH, **settings))
 
 
-def _distilled(change: Adjust) -> Recipe:
-    """Return one epoch of `day` by the answers of a published network."""
+def _distilled(
+    change: Adjust,
+    start: Recipe = TRIMMED,
+    teachers: Sequence[Recipe] = TEACHERS[:1],
+    bit_rate: float = BIT_RATE,
+) -> Recipe:
+    """Return one epoch of `day` by the answers of another network."""
     factors = {"*.range_shift": SHIFT_RATE}
-    if change.target is not None:
-        factors |= {"*.bit_scale": BIT_RATE}
-    return distilled(change, teachers=TEACHERS[:1], lr_factors=factors, num_validation=1000)
+    if change.target is not None or change.target_share is not None:
+        factors |= {"*.bit_scale": bit_rate}
+    return distilled(
+        change, start=start, teachers=teachers, lr_factors=factors, num_validation=1000
+    )
 
 
 _WAYS = {
@@ -44,6 +57,22 @@ _WAYS = {
     "learned_3": _learned(3),
 }
 
+# Three quarters of the score of 8 bits are about that of 4, whatever a profile's width.
+_OWN_CHANGES = {
+    "uniform_4": Adjust(4, 4, num_images=128),
+    "learned": Adjust(target_share=0.75, strength=STRENGTH, num_images=128),
+}
+_OWN = {  # at `smoke` there are ten steps
+    name: _distilled(change, PAPER, (PAPER,), bit_rate=10 * BIT_RATE)
+    for name, change in _OWN_CHANGES.items()
+}
+
+WIDTHS = (
+    *("validation_divergence", "weight_bits", "activation_bits", "zeros", "official.score"),
+    *("shifted.score", "official_integer.score", "same_answer"),
+)
+"""Metrics of a network with widths of its own in every channel."""
+
 SWEEPS = (
     Sweep(
         name="adjustable_quantization",
@@ -51,12 +80,17 @@ SWEEPS = (
         chapter="09_adjustable_quantization",
         axes={"way": tuple(_WAYS)},
         make=lambda way: _WAYS[way],
-        metrics=(
-            *("correct", "top1", "loss", "validation_divergence", "weight_bits"),
-            *("activation_bits", "zeros", "official.score", "shifted.score"),
-            *("official_integer.score", "same_answer"),
-        ),
+        metrics=("correct", "top1", "loss", *WIDTHS),
         measures=("accuracy", "adjustable_quantization"),
         profiles=("day", "full"),
+    ),
+    Sweep(
+        name="adjustable_training",
+        title="Learned widths beside 4 bits, in a network trained here that is its own teacher",
+        chapter="09_adjustable_quantization",
+        axes={"way": tuple(_OWN)},
+        make=lambda way: _OWN[way],
+        metrics=("correct", "top1", *WIDTHS),
+        measures=("adjustable_quantization",),
     ),
 )

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from micronet_lib.lab.running.lineage import Case
 
 
+BATCH_SIZE = 100
+"""Grids and steps are made anew for every batch, so larger ones than elsewhere are faster."""
+
+
 class _InFloats(torch.nn.Module):
     """The rounded floats of training, without training."""
 
@@ -38,9 +42,10 @@ def adjustable_quantization(case: "Case", network: Network, progress: bool) -> F
     `weight_bits` is the mean width of the weights that are not zero, `activation_bits` of the
     rounded activations of an image, both as the challenge's slide has them. `shifted.score` charges
     a product the width of a weight with its shift built in, see `price.counted`.
-    `official_integer.score` charges sums their proven width. `same_answer` is the fraction of test
-    images on which the integers give the answer of the rounded floats of training, `floats.correct`
-    what these get right. `histogram` counts channels by width.
+    `official_integer.score` charges sums their proven width. `correct` and `top1` are what the
+    integers get right, `floats.correct` what the rounded floats of training do, `same_answer` the
+    fraction of test images to which both give the same answer. `histogram` counts channels by
+    width.
 
     Raises:
         InputError: a network without adjustable channels.
@@ -63,10 +68,14 @@ def adjustable_quantization(case: "Case", network: Network, progress: bool) -> F
     metrics["zeros"] = (weights == 0).double().mean().item()
     if case.recipe.learns:
         test = images_of(case.recipe, case.profile, "test")
-        floats = logits_of(_InFloats(network).eval(), test.images, progress=progress).argmax(1)
-        integers = logits_of(network, test.images, progress=progress).argmax(1)
+        floats, integers = (
+            logits_of(way, test.images, BATCH_SIZE, progress).argmax(1)
+            for way in (_InFloats(network).eval(), network)
+        )
         metrics["same_answer"] = (floats == integers).double().mean().item()
         metrics["floats.correct"] = int((floats == test.targets).sum())
+        metrics |= {"correct": int((integers == test.targets).sum()), "num_examples": len(test)}
+        metrics["top1"] = metrics["correct"] / len(test)
     if case.recipe.train.epochs:
         curve = content_of(case.recipe, case.profile, case.seed)["curve"]
         if "validation_divergence" in curve:

@@ -30,9 +30,10 @@ def ternary(case: "Case", network: Network, progress: bool) -> Found:
     `zeros` and `bits_per_weight` (the entropy of the bins, layer by layer) are of all ternary
     weights together; `moved` is the fraction that has changed its bin since before the training.
     `narrow_sums.score` charges additions of dot products 16 bits, which the organisers refused;
-    `official.score` 32. `half.correct` is of the exported network, batch norm folded, whose numbers
-    really have the 16 bits that the score charges. `histogram` has the latent weights of the
-    largest layer before and after, in units of their largest magnitude before, and the scales.
+    `official.score` 32. `half.correct` is with batch norm merged and every parameter rounded to
+    the 16 bits that the score charges; the arithmetic is in float32. `histogram` has the latent
+    weights of the largest layer before and after, in units of their largest magnitude before, and
+    the scales.
 
     Raises:
         InputError: a network without ternary layers.
