@@ -41,6 +41,7 @@ CARD_ENTRIES = (
     *("What", "Paper", "Equation", "Suggested values", "Cost", "Measured effect", "Differences"),
 )
 
+ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,16}\b")
 MACHINE_PATH = re.compile(
     r"/(?:home|Users|root)/|/tmp/|/private/|/var/folders/|[A-Z]:\\|site-packages|dist-packages|"
     + re.escape(str(ROOT))
@@ -167,6 +168,7 @@ def test_it_was_executed_in_a_fresh_kernel_without_error_stderr_or_path(path: Pa
         for text in texts(cell):
             found = MACHINE_PATH.search(text)
             assert not found, f"{name(cell)}: shows {found and found.group()!r}"
+            assert not ADDRESS.search(text), f"{name(cell)}: shows an object by its address"
         # Every figure has a number, a caption and an alternative text.
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             settings = cell.metadata.get("mystnb", {})
