@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from micronet_lib.architecture.micronet import HardSwish
 from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
-from micronet_lib.architecture.tweaks import is_whole
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_integer, is_number
 from micronet_lib.hooks import Hook
 from micronet_lib.scoring.bill import Score, score_operations
 from micronet_lib.scoring.operations import record_operations
@@ -158,7 +157,7 @@ def _build(trunk: Mapping[str, Any], **options: Any) -> ExitNetwork:
 
 def _check_head(hidden_chs: Any, stride: Any) -> None:
     for name, value in (("hidden_chs", hidden_chs), ("stride", stride)):
-        if not is_whole(value, 1):
+        if not is_integer(value, 1):
             raise InputError(f"{name} of an exit head is {value!r}; give a whole number, 1 or more")
 
 
@@ -263,8 +262,7 @@ class ExitLoss:
 
     def __post_init__(self) -> None:
         weight = self.weight
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not 0 <= weight <= 1:
+        if not is_number(weight) or not 0 <= weight <= 1:
             raise InputError(f"exits.weight is {weight!r}; give a fraction in [0, 1]")
 
 

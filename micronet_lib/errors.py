@@ -1,7 +1,8 @@
 """Exceptions whose message is meant for the user."""
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 Value = TypeVar("Value")
 
@@ -53,6 +54,16 @@ def check_choice(kind: str, name: object, known: Iterable[object]) -> None:
     known = list(known)
     if name not in known:
         raise unknown(kind, name, known)
+
+
+def is_integer(value: object, least: float = -math.inf) -> bool:
+    """Return whether something is an integer from `least` on, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether something is an integer or a float, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> InputError:

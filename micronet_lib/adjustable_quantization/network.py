@@ -20,11 +20,10 @@ from micronet_lib.adjustable_quantization.layers import (
 from micronet_lib.adjustable_quantization.price import Ranges, Steer, counted, reading_positions
 from micronet_lib.adjustable_quantization.ranges import MAX_BITS, MIN_BITS
 from micronet_lib.architecture.network import Network, NetworkSpec, register
-from micronet_lib.architecture.tweaks import is_whole
 from micronet_lib.beyond.changes import held_zeros
 from micronet_lib.beyond.layers import Pixels, QuantizedConv2d, QuantizedLinear, Quantizer
 from micronet_lib.beyond.network import IntegerMicroNet, in_integers
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, is_integer, is_number
 from micronet_lib.hooks import Hook
 from micronet_lib.scoring.bill import score_network
 
@@ -69,24 +68,24 @@ class Adjust:
         widths = {"weight_bits": of_channels, "activation_bits": of_channels, "bias_bits": (2, 16)}
         for name, (low, high) in widths.items():
             bits = getattr(self, name)
-            if not is_whole(bits):
+            if not is_integer(bits):
                 raise InputError(f"{name} is {bits!r}; give a whole number of bits")
             if not low <= bits <= high:
                 raise InputError(f"{name} is {bits}; give {low} to {high} bits")
-        if not is_whole(self.num_images, 1):
+        if not is_integer(self.num_images, 1):
             raise InputError(
                 f"num_images is {self.num_images!r}; ranges need a whole number of images, 1 or "
                 "more"
             )
         target, part, strength = self.target, self.target_share, self.strength
         for name, fits, what in (
-            ("target", target is None or (_is_number(target) and 0 < target < math.inf),
+            ("target", target is None or (is_number(target) and 0 < target < math.inf),
              "a score above 0"),
-            ("target_share", part is None or (_is_number(part) and 0 < part <= 1),
+            ("target_share", part is None or (is_number(part) and 0 < part <= 1),
              "a fraction in (0, 1]"),
-            ("strength", _is_number(strength) and 0 <= strength < math.inf,
+            ("strength", is_number(strength) and 0 <= strength < math.inf,
              "a finite number from 0"),
-            ("share", _is_number(self.share) and 0 <= self.share <= 1, "a fraction in [0, 1]"),
+            ("share", is_number(self.share) and 0 <= self.share <= 1, "a fraction in [0, 1]"),
         ):  # fmt: skip
             if not fits:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give {what}")
@@ -122,10 +121,6 @@ class Adjust:
         if target is not None:
             hooks.append(Steer(network, target, self.strength, self.share))
         return hooks
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class AdjustableMicroNet(IntegerMicroNet):

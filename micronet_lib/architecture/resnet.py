@@ -22,11 +22,10 @@ from micronet_lib.architecture.tweaks import (
     check_ratios,
     check_size,
     conv_bn,
-    is_whole,
     scaled,
     start_convolutions,
 )
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_integer
 
 # One call in a traced network: it looks at the shape alone.
 torch.fx.wrap("check_image")
@@ -345,7 +344,7 @@ def resnet(
         check_number("blur size", blur, BLUR_SIZES)
     for place in blur_at:
         check_choice("place of blur", place, BLUR_PLACES)
-    if big_little and (len(big_little) != 2 or not all(is_whole(each, 1) for each in big_little)):
+    if big_little and (len(big_little) != 2 or not all(is_integer(each, 1) for each in big_little)):
         raise InputError(
             f"big_little is {list(big_little)}; give alpha and beta, whole numbers of at least 1, "
             "or nothing"
@@ -354,7 +353,7 @@ def resnet(
         known = BIG_LITTLE_BLOCKS if big_little else BLOCKS
         check_number("depth", depth, known)
         blocks = known[depth]
-    if not all(is_whole(number, 2 if big_little else 1) for number in blocks):
+    if not all(is_integer(number, 2 if big_little else 1) for number in blocks):
         raise InputError(
             f"blocks is {list(blocks)}; a stage has a whole number of blocks, at least one, with "
             "big_little two"

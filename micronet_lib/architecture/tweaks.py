@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from micronet_lib.errors import InputError, unknown
+from micronet_lib.errors import InputError, is_integer, unknown
 
 BLUR_SIZES = (3, 5)
 MIN_SK_CHS = 32
@@ -144,7 +144,7 @@ def check_ratios(**ratios: int) -> None:
         InputError: the ratio and what it may be.
     """
     for name, ratio in ratios.items():
-        if not is_whole(ratio, 0):
+        if not is_integer(ratio, 0):
             raise InputError(
                 f"{name} is {ratio!r}; give a whole number of at least 1, or 0 for none"
             )
@@ -156,7 +156,7 @@ def check_size(num_classes: int, width_mult: float) -> None:
     Raises:
         InputError: a number of classes below 1, or a factor of the widths that is not above 0.
     """
-    if not is_whole(num_classes, 1):
+    if not is_integer(num_classes, 1):
         raise InputError(f"num_classes is {num_classes!r}; give a whole number of at least 1")
     if not 0 < width_mult < math.inf:
         raise InputError(f"width_mult is {width_mult}; give a finite number above 0")
@@ -169,13 +169,8 @@ def check_number(kind: str, number: object, known: Iterable[int]) -> None:
         InputError: the number and the list.
     """
     known = list(known)
-    if not is_whole(number) or number not in known:
+    if not is_integer(number) or number not in known:
         raise unknown(kind, number, known)
-
-
-def is_whole(number: object, least: float = -math.inf) -> bool:
-    """Return whether something is an integer from `least` on, and no truth value."""
-    return isinstance(number, int) and not isinstance(number, bool) and number >= least
 
 
 def scaled(chs: int, width_mult: float) -> int:

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from micronet_lib.architecture.tweaks import SelectiveKernel, is_whole
-from micronet_lib.errors import InputError
+from micronet_lib.architecture.tweaks import SelectiveKernel
+from micronet_lib.errors import InputError, is_integer, is_number
 from micronet_lib.hooks import Hook
 
 
@@ -60,14 +60,14 @@ class DropBlockConfig:
                 )
         _check_side(self.block_size, "drop_block.block_size")
         for pattern, share in self.at.items():
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            if not is_number(share) or not 0 <= share <= 1:
                 raise InputError(
                     f"drop_block.at has {share!r} for {pattern!r}; give a fraction in [0, 1]"
                 )
 
 
 def _check_side(block_size: object, name: str) -> None:
-    if not is_whole(block_size, 1):
+    if not is_integer(block_size, 1):
         raise InputError(f"{name} is {block_size!r}; give a whole number of at least 1")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from micronet_lib.errors import InputError
+from micronet_lib.errors import InputError, is_number
 
 SCHEMES = ("ttq", "fixed", "entropy", "binary")
 TRAINED_SCALES = ("ttq", "entropy")
@@ -37,8 +37,7 @@ def check_setting(name: str, value: Any) -> None:
         InputError: it is none, or outside its range.
     """
     high, reaches = HIGHEST[name], name == "strength"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not (0 <= value < high or (value == high and reaches)):
+    if not is_number(value) or not (0 <= value < high or (value == high and reaches)):
         to = " to" if reaches else ", less than"
         raise InputError(f"ternary {name} is {value!r}; give a number from 0{to} {high:g}")
 
