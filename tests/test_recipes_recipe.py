@@ -112,7 +112,7 @@ def test_a_field_that_was_something_becomes_nothing():
         ({"options": 3}, "expected Mapping"),
         ({"prune.sparsities": ["0.5"]}, "expected float"),
         ({"train.optimizer": "lamb"}, "optimizer 'lamb'; choose from sgd, adam, adamw"),
-        ({"changes.sparsity": 0.5}, "'changes' of Recipe"),
+        ({"changes.sparsity": 0.5}, "changes of Recipe has no entry"),
     ],
 )
 def test_what_does_not_fit_is_refused(overrides, named):

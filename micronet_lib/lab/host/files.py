@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -87,20 +86,6 @@ def check_writable(folder: Path, remedy: str = RUNS_ELSEWHERE) -> None:
         f"cannot write under {there} ({os.strerror(fault)}): get the right to write there, or "
         f"{remedy}"
     )
-
-
-def check_room(folder: Path, size_mb: float) -> None:
-    """Raise an error if files of `size_mb` in all do not fit on the disk of a folder.
-
-    Raises:
-        InputError: what is needed, what is free, and what to do.
-    """
-    free_mb = shutil.disk_usage(_first_existing(folder)).free / 1e6
-    if size_mb > free_mb:
-        raise InputError(
-            f"networks and training states take up to {size_mb:.0f} MB, and {free_mb:.0f} MB are "
-            f"free at {folder}: make room, ask for fewer points, or {RUNS_ELSEWHERE}"
-        )
 
 
 def _first_existing(folder: Path) -> Path:
