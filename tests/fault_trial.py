@@ -59,11 +59,12 @@ class Trial:
 
     def refused(self, meddle: Callable[[], None] | None, reason: str) -> None:
         """Give the command where it cannot work: one line, status 2, nothing half-written left."""
+        before = set(self.place.files())  # whoever was killed in a write has left half a file
         status, said = run(self.place, meddle), self.place.said()
         clear = (
             len(said) == 1 and said[0].startswith("micronet: cannot write") and reason in said[0]
         )
-        tidy = not any(name.endswith(".tmp") for name in self.place.files())
+        tidy = not any(name.endswith(".tmp") for name in set(self.place.files()) - before)
         self.survived.append(status == 2 and clear and tidy)
         self.hit.append(" ".join(said).removeprefix("micronet: "))
 

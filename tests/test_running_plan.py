@@ -5,7 +5,9 @@ That it says what measuring then does is in `test_running_lineage`.
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tiny_lab import chain, sweep_of, tiny_lab
@@ -215,6 +217,24 @@ def test_a_sweep_of_which_one_point_can_run_is_not_refused(lab):
     path.touch()
     require(jobs(cases(SWEEPS["spectra"], PROFILES["full"])))
     require(jobs(cases(SWEEP, PROFILES["smoke"])))
+
+
+def test_a_disk_that_is_too_small_for_the_plan_is_told_before_anything_runs(lab, monkeypatch):
+    ahead = jobs(cases(SWEEP, PROFILES["smoke"]))
+    sizes = [plans.sizes_mb(job.case.recipe) for job in ahead]
+    kept, meanwhile = map(list, zip(*sizes, strict=True))
+    needed = plans.room_mb(sizes)
+    assert needed == pytest.approx(sum(kept) + max(meanwhile))
+    for share in (1.01, 0.99):
+        free = SimpleNamespace(free=share * needed * 1e6)
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: free)
+        if share > 1:
+            require(ahead)
+    with pytest.raises(
+        InputError, match=r"^cannot write \d+\.\d MB of .*No space left.* make room"
+    ):
+        require(ahead)
+    assert lab.trained == []
 
 
 def test_the_command_line_prints_a_plan_and_tells_by_its_status_what_was_not_measured(lab, capsys):

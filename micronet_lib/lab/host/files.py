@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -90,6 +91,21 @@ def check_writable(folder: Path, remedy: str = RUNS_ELSEWHERE) -> None:
 
 def _first_existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if os.access(each, os.F_OK))
+
+
+def check_room(folder: Path, size_mb: float) -> None:
+    """Raise an error if files of `size_mb` in all do not fit on the disk of a folder.
+
+    Raises:
+        InputError: what is needed, what is free, and what to do.
+    """
+    free_mb = shutil.disk_usage(_first_existing(folder)).free / 1e6
+    if size_mb > free_mb:
+        raise InputError(
+            f"cannot write {size_mb:.1f} MB of networks and training states under {folder.parent} "
+            f"({os.strerror(errno.ENOSPC)}: {free_mb:.1f} MB are free): make room, ask for fewer "
+            f"points, or {RUNS_ELSEWHERE}"
+        )
 
 
 def check_output(path: Path) -> None:

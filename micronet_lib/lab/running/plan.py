@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from statistics import median
 from typing import Any
@@ -31,7 +31,8 @@ FLOAT_BYTES = 4
 TIMED_STEPS = 3
 TIMED_BATCH = 32  # enough on a CPU, where the time per image does not depend on the batch
 
-_NUM_PARAMS: dict[str, int] = {}  # of networks whose size was asked for, by shape
+_NUM_PARAMS: dict[str, int] = {}
+"""Of the networks whose size was asked for, by shape: building one takes a moment."""
 
 WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
@@ -49,9 +50,9 @@ def plan(
     Columns: point (with its sweep if that is another one); state (`measured`, `to count`, `to
     rate`, `to train`, or why it is impossible here or failed); record (whether one is requested, or
     only the network); epochs of the training, and done, those that a state has already; images to
-    train; minutes of training; disk_mb of the network and its training states. The speed is the
-    median of records with the same network, device and profile.
-    Without such records, a few steps are timed now.
+    train; minutes of training; disk_mb of the network and its training states; kept_mb of the
+    network alone, once it is trained. The speed is the median of records with the same network,
+    device and profile. Without such records, a few steps are timed now.
 
     Raises:
         InputError: unknown profile, point or key.
@@ -68,7 +69,7 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
         epochs = case.recipe.train.epochs if trains else 0
         done = epochs_done(case.folder, case.id) if trains else 0
         images = num_images(case.recipe, case.profile) * (epochs - done) // epochs if trains else 0
-        speed = 1.0
+        speed, kept, meanwhile = 1.0, *(sizes_mb(case.recipe) if trains else (0.0, 0.0))
         if trains:
             shape = repr(_shape(plain_recipe(case.recipe)))
             if shape not in speeds:
@@ -84,7 +85,8 @@ def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
                 "done": done,
                 "images": images,
                 "minutes": images / speed / 60,
-                "disk_mb": disk_mb(case.recipe) if trains else 0.0,
+                "disk_mb": kept + meanwhile,
+                "kept_mb": kept,
             }
         )
     return pd.DataFrame(rows)
@@ -122,7 +124,8 @@ def in_all(ahead: pd.DataFrame) -> str:
     time = duration(60 * trained["minutes"].sum())
     unknown = trained["minutes"].isna().sum()
     more = f" and {unknown} of unknown time" if unknown else ""
-    return f"{line}: {time}{more}, {trained['disk_mb'].sum():.0f} MB"
+    room = room_mb(zip(trained["kept_mb"], trained["disk_mb"] - trained["kept_mb"], strict=True))
+    return f"{line}: {time}{more}, {room:.0f} MB"
 
 
 def num_images(recipe: Recipe, profile: Profile) -> int:
@@ -199,8 +202,8 @@ def timed_images_per_s(recipe: Recipe) -> float:
     return TIMED_STEPS * batch / (time.perf_counter() - start)
 
 
-def disk_mb(recipe: Recipe) -> float:
-    """Return the largest size of a run's folder: a network and two training states.
+def sizes_mb(recipe: Recipe) -> tuple[float, float]:
+    """Return the size of a run's network, and of the two training states that it has meanwhile.
 
     NaN if a published file is missing that the network starts from.
     """
@@ -208,5 +211,15 @@ def disk_mb(recipe: Recipe) -> float:
     if shape not in _NUM_PARAMS:
         with suppress(InputError):
             _NUM_PARAMS[shape] = sum(p.numel() for p in untrained(recipe).parameters())
-    copies = 2 + 2 * (4 if recipe.train.ema_decay else 3)
-    return copies * _NUM_PARAMS.get(shape, math.nan) * FLOAT_BYTES / 1e6
+    copy = _NUM_PARAMS.get(shape, math.nan) * FLOAT_BYTES / 1e6
+    return 2 * copy, 2 * (4 if recipe.train.ema_decay else 3) * copy
+
+
+def room_mb(sizes: Iterable[tuple[float, float]]) -> float:
+    """Return the room that runs one after another need: every network, and the states of one.
+
+    Args:
+        sizes: from `sizes_mb`. A run of unknown size counts as none.
+    """
+    known = [(kept, meanwhile) for kept, meanwhile in sizes if not math.isnan(kept)]
+    return sum(kept for kept, _ in known) + max((states for _, states in known), default=0.0)

@@ -8,13 +8,14 @@ import torch
 
 from micronet_lib.architecture.network import build
 from micronet_lib.errors import InputError
-from micronet_lib.lab.host.files import check_writable
+from micronet_lib.lab.host.files import check_room, check_writable
 from micronet_lib.lab.host.given import as_overrides, as_seed
 from micronet_lib.lab.host.machine import stamp
 from micronet_lib.lab.host.places import check_library, data_root
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.running.lineage import Case, Job, cases, jobs, missing_files
+from micronet_lib.lab.running.plan import room_mb, sizes_mb
 
 # The beginning of a file's path -> its group of `micronet data fetch`.
 GROUPS = {
@@ -53,7 +54,7 @@ def begin(
 
     Raises:
         InputError: another checkout's library, a setting that cannot be used, missing files or
-            networks, or a folder for results that cannot be written.
+            networks, or a folder for results that cannot be written or has too little room.
     """
     check_library(Path.cwd())
     budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
@@ -103,7 +104,8 @@ def require(ahead: Sequence[Job]) -> None:
     """Raise an error if there are jobs and none is possible here, or every point stays `not run`.
 
     Raises:
-        InputError: why, and what to do; also if a folder for results cannot be written.
+        InputError: why, and what to do; also if a folder for results cannot be written, or has
+            too little room.
     """
     if ahead and all(job.does == "impossible" for job in ahead):
         raise _refusal(ahead)
@@ -111,12 +113,15 @@ def require(ahead: Sequence[Job]) -> None:
 
 
 def _check_writable(ahead: Sequence[Job]) -> None:
-    """Raise an error if the jobs could not write what they make."""
+    """Raise an error if the jobs could not write what they make, or have too little room."""
     todo = [job for job in ahead if job.does in ("count", "rate", "train")]
     folders = [job.case.folder for job in todo if job.case.recipe.train.epochs]
     folders += [job.case.record_path.parent for job in todo if job.recorded]
     for folder in dict.fromkeys(folders):
         check_writable(folder)
+    trained = {job.case.folder: job.case.recipe for job in todo if job.does == "train"}
+    if trained:
+        check_room(next(iter(trained)), room_mb(map(sizes_mb, trained.values())))
 
 
 def _refusal(impossible: Sequence[Job]) -> InputError:
