@@ -5,6 +5,7 @@ weight by a parametrization, so that training, masks, counting and export see wh
 computes with.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -194,7 +195,7 @@ def ternary_of(layer: Any) -> Any:
     return layer.parametrizations.weight[0]
 
 
-class WithTernaryLayers(Network):
+class WithTernaryLayers(Network, ABC):
     """A network some of whose layers have weights of three values.
 
     Batch norm stays: its factor for each filter cannot be folded into three values a layer.
@@ -217,9 +218,9 @@ class WithTernaryLayers(Network):
         return self.network.exits(x)
 
     @property
+    @abstractmethod
     def layers(self) -> dict[str, Any]:
         """The ternary layers, under their names in the network inside."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def plain(self) -> Network:
