@@ -1,5 +1,8 @@
 """The figures of chapter `10_assembled_cnn` show what their tables say."""
 
+import json
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +11,7 @@ from made_records import ENV
 
 from micronet_lib import plots
 from micronet_lib.lab import records
+from micronet_lib.lab.host.places import ROOT
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.records.record import Record
 
@@ -108,6 +112,16 @@ def test_measured_speed_stands_beside_what_zeros_would_give():
     assert len(right.get_legend().get_texts()) == 2
     assert all(word in texts(fig) for word in ("R50D", "half", "tenth", "here"))
     assert "not run" in texts(plots.measured_speed(assembled, pruned[:0], ""))
+
+
+def test_names_of_the_kept_speeds_do_not_meet():
+    timed = pd.DataFrame(json.loads((ROOT / "data" / "throughput.json").read_text())["rows"])
+    small = timed["side"] == 32
+    fig = plots.measured_speed(timed[~small], timed[small], "")
+    fig.canvas.draw()
+    for ax in fig.axes:
+        boxes = [text.get_window_extent() for text in ax.texts if text.get_rotation() == 0]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_retrieved_frames_tell_right_from_wrong():

@@ -177,6 +177,18 @@ def corruption_pictures(
     return footer(fig, source)
 
 
+# The same for speeds on a CPU. Elsewhere a name stands on the right.
+_BESIDE = {
+    "R50": ((-5, 3), "right"),
+    "R50D+SE": ((-5, -7), "right"),
+    "R101": ((5, -5), "left"),
+    "R50D+SK+BL": ((-5, -8), "right"),
+    "R50D+SK+BL+AA": ((-5, -8), "right"),
+    "R152D+SK+BL+AA": ((-5, -8), "right"),
+    "SE-MobileNet-V1 (r=2)": ((5, -9), "left"),
+}
+
+
 def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -> Figure:
     """Draw images per second against multiply-accumulates, of large networks and of pruned ones.
 
@@ -190,10 +202,8 @@ def measured_speed(assembled: pd.DataFrame, pruned: pd.DataFrame, source: str) -
     """
     fig, (left, right) = figure(height=3.4, columns=2, widths=(1.6, 1))
     left.scatter(assembled["macs"] / 1e9, assembled["images_per_s"], color=BLUE, s=18)
-    for place, row in enumerate(assembled.itertuples()):
-        shift, side = ((5, 3), "left") if place % 2 else ((-4, -8), "right")
-        if row.macs < 1e9:  # on the left there is no room
-            shift, side = (5, -2), "left"
+    for row in assembled.itertuples():
+        shift, side = _BESIDE.get(str(row.network), ((5, 0), "left"))
         note(left, str(row.network), (row.macs / 1e9, row.images_per_s), shift, size=7, ha=side)
     left.set(xlabel="billions of MACs", ylabel="images/s", xscale="log", yscale="log")
     left.set_xticks((0.5, 1, 2, 5, 10), ("0.5", "1", "2", "5", "10"))
