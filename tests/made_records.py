@@ -20,6 +20,7 @@ SWEEP = Sweep(
     axes={"model": ("micronet_v1", "micronet_v2", "table1_3.0")},
     make=lambda model: Recipe(model=model),
     metrics=("score", "top1"),
+    measures=("corruptions",),  # the seed draws their images, so each seed is another run
 )
 ENV = {"device": "2 CPU threads", "torch": "2.15.0", "python": "3.11.7", "commit": "abc1234"}
 

@@ -153,6 +153,10 @@ def test_what_a_table_of_gains_allows_to_say():
     assert c.startswith(f"c against a: no difference seen; a true one of {least:.2f} points")
     assert one.startswith("one against a: -4.50 points, n=1")
     assert none == "none against a: not run"
+    same = [("a", seed, 2.0) for seed in range(3)] + [("b", seed, 1.0) for seed in range(3)]
+    equal = records.gain(pd.DataFrame(same, columns=["point", "seed", "top1"]), {"a": "b"})
+    said = "a against b: +1.00 points, n=3, no interval: all runs agree exactly"
+    assert plots.said_gains(equal) == said
     # One of many: the interval leaves out 0, the correction for so many does not.
     gains["p_holm"] = 0.2
     assert "taken alone; not after 2 comparisons" in plots.said_gains(gains).splitlines()[0]

@@ -249,7 +249,7 @@ def test_a_training_is_held_against_the_paper_at_its_own_budget_only(tmp_path):
         assert found["paper_verdict"] == expected
         assert (found["paper_difference"] == found["paper_difference"]) == (profile == "full")
     reason = rows(tmp_path, "quick").loc[("more", "top1_percent"), "paper_reason"]
-    assert reason == "quick trains 1/150 of the paper's epochs"
+    assert reason == "quick trains 1/150 of the paper's epochs, each of 2000 images"
     add(tmp_path / "measured", "more", 0.700, 0.701, 0.702)
     assert rows(tmp_path).loc[("more", "top1_percent"), "paper_verdict"] == "outside"
 

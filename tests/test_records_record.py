@@ -13,16 +13,20 @@ from typing import Any
 import pytest
 from made_records import SWEEP, as_json, failed_record, record
 
+from micronet_lib.beyond.changes import Quantize
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.machine import in_history
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
+from micronet_lib.lab.recipes.optimisation import TrainConfig
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.records import record as records
 from micronet_lib.lab.records.record import Record
 from micronet_lib.lab.running.measure import ON_IMAGES
+
+EPOCH = TrainConfig(epochs=1)
 
 
 def files(folder: Path) -> list[str]:
@@ -168,6 +172,17 @@ def test_sweep_is_read_in_its_own_order(tmp_path):
         records.write(entry, tmp_path)
     assert records.read_sweep(SWEEP, "quick", tmp_path) == [written[2], written[1], written[0]]
     assert records.read_sweep(SWEEP, "smoke", tmp_path) == []
+
+
+def test_seeds_that_decide_nothing_are_one_run(tmp_path):
+    fixed = replace(SWEEP, measures=("accuracy",))
+    rounded = replace(fixed, make=lambda model: Recipe(model=model, changes=(Quantize(),)))
+    trained = replace(fixed, make=lambda model: Recipe(model=model, start=Recipe(train=EPOCH)))
+    for sweep, expected in ((fixed, [0]), (SWEEP, [0, 1]), (rounded, [0, 1]), (trained, [0, 1])):
+        identity = recipe_id(resolved(sweep.point("micronet_v1").recipe, PROFILES["quick"]))
+        for seed in (1, 0):
+            records.write(record(seed=seed, recipe_id=identity), tmp_path)
+        assert [run.seed for run in records.read_sweep(sweep, "quick", tmp_path)] == expected
 
 
 def test_a_failed_run_is_no_measurement(tmp_path):

@@ -114,6 +114,12 @@ def test_null_and_negative_results_are_those_whose_interval_reaches_zero(root):
     ]
 
 
+def test_trainings_that_two_sweeps_compare_are_one_null_result(root):
+    put(root, "stages", **{"3_at_0__als": [0.2, 0.21], "3_at_0__fast_autoaugment": [0.1, 0.11]})
+    found = report.without_effect(root)
+    assert found[["sweep", "point"]].to_numpy().tolist() == [["stages", "3.0-fast_autoaugment"]]
+
+
 def put_failed(root: Path, sweep: str, point: str, profile: str = "quick", seeds: int = 1) -> None:
     """Records of runs of a point that diverged, as if of today's recipe."""
     recipe = resolved(SWEEPS[sweep].point(point).recipe, PROFILES[profile])

@@ -146,7 +146,9 @@ def _said(row: Any, unit: str, diverged: Mapping[str, str]) -> str:
             (diverged[each] for each in (row.point, row.against) if each in diverged), "not run"
         )
     if pd.isna(row.low):
-        n = "1" if row.n == row.n_against else f"{row.n} against {row.n_against}"
+        n = str(row.n) if row.n == row.n_against else f"{row.n} against {row.n_against}"
+        if min(row.n, row.n_against) > 1:
+            return f"{row.gain:+.2f} {unit}, n={n}, no interval: all runs agree exactly"
         return f"{row.gain:+.2f} {unit}, n={n}, no interval; another run may say otherwise"
     if row.low <= 0 <= row.high:
         return (

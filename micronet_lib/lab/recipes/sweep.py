@@ -14,6 +14,8 @@ TRAINED = ("top1", "top5", "loss", "validation_top1", "srip_penalty")
 """Metrics in the tables of a sweep that trains."""
 ACCURACY = ("correct", "top1", "top5", "loss")
 """Metrics in the tables of a sweep that rates."""
+DRAWN = frozenset(("corruptions", "perturbations"))
+"""Measures whose images the seed draws."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Sweep:
     profiles: tuple[str, ...] = tuple(PROFILES)
     measures: tuple[str, ...] = ("accuracy",)
     printed: tuple[Printed, ...] = ()
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the seed draws the images that the sweep rates with."""
+        return bool(DRAWN & set(self.measures))
 
     def points(self) -> tuple[Point, ...]:
         """Every point, in the order of the axes."""

@@ -269,8 +269,7 @@ class _Judge:
     def __init__(self, sweep: Sweep, recipe: Recipe, profile: str, what: Printed) -> None:
         counted = what.measured.partition(".")[0] in RULE_SETS
         # The seed draws the changes to the images, and instruction sets round them differently.
-        drawn = bool({"corruptions", "perturbations"} & set(sweep.measures)) and not counted
-        self.exact = _is_exact(recipe) and not drawn
+        self.exact = _is_exact(recipe) and (counted or not sweep.is_drawn)
         self.printed_to = what.tolerance
         self.seeded = not recipe.checkpoint and what.measured.partition(".")[0] not in RULE_SETS
         self.tolerance = (EXACT if counted else RATED) if self.exact else EQUAL
@@ -286,8 +285,10 @@ class _Judge:
         if math.isnan(value):
             return NOT_RUN, ""
         if self.other_budget:
-            share = Fraction(self.share).limit_denominator(10_000)
-            return UNDECIDED, f"{self.profile} trains {share} of the paper's epochs"
+            share = f"{Fraction(self.share).limit_denominator(10_000)} of the paper's epochs"
+            images = PROFILES[self.profile].num_images
+            few = f", each of {images} images" if images else ""
+            return UNDECIDED, f"{self.profile} trains {share}{few}"
         unit, off = 10.0 ** -_decimals(printed), value - float(printed)
         # Digits may be rounded or cut off; where one ends and the other begins is rounding itself.
         if -unit / 2 - EQUAL * unit <= off <= unit * (1 - EQUAL):
@@ -458,7 +459,8 @@ def _with_interval(row: Mapping[str, Any]) -> str:
     if not row["n"]:
         return str(row["diverged"] or NOT_RUN)
     low, high = (_number(row, row[name]) for name in ("low", "high"))
-    between = f"{low} to {high}, " if low != high else ""
+    equal = "all equal, " if row["n"] > 1 and row["low"] == row["high"] else ""
+    between = f"{low} to {high}, " if low != high else equal
     return f"{_number(row, row['committed'])} ({between}n={row['n']})"
 
 

@@ -22,6 +22,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.inputs import all_input_paths
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
+from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 
 SCHEMA = 1
@@ -163,8 +164,9 @@ def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
     """Read the sweep's measurements of one profile, by point in the sweep's order, then by seed.
 
     A record of another recipe than today's is left out: its point is to be measured again. If a
-    point has no file for a seed, the record of the same training under another name is used. Runs
-    that failed are left out too, see `failures`.
+    point has no file for a seed, the record of the same training under another name is used. Where
+    the seed decides nothing, further seeds are copies and are left out. So are runs that failed,
+    see `failures`.
 
     Raises:
         InputError: a file of this sweep is damaged.
@@ -226,8 +228,18 @@ def _read_all(sweep: Sweep, profile: str, root: Path) -> list[Record]:
         identity = recipe_id(resolved(point.recipe, PROFILES[profile]))
         mine = {r.seed: r for r in own if (r.point, r.recipe_id) == (point.name, identity)}
         by_seed = trained.get(identity, {}) | mine
-        rows += [replace(by_seed[s], sweep=sweep.name, point=point.name) for s in sorted(by_seed)]
+        seeds = sorted(by_seed)
+        if not (sweep.is_drawn or _takes_seed(point.recipe)):
+            seeds = seeds[:1]
+        rows += [replace(by_seed[seed], sweep=sweep.name, point=point.name) for seed in seeds]
     return rows
+
+
+def _takes_seed(recipe: Recipe) -> bool:
+    """Return whether the seed decides a network: by training, or by images that a change reads."""
+    reads = any(change.num_images for change in recipe.changes)
+    start = recipe.start
+    return bool(recipe.train.epochs) or reads or (start is not None and _takes_seed(start))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ RULES = (
     ),
     (
         CONSISTENT,
-        "Gains: the whole interval is on the claimed side, in trainings shorter than the paper's.",
+        "Gains: the whole interval is on the claimed side, in trainings shorter than the paper's. "
+        "Each interval is taken alone: among many claims a few may be so by chance.",
     ),
     (
         UNIDENTIFIED,
@@ -282,11 +283,12 @@ def _printed(stem: str, point: str, metric: str) -> dict[str, Any]:
 
 
 def without_effect(root: Path = MEASURED) -> pd.DataFrame:
-    """Return every comparison of trainings that shows no gain in top-1: null and negative results.
+    """Return the comparisons of trainings with an interval that shows no gain in top-1.
 
     Returns:
         The columns of `gain` in points, after sweep and profile; only rows whose 95 % interval
-        reaches 0 or less.
+        reaches 0 or less. `p_holm` is adjusted within each sweep and profile, rows that are left
+        out included. Trainings that several sweeps compare stand under the first.
     """
     found = []
     for name, reference in _REFERENCES.items():
@@ -295,7 +297,9 @@ def without_effect(root: Path = MEASURED) -> pd.DataFrame:
             rows.insert(0, "profile", profile)
             rows.insert(0, "sweep", name)
             found.append(rows[rows["low"] <= 0])
-    return pd.concat(found, ignore_index=True)
+    # Two sweeps may show the same trainings.
+    same = ["profile", "n", "n_against", "gain", "low"]
+    return pd.concat(found).drop_duplicates(same).reset_index(drop=True)
 
 
 def failed(root: Path = MEASURED) -> pd.DataFrame:
