@@ -132,6 +132,7 @@ def test_values_of_assignments_are_json_or_text():
     [
         (["model"], "argument 'model' is not KEY=VALUE"),
         (["a=1", "a=2"], "argument a is given twice"),
+        (["a.0.b=1", "a=[]"], r"argument a is given, and a\.0\.b: give one of them"),
         (['a={"b": 1, "b": 2}'], "'b' is given twice"),
         (["a=NaN"], "NaN is no number to give"),
         (['a={"b": -Infinity}'], "-Infinity is no number to give"),

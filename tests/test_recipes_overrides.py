@@ -77,7 +77,7 @@ def test_the_original_stays_as_it_was():
         ({"seed": True}, ["seed", "int"]),
         ({"seed": None}, ["seed", "int"]),
         ({"train": 3}, ["train", "Train"]),
-        ({"train.milestones": 3}, ["milestones", "tuple"]),
+        ({"train.milestones": 3}, ["train.milestones", "a list in JSON"]),
         ({"train.optimizer.nesterov": 1}, ["nesterov", "bool"]),
         ({"train.optimizer.name": ["a"]}, ["name", "str"]),
     ],
@@ -116,17 +116,17 @@ def test_the_settings_of_a_change_are_below_its_place():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ({"changes.2.after": "x"}, "unknown place in changes of Recipe '2'; choose from 0, 1"),
-        ({"changes.-1.after": "x"}, "unknown place in changes of Recipe '-1'; choose from 0, 1"),
-        ({"changes.after": "x"}, "unknown place in changes of Recipe 'after'; choose from 0, 1"),
+        ({"changes.2.after": "x"}, "unknown place in changes '2'; choose from 0, 1"),
+        ({"changes.-1.after": "x"}, "unknown place in changes '-1'; choose from 0, 1"),
+        ({"changes.after": "x"}, "unknown place in changes 'after'; choose from 0, 1"),
         (
             {"changes.0.block": "x"},
             "unknown key of AddExit 'block'; choose from after, hidden_chs, stride",
         ),
         ({"changes.0.stride": 0}, "stride of an exit head is 0; give a whole number, 1 or more"),
-        ({"changes.0.stride": 1.5}, "override stride=1.5: expected int"),
-        ({"changes.0": 3}, "override 0=3 of changes of Recipe: expected keys of AddExit"),
-        ({"savings.0.a": 3}, "savings of Recipe has no entry with keys, so none at '0'"),
+        ({"changes.0.stride": 1.5}, "override changes.0.stride=1.5: expected int"),
+        ({"changes.0": 3}, "override changes.0=3: expected keys of AddExit"),
+        ({"savings.0.a": 3}, "savings has no entry with keys, so none at '0'"),
     ],
 )
 def test_a_place_or_setting_that_is_not_there_is_refused(overrides, line):

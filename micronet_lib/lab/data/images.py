@@ -266,7 +266,7 @@ def _read_cifar100(split: Literal["train", "test"]) -> ImageSet:
 def _fault(folder: Path, expected: list[list[str]]) -> InputError:
     """Return the error for a damaged folder: its first wrong file, and how to get the right one."""
     remedy = (
-        "run `python -m micronet_lib data fetch cifar100`, or unpack "
+        "run `micronet data fetch cifar100`, or unpack "
         f"{CIFAR100.filename} by hand so that {folder} holds train, test and meta"
     )
     if not folder.is_dir():

@@ -58,7 +58,8 @@ def assignments(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
     A value is read as JSON. If it is none, it is the text itself.
 
     Raises:
-        InputError: no such text, or a key that is given twice. `what` says of what it is.
+        InputError: no such text, a key that is given twice, or a key beside one below it. `what`
+            says of what it is.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -73,6 +74,10 @@ def assignments(texts: Iterable[str], what: str = "override") -> dict[str, Any]:
             raise
         except ValueError:
             found[key] = value
+    for key in found:
+        below = next((other for other in found if other.startswith(f"{key}.")), None)
+        if below is not None and not isinstance(found[key], Mapping):
+            raise InputError(f"{what} {key} is given, and {below}: give one of them")
     return found
 
 

@@ -13,6 +13,8 @@ Schedule = Literal["cosine", "steps"]
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adam", "adamw"]
 
+MAX_EPOCHS = 1_000_000  # more is a typing error
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -101,7 +103,7 @@ class TrainConfig:
         ):
             check_choice(name, getattr(self, name), known)
         for name, low, high in (
-            ("epochs", 0, math.inf),
+            ("epochs", 0, MAX_EPOCHS),
             ("cycles", 1, math.inf),
             ("batch_size", 2, math.inf),
             ("lr", 0, math.inf),
@@ -119,9 +121,9 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if not (low <= value <= high and math.isfinite(value)):
-                raise InputError(
-                    f"train.{name} is {value}; give a finite number from {low} to {high}"
-                )
+                kind = "whole" if isinstance(value, int) else "finite"
+                limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+                raise InputError(f"train.{name} is {value}; give a {kind} number {limits}")
         for name in ("momentum", "ema_decay"):
             if getattr(self, name) == 1:
                 raise InputError(f"train.{name} is 1, which forgets nothing: give less than 1")

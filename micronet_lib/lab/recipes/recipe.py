@@ -141,7 +141,7 @@ class Recipe:
         return bool(self.train.epochs or self.checkpoint) or started
 
 
-def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+def with_overrides(config: Any, overrides: Mapping[str, Any], above: str = "") -> Any:
     """Return a copy of a (nested, frozen) configuration with dotted keys replaced.
 
     Args:
@@ -150,6 +150,7 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
             is accepted for a float, a list for a tuple, a mapping of keys for a configuration. A
             key below a field that is None, such as `teacher.checkpoint`, first fills in the
             defaults. Below a tuple comes a place, from 0, such as in `changes.0.threshold`.
+        above: the part of the keys before `config`, such as `start.train.`, for messages.
 
     All keys of a configuration are set at once, so their order does not matter to its checks.
 
@@ -177,22 +178,25 @@ def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
         elif rest:
             raise InputError(f"{head!r} of {type(config).__name__} has no keys of its own")
         else:
-            values[head] = _fitted(value, hints, key)
+            values[head] = _fitted(value, hints, f"{above}{key}")
             parts.pop(head, None), entries.pop(head, None)
     for head, below in entries.items():
-        name = f"{head} of {type(config).__name__}"
-        values[head] = _with_entries(values.get(head, known[head]), below, name)
+        values[head] = _with_entries(values.get(head, known[head]), below, f"{above}{head}")
     for head, below in parts.items():
         nested = next(hint for hint in _hints(type(config), head) if is_dataclass(hint))
         old = values.get(head, known[head])
-        values[head] = with_overrides(nested() if old is None else old, below)
+        old = nested() if old is None else old
+        values[head] = with_overrides(old, below, f"{above}{head}.")
     return replace(config, **values)
 
 
 def _with_entries(
     entries: tuple[Any, ...], overrides: Mapping[str, Any], name: str
 ) -> tuple[Any, ...]:
-    """Return a tuple of configurations with keys such as `0.threshold` replaced."""
+    """Return a tuple of configurations with keys such as `0.threshold` replaced.
+
+    `name` is the tuple's own key, for messages.
+    """
     known = {str(place): each for place, each in enumerate(entries) if is_dataclass(each)}
     found = dict[str, dict[str, Any]]()
     for key, value in overrides.items():
@@ -203,10 +207,11 @@ def _with_entries(
         below = {rest: value} if rest else value
         if not isinstance(below, Mapping):
             kind = type(known[place]).__name__
-            raise InputError(f"override {key}={value!r} of {name}: expected keys of {kind}")
+            raise InputError(f"override {name}.{key}={value!r}: expected keys of {kind}")
         found.setdefault(place, {}).update(below)
     return tuple(
-        with_overrides(each, found.get(str(place), {})) for place, each in enumerate(entries)
+        with_overrides(each, found.get(str(place), {}), f"{name}.{place}.")
+        for place, each in enumerate(entries)
     )
 
 
@@ -238,5 +243,6 @@ def _fitted(value: Any, hints: tuple[Any, ...], key: str) -> Any:
             return value
         if is_dataclass(value) and isinstance(value, kind):
             return value
-    names = " or ".join("nothing" if kind is NoneType else kind.__name__ for kind in kinds)
+    words = {NoneType: "nothing", tuple: "a list in JSON"}
+    names = " or ".join(words.get(kind, kind.__name__) for kind in kinds)
     raise InputError(f"override {key}={value!r}: expected {names}")

@@ -185,7 +185,7 @@ def load_network(path: Path) -> Network:
         return load_exported(path)[0]
     if path.suffix == PACKED:
         return unpacked(load_packed(path))
-    if path.suffix == ONNX:
+    if path.suffix == ONNX and path.is_file():
         raise InputError(
             f"{path} holds operations for other runtimes, which `micronet evaluate` runs with "
             f"OpenVINO; anything else reads {SUFFIX}"
