@@ -194,6 +194,24 @@ def test_a_file_stands_beside_every_seed_of_ours():
     assert row["high"] - row["gain"] == pytest.approx(100 * margin, rel=1e-4)
 
 
+def test_accuracy_stands_over_the_images_that_were_seen():
+    runs = pd.DataFrame(
+        [("short", 20_000, 0.2, 0.01, 3), ("short", 10_000, 0.1, 0.01, 2),
+         ("long", 700_000, 0.6, float("nan"), 1)],
+        columns=["label", "images", "top1", "top1_std", "n"],
+    )  # fmt: skip
+    printed = pd.DataFrame({"images": [30e6, 60e6], "top1_percent": [80.9, 80.8]})
+    fig = plots.images_seen(runs, printed, "somewhere")
+    (ax,) = fig.axes
+    drawn = {each.get_label(): each.lines[0] for each in ax.containers}
+    assert list(drawn["short, n=2/3"].get_xdata()) == [10_000, 20_000]
+    assert list(drawn["short, n=2/3"].get_ydata()) == pytest.approx([10, 20])
+    assert list(drawn["long, n=1"].get_ydata()) == pytest.approx([60])
+    assert ax.get_xscale() == "log"
+    assert "paper, Table 5" in {line.get_label() for line in ax.lines}
+    assert "30 M" in texts(fig)
+
+
 def test_short_rounds_begin_at_the_published_network():
     files = plots.pruned_files(PUBLISHED)
     of_v2 = files[files["file"].str.startswith("v2")]

@@ -25,7 +25,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import plan as plans
 from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
-from micronet_lib.lab.running.plan import plan
+from micronet_lib.lab.running.plan import images_seen, plan
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
 from micronet_lib.lab.storage.states import save_own, save_state
@@ -49,6 +49,15 @@ def timed(monkeypatch) -> list[Recipe]:
     recipes: list[Recipe] = []
     monkeypatch.setattr(plans, "timed_images_per_s", lambda r: recipes.append(r) or 8.0)
     return recipes
+
+
+def test_images_of_all_trainings_behind_a_network_are_added_up():
+    assert images_seen(SWEEP, "none", "quick") == 4 * 1984  # 62 whole batches of 32
+    assert images_seen(SWEEPS["pipeline"], "0.60", "quick") == 5 * 4 * 1984
+    trained = images_seen(SWEEPS["stages"], "3.0-cutmix", "quick")
+    assert images_seen(SWEEPS["exit_training"], "joint", "quick") > trained
+    with pytest.raises(InputError, match=r"rounds/linear-1 starts from .*v2_pr_15"):
+        images_seen(SWEEPS["rounds"], "linear-1", "day")
 
 
 def test_without_a_measured_speed_a_few_steps_are_timed(lab, timed):

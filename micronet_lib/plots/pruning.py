@@ -26,6 +26,7 @@ from micronet_lib.plots.style import (
 
 __all__ = [
     "density_by_kind",
+    "images_seen",
     "mask_rounds",
     "printed_curve",
     "pruned_files",
@@ -257,6 +258,34 @@ def short_rounds(
     if len(missing):
         ax.plot([], [], " ", label=f"not run: {', '.join(missing)}")
     ax.set(xlabel="pruned (%)", ylabel="top-1 (%)", xlim=(None, 66))
+    ax.legend(fontsize=8.5)
+    return footer(fig, source)
+
+
+def images_seen(runs: pd.DataFrame, printed: pd.DataFrame, source: str) -> Figure:
+    """Draw accuracy against the images seen since random weights, on a logarithmic axis.
+
+    Args:
+        runs: our points with a record: label, images, top1 and top1_std (fractions), n. Points of
+            one label are joined in the order of their images.
+        printed: the paper's: images and top1_percent, the dense training first, then the rounds.
+    """
+    fig, (ax,) = figure(height=3.2)
+    for (label, rows), colour in zip(
+        runs.groupby("label", sort=False), (ORANGE, BLUE, GREEN, PURPLE, SKY), strict=False
+    ):
+        rows = rows.sort_values("images")
+        spread = 100 * rows["top1_std"].fillna(0)
+        n = "/".join(str(n) for n in sorted(set(rows["n"])))
+        style: dict[str, Any] = {"fmt": "s-", "ms": 5, "lw": 1.3, "capsize": 3, "color": colour}
+        ax.errorbar(rows["images"], 100 * rows["top1"], spread, label=f"{label}, n={n}", **style)
+    paper: dict[str, Any] = {"marker": "o", "ms": 5, "lw": 1, "color": GREY, "mfc": "white"}
+    ax.plot(printed["images"], printed["top1_percent"], label="paper, Table 5", **paper)
+    first = printed.iloc[0]
+    note(ax, f"{first['images'] / 1e6:.0f} M", (first["images"], first["top1_percent"]), (-8, -14))
+    ax.axhline(80, color="#222222", lw=0.8, ls="--")
+    ax.set(xscale="log", xlabel="images seen since random weights", ylabel="top-1 (%)")
+    ax.set(ylim=(0, 90))
     ax.legend(fontsize=8.5)
     return footer(fig, source)
 

@@ -18,7 +18,7 @@ from micronet_lib.lab.host.machine import default_device, environment, set_up
 from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.host.progress import duration
 from micronet_lib.lab.recipes.identity import plain_recipe
-from micronet_lib.lab.recipes.profile import PROFILES, Profile
+from micronet_lib.lab.recipes.profile import PROFILES, Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, readable
@@ -137,6 +137,26 @@ def num_images(recipe: Recipe, profile: Profile) -> int:
     learned = sizes["train"] + (0 if train.hold_out else sizes["validation"])
     in_all = train.num_images or learned * (train.num_classes or NUM_CLASSES) // NUM_CLASSES
     return train.epochs * (in_all // train.batch_size) * train.batch_size
+
+
+def images_seen(sweep: Sweep, point: str, profile: str) -> int:
+    """Return the images that a point's network was trained on since random weights.
+
+    An image counts each time that it is shown, also in the trainings that the network starts from.
+
+    Raises:
+        InputError: unknown profile or point; the network starts from a published file, of which
+            nobody has counted them.
+    """
+    recipe = resolved(sweep.point(point).recipe, PROFILES[profile])
+    seen = 0
+    while True:
+        seen += (1 + len(recipe.prune.sparsities)) * num_images(recipe, PROFILES[profile])
+        if recipe.checkpoint:
+            raise InputError(f"{sweep.name}/{point} starts from {recipe.checkpoint}")
+        if recipe.start is None:
+            return seen
+        recipe = recipe.start
 
 
 def speed_of(recipe: Recipe, profile: Profile) -> float:
