@@ -91,7 +91,7 @@ class ExitNetwork(Network):
         options = {"trunk": plain, "after": after, "hidden_chs": hidden_chs, "stride": stride}
         self.spec = NetworkSpec(NAME, options)
         self.trunk, self.after = trunk, after
-        self.foldable = trunk.foldable
+        self.foldable, self.capturable = trunk.foldable, trunk.capturable
         like = trunk.classifier.weight
         features = self._shape_after(like)
         if len(features) != 4:

@@ -154,6 +154,7 @@ class IntegerMicroNet(Network):
     """
 
     foldable = False
+    capturable = False  # every pass reads steps and scales as Python numbers
     stream_bits_after_point: Tensor
 
     def __init__(self, network: Mapping[str, Any], widths: Mapping[str, Any] | None = None) -> None:
