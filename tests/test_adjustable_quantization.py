@@ -37,7 +37,7 @@ from micronet_lib.beyond.arithmetic import (
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.layers import Quantizer
-from micronet_lib.beyond.network import in_integers
+from micronet_lib.beyond.network import _swished, in_integers
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
@@ -219,7 +219,7 @@ def both_ways(network: AdjustableMicroNet, images: Tensor) -> Iterator[tuple[str
         grid = after.grid()
         assert grid.three * grid.unit >= FINEST
         rounded = (after(floats) / grid.step.float()).round()
-        yield name, network._swished(name, codes, after), rounded
+        yield name, _swished(sums[name], codes, after), rounded
 
     def in_units(name: str, codes: Tensor, floats: Tensor, unit: float, bits: int) -> Iterator[Any]:
         yield name, sums[name].outputs(codes, unit, bits), saturated((floats / unit).round(), bits)
