@@ -122,9 +122,10 @@ class ExitNetwork(Network):
 
     def rest(self, features: Tensor) -> Tensor:
         """Return the last exit's logits from the features, `[N, num_classes]`."""
-        names = list(self.trunk.parts)
+        parts = self.trunk.parts
+        names = list(parts)
         for name in names[names.index(self.after) + 1 :]:
-            features = self.trunk.parts[name](features)
+            features = parts[name](features)
         return features
 
     def early(self, x: Tensor) -> Tensor:
