@@ -91,7 +91,7 @@ class ExitNetwork(Network):
         options = {"trunk": plain, "after": after, "hidden_chs": hidden_chs, "stride": stride}
         self.spec = NetworkSpec(NAME, options)
         self.trunk, self.after = trunk, after
-        self.foldable = trunk.foldable
+        self.foldable, self.capturable = trunk.foldable, trunk.capturable
         like = trunk.classifier.weight
         features = self._shape_after(like)
         if len(features) != 4:
@@ -122,9 +122,10 @@ class ExitNetwork(Network):
 
     def rest(self, features: Tensor) -> Tensor:
         """Return the last exit's logits from the features, `[N, num_classes]`."""
-        names = list(self.trunk.parts)
+        parts = self.trunk.parts
+        names = list(parts)
         for name in names[names.index(self.after) + 1 :]:
-            features = self.trunk.parts[name](features)
+            features = parts[name](features)
         return features
 
     def early(self, x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from micronet_lib.beyond.arithmetic import (
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.beyond.conversion import network_bytes
 from micronet_lib.beyond.layers import Quantizer
-from micronet_lib.beyond.network import in_integers
+from micronet_lib.beyond.network import _swished, in_integers
 from micronet_lib.distillation import DistillationConfig
 from micronet_lib.errors import InputError
 from micronet_lib.lab import records
@@ -219,7 +219,7 @@ def both_ways(network: AdjustableMicroNet, images: Tensor) -> Iterator[tuple[str
         grid = after.grid()
         assert grid.three * grid.unit >= FINEST
         rounded = (after(floats) / grid.step.float()).round()
-        yield name, network._swished(name, codes, after), rounded
+        yield name, _swished(sums[name], codes, after), rounded
 
     def in_units(name: str, codes: Tensor, floats: Tensor, unit: float, bits: int) -> Iterator[Any]:
         yield name, sums[name].outputs(codes, unit, bits), saturated((floats / unit).round(), bits)
@@ -413,9 +413,19 @@ def test_widths_are_not_learned_without_a_target():
     assert any(isinstance(h, Steer) for h in Adjust(target=0.1).hooks(made))
 
 
-def test_a_share_of_the_score_before_training_is_a_target():
+def test_a_share_of_the_score_before_training_is_a_target(monkeypatch):
+    observed, honest = [], AdjustableMicroNet.observe
+    monkeypatch.setattr(
+        AdjustableMicroNet,
+        "observe",
+        lambda own, *given: observed.append(own) or honest(own, *given),
+    )
     change = Adjust(5, 5, target_share=0.9)
     made = change.apply(plain(), IMAGES).train()
+    assert len(observed) == 1
+    same = Adjust(5, 5, target=made.settings.target).apply(plain(), IMAGES).train()
+    assert pack(made)["spec"] == pack(same)["spec"]
+    assert all(map(torch.equal, made.state_dict().values(), same.state_dict().values()))
     start = score_network(made, "official").score
     assert made.settings.target == pytest.approx(0.9 * start)
     assert made.layers["blocks.0.conv_dw"].bit_scale.requires_grad

@@ -98,6 +98,15 @@ def test_no_partial_sum_leaves_its_width(seed):
         assert sums.width == 1 + int(max(-low.min(), high.max() + 1).log2().ceil())
 
 
+def test_a_pass_asks_once_whether_something_changed(monkeypatch):
+    _, network = integer_network("table1_2.0", widths=8)
+    asked = []
+    honest = IntegerMicroNet.sums
+    monkeypatch.setattr(IntegerMicroNet, "sums", lambda own: asked.append(own) or honest(own))
+    network.eval()(images(2))
+    assert asked == [network]
+
+
 def test_a_change_of_weights_is_seen():
     _, network = integer_network(widths=8)
     network.eval()

@@ -20,6 +20,7 @@ from micronet_lib.lab.host.given import SEEDS
 from micronet_lib.lab.host.places import ROOT, check_library
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES
+from micronet_lib.lab.running import plan
 
 # Half a minute at the smallest budget.
 EXPENSIVE = ["03_label_smoothing", "04_augmentation", "04_augmentation_in_depth"]
@@ -168,6 +169,16 @@ def test_a_chapter_draws_the_same_with_the_same_seed():
         running.begin("smoke", seed)
         drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_what_is_still_to_be_trained_does_not_change_what_a_chapter_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_NUM_PARAMS", {})
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    with chapter_lab(tmp_path):
+        running.begin("smoke", 1, records=["exit_training"])
+        assert plan._NUM_PARAMS  # networks were made, to know their sizes
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_one_published_file_is_enough_to_begin(tmp_path):

@@ -10,25 +10,31 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_lab import chain, sweep_of, tiny_lab
 
 from micronet_lib.__main__ import main
 from micronet_lib.adjustable_quantization.network import Adjust
 from micronet_lib.architecture.network import build
 from micronet_lib.beyond.changes import Allocate, Quantize
+from micronet_lib.beyond.gates import RemoveGates
 from micronet_lib.errors import InputError
+from micronet_lib.lab.data.images import ImageSet, normalize
 from micronet_lib.lab.recipes.bases import ORN
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import plain_recipe
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
+from micronet_lib.lab.running import networks
 from micronet_lib.lab.running import plan as plans
 from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
+from micronet_lib.lab.running.networks import fresh_network
 from micronet_lib.lab.running.plan import images_seen, plan
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
 from micronet_lib.lab.storage.states import save_own, save_state
+from micronet_lib.lab.training.loop import Run, TrainingData
 from micronet_lib.pruning.schedules import PruneTo
 
 SWEEP = SWEEPS["srip_placement"]
@@ -226,6 +232,27 @@ def test_a_sweep_of_which_one_point_can_run_is_not_refused(lab):
     path.touch()
     require(jobs(cases(SWEEPS["spectra"], PROFILES["full"])))
     require(jobs(cases(SWEEP, PROFILES["smoke"])))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "ema_decay", "changes"),
+    [("sgd", 0.0, ()), ("sgd", 0.5, ()), ("adam", 0.0, (RemoveGates(8),))],
+)
+def test_a_state_is_as_large_as_planned(tmp_path, optimizer, ema_decay, changes):
+    settings = {"epochs": 1, "batch_size": 8, "optimizer": optimizer, "ema_decay": ema_decay}
+    recipe = replace(ORN, model="table1_2.0", changes=changes)
+    recipe = replace(recipe, train=replace(recipe.train, **settings))
+    pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(8))
+    network = fresh_network(recipe, 0)
+    for change in changes:
+        network = change.apply(network, normalize(pixels))
+    data = TrainingData(images, images)
+    run = Run(network, recipe, data, 0, planned=networks._planned(network, recipe))
+    run.run_epoch()
+    save_state(tmp_path, "key", run.state_dict())
+    size = (tmp_path / "state.pt").stat().st_size / 1e6
+    assert size == pytest.approx(plans.sizes_mb(recipe)[1] / 2, rel=0.1)
 
 
 def test_a_disk_that_is_too_small_for_the_plan_is_told_before_anything_runs(lab, monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from test_training_step import RECIPE, batch, narrow
 
 from micronet_lib.adjustable_quantization import Adjust
 from micronet_lib.architecture import ARCHITECTURES, build
+from micronet_lib.assembled_cnn.retrieval import Embed
 from micronet_lib.augmentation.mixing import draw_mix, images_per_mix
 from micronet_lib.augmentation.policies import AugmentConfig
+from micronet_lib.beyond.changes import Quantize
 from micronet_lib.distillation import DistillationConfig
+from micronet_lib.early_exit import AddExit
 from micronet_lib.errors import InputError
 from micronet_lib.hooks import Change
 from micronet_lib.lab.data.images import normalize
@@ -165,6 +169,32 @@ def test_a_cpu_takes_the_step_itself():
     assert fastest_step(step, 10**6) is step
     model, data = narrow().eval(), images(30, 1)
     assert fastest_top1(model, data)() == evaluate(model, data).top1
+
+
+@pytest.mark.parametrize(
+    ("changes", "captures"),
+    [
+        ([], True),
+        ([AddExit("blocks.4", 8)], True),
+        ([Ternarize()], True),
+        ([Quantize()], False),
+        ([Quantize(), AddExit("blocks.4", 8)], False),
+        ([Quantize(), Embed("gem")], False),
+        ([Adjust()], False),
+    ],
+)
+def test_a_network_that_waits_for_the_device_is_not_captured(monkeypatch, changes, captures):
+    pixels = batch()[0]
+    network = build("micronet_v1", width_mult=0.25)
+    for change in changes:
+        network = change.apply(network, normalize(pixels))
+    on_a_gpu = torch.device("cuda")
+    step = Step(network.train(), replace(RECIPE, srip=SripConfig(coef=0.0)))
+    step.device = on_a_gpu
+    assert isinstance(fastest_step(step, 10), CapturedStep) == captures
+    monkeypatch.setattr(captured, "CapturedTop1", lambda *_: "captured")
+    data = SimpleNamespace(images=SimpleNamespace(device=on_a_gpu))
+    assert (fastest_top1(network, data) == "captured") == captures
 
 
 def test_captured_top1_follows_the_weights(stand_in):

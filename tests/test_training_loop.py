@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes to the last bit, and stops when a loss is no number."""
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -90,6 +91,18 @@ RESUMED = {  # how it starts, the recipe, the epochs before it is killed
 
 class Killed(BaseException):
     pass
+
+
+def test_a_state_that_is_loaded_is_not_read_again(tmp_path, monkeypatch):
+    recipe = tiny(PAPER, epochs=2)
+    begun = start(recipe)
+    begun.run_epoch()
+    again = start(recipe)
+    again.load_state_dict(copy.deepcopy(begun.state_dict()))
+    monkeypatch.setattr(training, "load_state", lambda *_: pytest.fail("read again"))
+    train(again, tmp_path, "toy", progress=False)
+    begun.run_epoch()
+    assert all(map(torch.equal, weights(again), weights(begun)))
 
 
 def test_decisions_made_ahead_are_those_of_the_epoch():

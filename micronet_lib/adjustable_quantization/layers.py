@@ -178,10 +178,15 @@ class ChannelSums(Sums):
         low = self.start.clamp(max=0) + (rows.clamp(max=0) * tops).sum(1)
         return low, self.start.clamp(min=0) + (rows.clamp(min=0) * tops).sum(1)
 
+    @cached_property
+    def exact(self) -> torch.dtype:
+        """The narrowest type in which no sum is rounded."""
+        most = 2 * max(end.abs().max().item() for end in self.reach)
+        return torch.float32 if most < EXACT else torch.float64
+
     def __call__(self, codes: Tensor) -> Tensor:
         """Return the exact sums of integers that count from zero."""
-        most = 2 * max(end.abs().max().item() for end in self.reach)
-        exact = torch.float32 if most < EXACT else torch.float64
+        exact = self.exact
         weight, bias, codes = self.weight.to(exact), self.bias.to(exact), codes.to(exact)
         if not self.stride:
             return F.linear(codes, weight, bias)

@@ -110,7 +110,10 @@ class Adjust:
         made.observe(floats, images)
         if self.target_share is not None:
             target = self.target_share * score_network(made, "official").score
-            return replace(self, target=target, target_share=None).apply(network, images)
+            steered = replace(self, target=target, target_share=None)
+            state = made.state_dict()
+            made = AdjustableMicroNet(floats.spec.options["network"], asdict(steered))
+            made.load_state_dict(state)
         return made.train(network.training)
 
     def hooks(self, network: Network) -> Sequence[Hook]:

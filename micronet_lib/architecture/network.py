@@ -35,10 +35,13 @@ class Network(nn.Module):
         spec: how to build the network again; `build` sets it where the network does not.
         foldable: whether batch norm may be merged into convolutions for inference. Set it to False
             if the layers must stay as they are, for example because they are quantised.
+        capturable: whether a CUDA graph can hold its forward pass. Set it to False if a pass waits
+            for the device, as reading one number of a tensor does.
     """
 
     spec: NetworkSpec
     foldable: bool = True
+    capturable: bool = True
 
     @property
     def classifier(self) -> nn.Linear:

@@ -80,7 +80,7 @@ class EmbeddingNetwork(Network):
         options = {"trunk": plain, "pooling": pooling, "scale": scale}
         self.spec = NetworkSpec(NAME, {**options, "size": size} if size else options)
         self.trunk, self.scale = trunk, scale
-        self.foldable = trunk.foldable
+        self.foldable, self.capturable = trunk.foldable, trunk.capturable
         self.gem = GeM().train(trunk.training) if pooling == "gem" else None
         self.dropout = nn.Dropout(0.0).train(trunk.training)  # a training sets it
         like = self.classifier.weight

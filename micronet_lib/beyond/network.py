@@ -154,6 +154,7 @@ class IntegerMicroNet(Network):
     """
 
     foldable = False
+    capturable = False  # every pass reads steps and scales as Python numbers
     stream_bits_after_point: Tensor
 
     def __init__(self, network: Mapping[str, Any], widths: Mapping[str, Any] | None = None) -> None:
@@ -329,7 +330,8 @@ class IntegerMicroNet(Network):
         tensors = [*self.parameters(), *self.buffers()]
         version = hash(tuple((id(each), each._version) for each in tensors))
         if self._sums is None or self._sums[0] != version:
-            made = {name: layer.sums() for name, layer in self.layers.items()}
+            with torch.autocast(self.classifier.weight.device.type, enabled=False):
+                made = {name: layer.sums() for name, layer in self.layers.items()}
             self._sums = version, made
         return self._sums[1]
 
@@ -341,38 +343,35 @@ class IntegerMicroNet(Network):
 
     @property
     def _integer_parts(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        made = {f"blocks.{i}": partial(self._integer_block, i) for i in range(len(self.blocks))}
-        return {**made, "head": self._integer_head}
+        sums = self.sums()  # once: asking whether something changed takes a look at every tensor
+        parts = range(len(self.blocks))
+        made = {f"blocks.{i}": partial(self._integer_block, sums, i) for i in parts}
+        return {**made, "head": partial(self._integer_head, sums)}
 
     @property
     def _point(self) -> float:
         """The unit of the stream, a power of two, by which an integer times it is exact."""
         return 2.0 ** -int(self.stream_bits_after_point.item())
 
-    def _swished(self, name: str, codes: Tensor, after: Quantizer) -> Tensor:
-        """Return what a layer's HardSwish makes of its sums, on the next quantizer's grid."""
-        grid = after.grid()
-        return hard_swish(self.sums()[name].outputs(codes, 3 / grid.three), grid, after.pre_bits)
-
-    def _integer_block(self, index: int, x: Tensor) -> Tensor:
+    def _integer_block(self, sums: Mapping[str, Sums], index: int, x: Tensor) -> Tensor:
         """Return the stream after a block, integers times its unit; the first block has the stem.
 
         The stem's HardSwish ends on the first block's grid, so there is no stream before it.
         """
-        sums, point, block = self.sums(), self._point, self.quantized_blocks()[index]
+        point, block = self._point, self.quantized_blocks()[index]
         name = f"blocks.{index}"
         if index:
             stream = x / point
             codes = on_grid(stream, point, block.quant_input.grid())
         else:
             centred = self.stem.pixels.centred(x)
-            stream = codes = self._swished("stem.conv", centred, block.quant_input)
-        out = self._swished(f"{name}.conv_expand", codes, block.quant_dw)
-        out = self._swished(f"{name}.conv_dw", out, block.quant_project)
+            stream = codes = _swished(sums["stem.conv"], centred, block.quant_input)
+        out = _swished(sums[f"{name}.conv_expand"], codes, block.quant_dw)
+        out = _swished(sums[f"{name}.conv_dw"], out, block.quant_project)
         out = sums[f"{name}.conv_project"].outputs(out, point, STREAM_BITS)
         if block.se is not None:
             means = on_grid(pooled(out), point, block.se.quant_reduce.grid())
-            means = self._swished(f"{name}.se.conv_reduce", means, block.se.quant_expand)
+            means = _swished(sums[f"{name}.se.conv_reduce"], means, block.se.quant_expand)
             logits = sums[f"{name}.se.conv_expand"].outputs(means, GATE_UNIT, GATE_BITS)
             out = gated(out, logits)
         if block.config.stride == 1:
@@ -381,11 +380,17 @@ class IntegerMicroNet(Network):
             out = saturated(out + stream, STREAM_BITS)
         return out * point
 
-    def _integer_head(self, x: Tensor) -> Tensor:
+    def _integer_head(self, sums: Mapping[str, Sums], x: Tensor) -> Tensor:
         point = self._point
         codes = on_grid(pooled(x / point), point, self.head.quant.grid())[:, :, 0, 0]
-        found = self.sums()["head.classifier"].outputs(codes, LOGIT_UNIT, STREAM_BITS)
+        found = sums["head.classifier"].outputs(codes, LOGIT_UNIT, STREAM_BITS)
         return found * LOGIT_UNIT
+
+
+def _swished(sums: Sums, codes: Tensor, after: Quantizer) -> Tensor:
+    """Return what HardSwish makes of a layer's sums, on the next quantizer's grid."""
+    grid = after.grid()
+    return hard_swish(sums.outputs(codes, 3 / grid.three), grid, after.pre_bits)
 
 
 def _exactly(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ def default_device() -> torch.device:
 def set_up(device: torch.device) -> None:
     """Make PyTorch fast and exact for training on a device, for the whole process.
 
-    Called before training and timing only. On a GPU, float32 convolutions do not use TF32, and
+    Called before training, rating and timing. On a GPU, float32 convolutions do not use TF32, and
     cuDNN benchmarks its algorithms, because shapes do not change. On a CPU, the allocator keeps
     freed memory. The only other setting of the whole process is the compiler's limit of
     recompilations, which `training.captured` raises when it compiles on a GPU.

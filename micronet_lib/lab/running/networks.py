@@ -296,6 +296,9 @@ def train_network(
     teacher = _teacher_of(recipe, profile, seed, device)
     inputs, before = inputs_of(recipe, profile, seed), commits_of(recipe, profile, seed)
     run = Run(network, recipe, data, seed + 1000 * recipe.depth, hooks, teacher, inputs, planned)
+    if state is not None:
+        run.load_state_dict(state)
+        del state
     try:
         trained = train(run, folder, key, name, progress)
     except DivergedError as error:

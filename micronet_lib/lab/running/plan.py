@@ -232,7 +232,11 @@ def sizes_mb(recipe: Recipe) -> tuple[float, float]:
         with suppress(InputError):
             _NUM_PARAMS[shape] = sum(p.numel() for p in untrained(recipe).parameters())
     copy = _NUM_PARAMS.get(shape, math.nan) * FLOAT_BYTES / 1e6
-    return 2 * copy, 2 * (4 if recipe.train.ema_decay else 3) * copy
+    # The network, the best one and a momentum; then Adam's second one, the average, and the plan.
+    planned = any(change.num_images for change in recipe.changes)
+    train = recipe.train
+    copies = 3 + (train.optimizer != "sgd") + bool(train.ema_decay) + planned
+    return 2 * copy, 2 * copies * copy
 
 
 def room_mb(sizes: Iterable[tuple[float, float]]) -> float:

@@ -58,7 +58,6 @@ def begin(
     """
     check_library(Path.cwd())
     budget, seed, overrides = PROFILES[profile], as_seed(seed), as_overrides(overrides)
-    torch.manual_seed(seed)
 
     def asked(names: Iterable[str]) -> Iterator[list[Case]]:
         for name in names:
@@ -82,6 +81,7 @@ def begin(
         raise _refusal(impossible)
     _check_options(possible)
     _check_writable(possible)
+    torch.manual_seed(seed)  # after the checks: where a network is to be trained, they draw one
     print(stamp(profile, seed))
     if overrides:
         print("overrides:", ", ".join(f"{key}={value}" for key, value in overrides.items()))

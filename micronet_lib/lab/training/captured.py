@@ -255,14 +255,17 @@ class CapturedTop1:
 
 
 def fastest_step(step: Step, num_steps: int) -> "Step | CapturedStep":
-    """Return the step as it runs fastest on its device: captured on a GPU, as it is on a CPU."""
-    if step.device.type != "cuda":
+    """Return the step as it runs fastest on its device: captured on a GPU, as it is on a CPU.
+
+    A step whose network cannot be captured is not tried: failing takes a minute with the compiler.
+    """
+    if step.device.type != "cuda" or not step.network.capturable:
         return step
     return CapturedStep(step, compiled=num_steps >= WORTH_COMPILING)
 
 
 def fastest_top1(model: Network, data: ImageSet) -> Callable[[], float]:
-    """Return a function that rates the network: captured on a GPU, `evaluate` on a CPU."""
-    if data.images.device.type != "cuda":
+    """Return a function that rates the network: captured on a GPU if it can be, else `evaluate`."""
+    if data.images.device.type != "cuda" or not model.capturable:
         return lambda: evaluate(model, data).top1
     return CapturedTop1(model, data)

@@ -372,7 +372,7 @@ def train(
     Each epoch appends a line to the folder's `curve.csv`.
 
     Args:
-        run: fresh; the state is loaded into it.
+        run: fresh, and the state is loaded into it; or with its state loaded already.
         folder: of the training states; None saves none.
         key: recipe and seed; states with another key are ignored.
         name: label of the progress bar, such as `stages/3.0-orn`.
@@ -383,7 +383,7 @@ def train(
             in the folder.
         InputError: the folder cannot be written.
     """
-    state = load_state(folder, key) if folder else None
+    state = load_state(folder, key) if folder and not run.epoch else None
     if state is not None:
         run.load_state_dict(state)
     epochs = run.recipe.train.epochs
