@@ -162,6 +162,18 @@ def test_a_damaged_record_is_set_aside_and_a_whole_one_stays(tmp_path, capsys):
     assert records.read_sweep(SWEEP, "quick", tmp_path) == []
 
 
+def test_a_file_is_parsed_again_only_if_it_was_written_again(tmp_path):
+    path = records.write(record(metrics={"score": 1.0}), tmp_path)
+    found = records.read(path)
+    assert records.read(path) is found
+    (row,) = records.read_runs(SWEEP, "quick", tmp_path)
+    assert row.metrics is found.metrics
+    records.write(record(metrics={"score": 2.0}), tmp_path)  # of the same size
+    assert records.read(path).metrics == {"score": 2.0}
+    path.unlink()
+    assert records.readable(path) is None
+
+
 # ------------------------------------------------------------------------------ reading a sweep
 
 
@@ -194,6 +206,7 @@ def test_a_failed_run_is_no_measurement(tmp_path):
     assert records.read_sweep(SWEEP, "quick", tmp_path) == [measured]
     named = replace(elsewhere, sweep="toy", point="micronet_v1")
     assert records.failures(SWEEP, "quick", tmp_path) == [lost, named]
+    assert records.read_runs(SWEEP, "quick", tmp_path) == [lost, measured, named]
     # Older records have no such field.
     old = json.loads((tmp_path / measured.path).read_text())
     del old["failed"]
