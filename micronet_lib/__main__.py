@@ -306,16 +306,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
             return {"sweep": sweep.name, "profile": args.profile, "plan": rows}, foreseen
         print(foreseen, file=sys.stderr)
     require(ahead)
-    table = engines.run(
-        sweep,
-        args.profile,
-        args.seed,
-        overrides,
-        args.point,
-        engine=args.engine,
-        gpus_per_point=args.gpus_per_point,
-        retrain=args.retrain,
-    )
+    table = engines.run(asked, ahead, args.engine, args.gpus_per_point)
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     diverged = table.attrs["diverged"]

@@ -38,6 +38,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.records import record
+from micronet_lib.lab.running import lineage
 from micronet_lib.lab.running.engines import ENGINES
 from micronet_lib.lab.search import policy_search
 from micronet_lib.lab.search.policy_search import SET_NAME
@@ -273,6 +274,13 @@ def test_measure_makes_each_record_once(runs):
     written = {path: path.stat().st_mtime_ns for path in files}
     assert result("measure", "expand_ratio", "--profile", "smoke") == found
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")} == written
+
+
+def test_measure_looks_once_for_what_is_to_do(runs, monkeypatch):
+    asked, state_of = [], lineage.state_of
+    monkeypatch.setattr(lineage, "state_of", lambda *a: asked.append(a[0].point) or state_of(*a))
+    result("measure", "expand_ratio", "--profile", "smoke")
+    assert asked == [point.name for point in SWEEPS["expand_ratio"].points()]
 
 
 def test_measure_one_point_with_a_seed_and_an_override(runs):
