@@ -488,12 +488,9 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
 
 def promote(args: argparse.Namespace) -> tuple[Result, str]:
     """Copy records of this machine to the committed ones."""
-    from micronet_lib.lab.records.record import check_promotable
-    from micronet_lib.lab.records.record import promote as promote_record
+    from micronet_lib.lab.records.record import promote as promote_records
 
-    for path in args.records:  # all or none
-        check_promotable(path, replacing=args.replace)
-    done = [promote_record(path, replacing=args.replace) for path in args.records]
+    done = promote_records(args.records, replacing=args.replace)
     lines, replaced = [], list[Result]()
     for each in done:
         lines.append(str(each.path))

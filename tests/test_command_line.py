@@ -470,8 +470,11 @@ def test_search_policies_writes_a_policy_file(runs, tmp_path, monkeypatch):
 
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
-    for name in ("promote", "check_promotable"):
-        monkeypatch.setattr(record, name, partial(getattr(record, name), root=measured))
+    monkeypatch.setattr(record, "promote", partial(record.promote, root=measured))
+    checks, check = [], record.check_promotable
+    monkeypatch.setattr(
+        record, "check_promotable", lambda path, **how: checks.append(path) or check(path, **how)
+    )
     monkeypatch.setattr(record, "in_history", "abc1234".__eq__)
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
@@ -483,7 +486,9 @@ def test_promote_copies_records(runs, tmp_path, monkeypatch):
     refused = result("promote", *paths, tmp_path / "none.json", status=2, err=True)["error"]
     assert "none.json" in refused
     assert not measured.exists()  # all or none
+    checks.clear()
     found = result("promote", *paths)
+    assert checks == paths
     places = [str(measured / path.relative_to(runs)) for path in paths]
     assert found == {"records": places, "replaced": []}
     for path in paths:
@@ -551,10 +556,10 @@ def test_picture_shows_ten_images_of_each_superclass(tmp_path):
 
 
 def test_an_interrupt_has_no_traceback_and_a_fault_of_ours_has(monkeypatch):
-    def fail(path: Path, replacing: bool) -> Path:
+    def fail(paths: list[Path], replacing: bool) -> list[record.Promoted]:
         raise error
 
-    monkeypatch.setattr(record, "check_promotable", fail)
+    monkeypatch.setattr(record, "promote", fail)
     error: BaseException = KeyboardInterrupt()
     assert run("promote", "a.json") == Ran(130, "", "micronet: stopped\n")
     error = RuntimeError("a bug")

@@ -269,19 +269,25 @@ class Promoted:
         return _changes(self.before, self.record) if self.before else {}
 
 
-def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promoted:
-    """Copy a record of this machine to the committed ones.
+def promote(
+    paths: Iterable[Path], root: Path = MEASURED, replacing: bool = False
+) -> list[Promoted]:
+    """Copy records of this machine to the committed ones: all, or none if one may not be.
 
     Args:
-        path: of the record.
+        paths: of the records.
         root: of the committed records.
-        replacing: whether it may take the place of another measurement.
+        replacing: whether they may take the place of other measurements.
 
     Raises:
-        InputError: see `check_promotable`.
+        InputError: see `check_promotable`; or two of them would come to the same place.
     """
-    record, before = check_promotable(path, root=root, replacing=replacing)
-    return Promoted(write(record, root), before, record)
+    checked = [check_promotable(path, root=root, replacing=replacing) for path in paths]
+    given: dict[Path, Record] = {}
+    for record, _ in checked:
+        if given.setdefault(record.path, record) != record:
+            raise InputError(f"{record.path} is given twice, as two measurements: choose one")
+    return [Promoted(write(record, root), before, record) for record, before in checked]
 
 
 def check_promotable(
@@ -290,7 +296,7 @@ def check_promotable(
     """Return a record that may be promoted, and the one in whose place it would come, if any.
 
     Args:
-        path: as in `promote`.
+        path: of the record.
         root: as in `promote`.
         replacing: as in `promote`.
 
