@@ -42,6 +42,7 @@ from micronet_lib.lab.records.record import Record, write
 from micronet_lib.lab.running.lineage import Case, Job, missing_file
 from micronet_lib.lab.running.measure import (
     WORK,
+    check_measurable,
     perform,
     perform_all,
     this_run,
@@ -91,6 +92,7 @@ def _perform_on_ray(ahead: Sequence[Job], gpus_per_point: float | None, progress
         if job.said:
             say(job.said)
     todo = [job for job in ahead if job.does in WORK]
+    check_measurable(todo)
     warn_without_commit(todo)
     if todo:
         name = todo[0].case.sweep.name
