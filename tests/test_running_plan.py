@@ -25,7 +25,7 @@ from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running import plan as plans
 from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
-from micronet_lib.lab.running.plan import plan
+from micronet_lib.lab.running.plan import table_of
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
 from micronet_lib.lab.storage.states import save_own, save_state
@@ -49,6 +49,10 @@ def timed(monkeypatch) -> list[Recipe]:
     recipes: list[Recipe] = []
     monkeypatch.setattr(plans, "timed_images_per_s", lambda r: recipes.append(r) or 8.0)
     return recipes
+
+
+def plan(sweep, profile: str, seed: int = 0, overrides=None, point: str | None = None):
+    return table_of(jobs(cases(sweep, PROFILES[profile], seed, overrides, point)), sweep)
 
 
 def test_without_a_measured_speed_a_few_steps_are_timed(lab, timed):

@@ -5,7 +5,7 @@ A verdict follows from printed numbers and committed records alone, by `RULES`. 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -385,9 +385,9 @@ def differences(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", *recipes])
 
 
-def budgets(recipe: Recipe, profiles: Sequence[str] = REAL) -> pd.DataFrame:
-    """Return what each profile changes in a recipe; see `differences`."""
-    here = {name: resolved(recipe, PROFILES[name]) for name in profiles}
+def budgets(recipe: Recipe) -> pd.DataFrame:
+    """Return what each profile of real images changes in a recipe; see `differences`."""
+    here = {name: resolved(recipe, PROFILES[name]) for name in REAL}
     return differences({"the recipe": recipe, **here})
 
 
