@@ -18,7 +18,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_number
 
 Result = dict[str, Any]
 WATCH_S = 10
@@ -91,8 +91,7 @@ def _lines(values: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:,.10g}".replace(",", " ") if number else str(value)
+    return f"{value:,.10g}".replace(",", " ") if is_number(value) else str(value)
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
