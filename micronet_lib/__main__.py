@@ -18,7 +18,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_number
 
 Result = dict[str, Any]
 WATCH_S = 10
@@ -91,8 +91,7 @@ def _lines(values: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:,.10g}".replace(",", " ") if number else str(value)
+    return f"{value:,.10g}".replace(",", " ") if is_number(value) else str(value)
 
 
 def data_fetch(args: argparse.Namespace) -> tuple[Result, str]:
@@ -306,16 +305,7 @@ def measure(args: argparse.Namespace) -> tuple[Result, str]:
             return {"sweep": sweep.name, "profile": args.profile, "plan": rows}, foreseen
         print(foreseen, file=sys.stderr)
     require(ahead)
-    table = engines.run(
-        sweep,
-        args.profile,
-        args.seed,
-        overrides,
-        args.point,
-        engine=args.engine,
-        gpus_per_point=args.gpus_per_point,
-        retrain=args.retrain,
-    )
+    table = engines.run(asked, ahead, args.engine, args.gpus_per_point)
     shown = table[["point", "n", *sweep.metrics]]
     rows = json.loads(shown.to_json(orient="records", double_precision=15))
     diverged = table.attrs["diverged"]
@@ -497,12 +487,9 @@ def export(args: argparse.Namespace) -> tuple[Result, str]:
 
 def promote(args: argparse.Namespace) -> tuple[Result, str]:
     """Copy records of this machine to the committed ones."""
-    from micronet_lib.lab.records.record import check_promotable
-    from micronet_lib.lab.records.record import promote as promote_record
+    from micronet_lib.lab.records.record import promote as promote_records
 
-    for path in args.records:  # all or none
-        check_promotable(path, replacing=args.replace)
-    done = [promote_record(path, replacing=args.replace) for path in args.records]
+    done = promote_records(args.records, replacing=args.replace)
     lines, replaced = [], list[Result]()
     for each in done:
         lines.append(str(each.path))

@@ -38,6 +38,7 @@ from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.identity import recipe_id
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.records import record
+from micronet_lib.lab.running import lineage
 from micronet_lib.lab.running.engines import ENGINES
 from micronet_lib.lab.search import policy_search
 from micronet_lib.lab.search.policy_search import SET_NAME
@@ -275,6 +276,13 @@ def test_measure_makes_each_record_once(runs):
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.json")} == written
 
 
+def test_measure_looks_once_for_what_is_to_do(runs, monkeypatch):
+    asked, state_of = [], lineage.state_of
+    monkeypatch.setattr(lineage, "state_of", lambda *a: asked.append(a[0].point) or state_of(*a))
+    result("measure", "expand_ratio", "--profile", "smoke")
+    assert asked == [point.name for point in SWEEPS["expand_ratio"].points()]
+
+
 def test_measure_one_point_with_a_seed_and_an_override(runs):
     words = ["measure", "printed_table", "--profile", "smoke", "--point", "3.0", "--seed", "7"]
     (row,) = result(*words)["points"]
@@ -462,8 +470,11 @@ def test_search_policies_writes_a_policy_file(runs, tmp_path, monkeypatch):
 
 def test_promote_copies_records(runs, tmp_path, monkeypatch):
     measured = tmp_path / "measured"
-    for name in ("promote", "check_promotable"):
-        monkeypatch.setattr(record, name, partial(getattr(record, name), root=measured))
+    monkeypatch.setattr(record, "promote", partial(record.promote, root=measured))
+    checks, check = [], record.check_promotable
+    monkeypatch.setattr(
+        record, "check_promotable", lambda path, **how: checks.append(path) or check(path, **how)
+    )
     monkeypatch.setattr(record, "in_history", "abc1234".__eq__)
     for point in ("1.0", "4.0"):
         run("measure", "expand_ratio", "--profile", "quick", "--point", point)
@@ -475,7 +486,9 @@ def test_promote_copies_records(runs, tmp_path, monkeypatch):
     refused = result("promote", *paths, tmp_path / "none.json", status=2, err=True)["error"]
     assert "none.json" in refused
     assert not measured.exists()  # all or none
+    checks.clear()
     found = result("promote", *paths)
+    assert checks == paths
     places = [str(measured / path.relative_to(runs)) for path in paths]
     assert found == {"records": places, "replaced": []}
     for path in paths:
@@ -543,10 +556,10 @@ def test_picture_shows_ten_images_of_each_superclass(tmp_path):
 
 
 def test_an_interrupt_has_no_traceback_and_a_fault_of_ours_has(monkeypatch):
-    def fail(path: Path, replacing: bool) -> Path:
+    def fail(paths: list[Path], replacing: bool) -> list[record.Promoted]:
         raise error
 
-    monkeypatch.setattr(record, "check_promotable", fail)
+    monkeypatch.setattr(record, "promote", fail)
     error: BaseException = KeyboardInterrupt()
     assert run("promote", "a.json") == Ran(130, "", "micronet: stopped\n")
     error = RuntimeError("a bug")

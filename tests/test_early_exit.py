@@ -563,6 +563,17 @@ def test_a_network_without_an_exit_is_not_rated_as_one(lab, exits):
         measure.early_exit(case, network_of(case.recipe, case.profile, 0), False)
 
 
+def test_a_recipe_that_would_lose_its_exit_is_refused_before_it_trains(lab, exits):
+    state = torch.get_rng_state()
+    without = {"changes": [], "exits.weight": 0.0}
+    with pytest.raises(InputError, match="frozen: early_exit rates a network with an exit"):
+        running.ensure(exits, "smoke", 0, without, "frozen", progress=False)
+    assert lab.trained == []
+    assert (torch.get_rng_state() == state).all()
+    running.ensure(exits, "smoke", 0, {"train.lr": 0.5}, "frozen", progress=False)
+    assert len(lab.recorded) == 1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_head_has_the_mode_of_its_trunk_and_parts_keep_theirs(training):
     trunk = build("micronet_v1", width_mult=0.25).train(training)

@@ -14,8 +14,6 @@ from micronet_lib.lab.host.machine import stamp
 from micronet_lib.lab.recipes.grids import SWEEPS
 from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.running import ensure, trained
-from micronet_lib.lab.running.engines import run
-from micronet_lib.lab.running.plan import plan
 from micronet_lib.lab.search.policy_search import search_policies
 
 SWEEP = SWEEPS["expand_ratio"]
@@ -65,8 +63,6 @@ def runs(tmp_path, monkeypatch):
 ENTRIES = {
     "ensure": lambda **given: ensure(SWEEP, point="1.0", progress=False, **given),
     "trained": lambda **given: trained(SWEEPS["stages"], "3.0-orn", progress=False, **given),
-    "run": lambda **given: run(SWEEP, point="1.0", progress=False, **given),
-    "plan": lambda **given: plan(SWEEP, point="1.0", **given),
 }
 
 

@@ -32,7 +32,6 @@ from micronet_lib.pruning.masks import (
 from micronet_lib.pruning.schedules import (
     PAPER_PRUNING,
     README_PRUNING,
-    RELEASED_PRUNING,
     SCHEDULES,
     PruneConfig,
     PruneTo,
@@ -48,7 +47,9 @@ REWOUND = PruneConfig(linear(0.6, 4), rewind="initial")
 LOTTERY = PruneConfig(exponential(0.6, 4), rewind="initial")
 ONE_SHOT = PruneConfig(one_shot(0.6))
 
-NAMED = (PAPER_PRUNING, RELEASED_PRUNING, README_PRUNING, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
+LAST_EPOCH = replace(PAPER_PRUNING, threshold_from="last_epoch")
+
+NAMED = (PAPER_PRUNING, LAST_EPOCH, README_PRUNING, EXPONENTIAL, REWOUND, LOTTERY, ONE_SHOT)
 
 
 # ---------------------------------------------------------------------------------- the schedules
@@ -66,7 +67,6 @@ def test_the_papers_four_rounds():
     assert PAPER_PRUNING.sparsities == pytest.approx([step * k for k in range(1, 5)])
     columns = paper("pruning").query("point.str.startswith('prune_')")["point"].unique()
     assert [f"prune_{round(100 * s)}" for s in (0, *PAPER_PRUNING.sparsities)] == list(columns)
-    assert replace(PAPER_PRUNING, threshold_from="last_epoch") == RELEASED_PRUNING
 
 
 def test_the_readmes_two_commands_and_its_example():
@@ -239,10 +239,10 @@ def test_the_released_mix_up_goes_by_magnitudes_of_other_weights():
         train(model, held, seed)
         sets.append(state(model))
     best, last = sets
-    twice = replace(RELEASED_PRUNING, loads_anew=(0, 1))
+    twice = replace(LAST_EPOCH, loads_anew=(0, 1))
     for config, index, source in (
-        (RELEASED_PRUNING, 0, best),
-        (RELEASED_PRUNING, 1, last),
+        (LAST_EPOCH, 0, best),
+        (LAST_EPOCH, 1, last),
         (twice, 1, best),
         (README_PRUNING, 0, best),
         (README_PRUNING, 3, last),
@@ -330,9 +330,9 @@ def test_what_a_round_needs_is_asked_for_and_the_network_stays_as_it_was():
         (PAPER_PRUNING, -1, {}, "no pruning round -1"),
         (PruneConfig(), 0, {}, "no pruning round 0"),
         (PAPER_PRUNING, 1, {}, "round 1 needs the masks"),
-        (RELEASED_PRUNING, 1, {"before": masks}, "'last_epoch' needs"),
-        (RELEASED_PRUNING, 1, {"before": masks, "last_epoch": other}, "see 3.weight"),
-        (RELEASED_PRUNING, 1, {"before": masks, "last_epoch": broken}, "3.weight holds NaN"),
+        (LAST_EPOCH, 1, {"before": masks}, "'last_epoch' needs"),
+        (LAST_EPOCH, 1, {"before": masks, "last_epoch": other}, "see 3.weight"),
+        (LAST_EPOCH, 1, {"before": masks, "last_epoch": broken}, "3.weight holds NaN"),
         (LOTTERY, 1, {"before": masks}, "'initial' needs"),
         (LOTTERY, 1, {"before": masks, "rewound": {}}, "see 0.weight"),
         (LOTTERY, 1, {"before": masks, "rewound": other}, "see 3.weight"),

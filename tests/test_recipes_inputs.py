@@ -198,10 +198,10 @@ def test_only_records_of_the_published_files_are_promoted(sweep_and_point, tmp_p
         made = replace(made, point=point, env=made.env | {"inputs": inputs})
         path = records.write(made, tmp_path / f"runs{number}")
         if good:
-            assert records.promote(path, tmp_path / "measured").path.is_file()
+            assert records.promote([path], tmp_path / "measured")[0].path.is_file()
             continue
         with pytest.raises(InputError, match=name):
-            records.promote(path, tmp_path / "measured2")
+            records.promote([path], tmp_path / "measured2")
         assert not (tmp_path / "measured2").exists()
 
 

@@ -162,6 +162,18 @@ def test_a_damaged_record_is_set_aside_and_a_whole_one_stays(tmp_path, capsys):
     assert records.read_sweep(SWEEP, "quick", tmp_path) == []
 
 
+def test_a_file_is_parsed_again_only_if_it_was_written_again(tmp_path):
+    path = records.write(record(metrics={"score": 1.0}), tmp_path)
+    found = records.read(path)
+    assert records.read(path) is found
+    (row,) = records.read_runs(SWEEP, "quick", tmp_path)
+    assert row.metrics is found.metrics
+    records.write(record(metrics={"score": 2.0}), tmp_path)  # of the same size
+    assert records.read(path).metrics == {"score": 2.0}
+    path.unlink()
+    assert records.readable(path) is None
+
+
 # ------------------------------------------------------------------------------ reading a sweep
 
 
@@ -194,6 +206,7 @@ def test_a_failed_run_is_no_measurement(tmp_path):
     assert records.read_sweep(SWEEP, "quick", tmp_path) == [measured]
     named = replace(elsewhere, sweep="toy", point="micronet_v1")
     assert records.failures(SWEEP, "quick", tmp_path) == [lost, named]
+    assert records.read_runs(SWEEP, "quick", tmp_path) == [lost, measured, named]
     # Older records have no such field.
     old = json.loads((tmp_path / measured.path).read_text())
     del old["failed"]
@@ -247,23 +260,23 @@ def test_promotion_refuses_or_copies(tmp_path, monkeypatch):
     for what, refused in REFUSED.items():
         path = records.write(refused, tmp_path / "runs")
         with pytest.raises(InputError):
-            records.promote(path, tmp_path / "measured")
+            records.promote([path], tmp_path / "measured")
         assert not (tmp_path / "measured").exists(), what
     for made in (record(), failed_record("micronet_v2")):
         path = records.write(made, tmp_path / "runs")
-        promoted = records.promote(path, tmp_path / "measured").path
+        promoted = records.promote([path], tmp_path / "measured")[0].path
         assert promoted == tmp_path / "measured" / made.path
         assert promoted.read_bytes() == path.read_bytes()
     uncommitted = record().env | {"commit": "abc1234+"}
     path = records.write(failed_record(env=uncommitted), tmp_path / "runs")
     with pytest.raises(InputError, match="uncommitted code"):
-        records.promote(path, tmp_path / "measured")
+        records.promote([path], tmp_path / "measured")
     # A mixture is no record.
     lost = asdict(failed_record())
     for mixture in ({"metrics": {"top1": 0.5}}, {"failed": {"what": "loss"}}):
         path.write_text(json.dumps(lost | mixture))
         with pytest.raises(InputError, match="what, epoch, message, and no metrics"):
-            records.promote(path, tmp_path / "measured")
+            records.promote([path], tmp_path / "measured")
 
 
 def test_promotion_replaces_another_measurement_only_when_told(tmp_path, monkeypatch):
@@ -271,27 +284,32 @@ def test_promotion_replaces_another_measurement_only_when_told(tmp_path, monkeyp
     monkeypatch.setattr(records, "in_history", "abc1234".__eq__)
     runs, measured = tmp_path / "runs", tmp_path / "measured"
     path = records.write(record(), runs)
-    place = records.promote(path, measured).path
-    again = records.promote(path, measured)  # the same measurement is no other one
+    (first,) = records.promote([path], measured)
+    place = first.path
+    (again,) = records.promote([path], measured)  # the same measurement is no other one
     assert (again.before, again.changes) == (None, {})
 
     other = record(metrics={"score": 1.5, "top1": 0.25, "loss": 3.0})
     records.write(other, runs)
     before = place.read_bytes()
     with pytest.raises(InputError, match="--replace") as caught:
-        records.promote(path, measured)
+        records.promote([path], measured)
     assert "abc1234; " in str(caught.value)
     assert "top1 0.5 -> 0.25; loss None -> 3.0" in str(caught.value)
     assert place.read_bytes() == before
 
-    replaced = records.promote(path, measured, replacing=True)
+    (replaced,) = records.promote([path], measured, replacing=True)
     assert replaced.changes == {"top1": (0.5, 0.25), "loss": (None, 3.0)}
     assert replaced.before == record()
     assert records.read(place) == other
     # Another day's run with equal numbers is another measurement too.
     records.write(replace(other, env=other.env | {"date": "2026-11-23T21:00:00Z"}), runs)
     with pytest.raises(InputError, match="change no number"):
-        records.promote(path, measured)
+        records.promote([path], measured)
+    elsewhere = records.write(other, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="given twice"):
+        records.promote([path, elsewhere], measured, replacing=True)
+    assert records.read(place) == other
 
 
 def test_promotion_says_why_a_commit_is_unknown(tmp_path, monkeypatch):
@@ -300,7 +318,7 @@ def test_promotion_says_why_a_commit_is_unknown(tmp_path, monkeypatch):
         env = record().env | {"commit": "unknown", "no_commit": reason}
         path = records.write(record(env=env), tmp_path)
         with pytest.raises(InputError) as caught:
-            records.promote(path, tmp_path / "measured")
+            records.promote([path], tmp_path / "measured")
         assert reason in str(caught.value)
         assert "uncommitted" not in str(caught.value)
 

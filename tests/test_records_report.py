@@ -204,5 +204,7 @@ def test_differences_between_recipes_are_those_settings_alone():
     assert found.loc["train.cycles"].tolist() == ["1", "4"]
     assert "train.lr" not in found.index
     assert report.differences({"a": PAPER, "b": PAPER}).empty
-    budgets = report.budgets(PAPER, ["full"]).set_index("setting")
-    assert list(budgets.index) == ["train.precision"]
+    budgets = report.budgets(PAPER).set_index("setting")
+    assert list(budgets) == ["the recipe", "quick", "day", "full"]
+    changed = budgets[budgets["full"] != budgets["the recipe"]]
+    assert list(changed.index) == ["train.precision"]

@@ -559,7 +559,7 @@ def test_promoting_into_a_file(place):
     measured = place.folder / "measured"
     measured.write_text("not a folder")
     with pytest.raises(InputError, match=r"quick/expand_ratio/1\.0-s0\.json"):
-        records.promote(path, measured)
+        records.promote([path], measured)
     assert measured.read_text() == "not a folder"
 
 

@@ -42,6 +42,11 @@ def lab(tmp_path):
         yield lab
 
 
+def run(sweep, *engine, overrides=None, point: str | None = None):
+    asked = cases(sweep, PROFILES["smoke"], overrides=overrides, point=point)
+    return engines.run(asked, jobs(asked), *engine, progress=False)
+
+
 @pytest.fixture
 def without_ray(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -91,7 +96,7 @@ def machines(tmp_path, monkeypatch) -> Machines:
     return Machines(tmp_path / "machines", monkeypatch)
 
 
-def run(machines: Machines, sweep, point: str | None = None) -> None:
+def on_machines(machines: Machines, sweep, point: str | None = None) -> None:
     ahead = jobs(cases(sweep, PROFILES["smoke"], point=point))
     for result in on_ray(machines, machines, [job for job in ahead if job.does != "nothing"]):
         store(result)
@@ -103,17 +108,17 @@ def test_records_and_networks_are_those_of_the_local_engine(lab, machines, monke
     ensure(sweep, "smoke", point=point, progress=False)
     local, done = outcome(lab.runs), list(dict.fromkeys([*lab.trained, *lab.recorded]))
     monkeypatch.setenv("MICRONET_RUNS", str(lab.runs.with_name("driver")))
-    run(machines, sweep, point)
+    on_machines(machines, sweep, point)
     assert same(outcome(lab.runs.with_name("driver")), local)
     assert sorted(machines.started) == sorted(done)
-    run(machines, sweep, point)
+    on_machines(machines, sweep, point)
     assert len(machines.started) == len(done)  # nothing is measured twice
 
 
 def test_a_network_that_is_there_is_sent_along(lab, machines):
     sweep = chain(ORN)
     ensure(sweep, "smoke", point="half", progress=False)
-    run(machines, sweep)
+    on_machines(machines, sweep)
     assert machines.started == ["chain/dense", "chain/more"]
 
 
@@ -128,7 +133,7 @@ def test_a_task_that_diverges_leaves_those_that_need_it(lab, machines, monkeypat
         real(recipe, profile, seed, name, progress)
 
     monkeypatch.setattr(measure, "train_network", train)
-    run(machines, PIPELINE, "[d0]*[e1][n5]*")
+    on_machines(machines, PIPELINE, "[d0]*[e1][n5]*")
     said = capsys.readouterr().err
     assert "pipeline/0.15 seed 0: the loss is NaN: its record says that it failed" in said
     # Its record has come back too, so it is not tried again, and what needs it is skipped.
@@ -147,7 +152,7 @@ def test_a_task_behind_one_that_diverges_is_not_started(lab, machines, monkeypat
         raise error
 
     monkeypatch.setattr(measure, "train_network", train)
-    run(machines, PIPELINE, "[d0]*[e1][n5]*")  # the second needs the first
+    on_machines(machines, PIPELINE, "[d0]*[e1][n5]*")  # the second needs the first
     said = capsys.readouterr().err
     assert "pipeline/0.15 seed 0: a network that it needs was not trained" in said
     assert [path.name for path in lab.runs.rglob("*.json")] == ["dense-s0.json"]
@@ -155,7 +160,7 @@ def test_a_task_behind_one_that_diverges_is_not_started(lab, machines, monkeypat
 
 def test_a_machine_that_stays_lost_is_named_in_one_line(lab, machines, capsys):
     machines.lost.add("pipeline/dense")
-    run(machines, PIPELINE, "dense")
+    on_machines(machines, PIPELINE, "dense")
     assert (
         capsys.readouterr().err
         == "micronet: pipeline/dense seed 0: pipeline/dense's machine is gone\n"
@@ -172,12 +177,12 @@ def test_a_user_error_ends_the_sweep_and_a_fault_of_ours_keeps_its_traceback(
 
         monkeypatch.setattr(measure, "train_network", fail)
         with pytest.raises(type(error)):
-            run(machines, PIPELINE, "dense")
+            on_machines(machines, PIPELINE, "dense")
 
 
 def test_a_machine_without_the_files_says_so(lab, machines, monkeypatch, capsys):
     monkeypatch.setattr(engines, "missing_file", lambda *_: "cifar-100-python/test")
-    run(machines, PIPELINE, "dense")
+    on_machines(machines, PIPELINE, "dense")
     (line,) = capsys.readouterr().err.splitlines()
     assert "pipeline/dense seed 0: the machine that took it has no cifar-100-python/test" in line
 
@@ -205,7 +210,7 @@ def test_what_is_there_is_not_written_again(lab):
 
 def test_an_unknown_engine_is_answered_with_those_there_are(lab):
     with pytest.raises(InputError, match=r"'slurm'.*local, ray"):
-        engines.run(PIPELINE, "smoke", engine="slurm")
+        run(PIPELINE, "slurm")
 
 
 def test_without_ray_one_line_says_how_to_get_it(lab, without_ray, capsys):
@@ -219,7 +224,7 @@ def test_without_ray_one_line_says_how_to_get_it(lab, without_ray, capsys):
 def test_what_is_measured_needs_no_cluster(lab, without_ray):
     sweep, rows = SWEEPS["expand_ratio"], None
     for engine in ("local", "local", "ray"):
-        rows, before = engines.run(sweep, "smoke", engine=engine, progress=False), rows
+        rows, before = run(sweep, engine), rows
     assert (rows["n"] == 1).all()
     assert rows.equals(before)
 
@@ -234,7 +239,7 @@ def test_an_impossible_share_of_a_gpu_is_refused(lab, without_ray, capsys, gpus)
 
 def test_a_local_run_has_no_share_of_a_gpu(lab):
     with pytest.raises(InputError, match="engine ray"):
-        engines.run(PIPELINE, "smoke", gpus_per_point=0.5)
+        run(PIPELINE, "local", 0.5)
 
 
 def test_the_code_travels_with_what_measures_read(tmp_path):
@@ -321,7 +326,7 @@ def test_a_cluster_that_does_not_answer_is_named(ray, monkeypatch):
         address = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=address):
-        engines.run(SWEEPS["expand_ratio"], "smoke", engine="ray", progress=False)
+        run(SWEEPS["expand_ratio"], "ray")
 
 
 def test_on_one_machine_json_is_all_that_is_printed(local, ray, capfd):
@@ -361,7 +366,7 @@ def test_a_machine_that_dies_costs_no_point(local, ray, monkeypatch):
         killed: list[str] = []
         killer = threading.Thread(target=kill_at_work, args=(cluster, doomed, ray, killed))
         killer.start()
-        rows = engines.run(SCHEDULES, "smoke", 0, BUDGET, "*-[01]", "ray", 0.5, progress=False)
+        rows = run(SCHEDULES, "ray", 0.5, overrides=BUDGET, point="*-[01]")
         killer.join()
     finally:
         cluster.shutdown()

@@ -14,7 +14,7 @@ from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.running.lineage import Case, cases, jobs, missing_file, state_of
 from micronet_lib.lab.running.measure import ensure, perform_all
-from micronet_lib.lab.running.plan import plan
+from micronet_lib.lab.running.plan import table_of
 from micronet_lib.pruning.schedules import PruneConfig, PruneTo
 
 PIPELINE = SWEEPS["pipeline"]
@@ -239,7 +239,7 @@ def test_a_plan_says_what_measuring_then_does(lab, state, retrain, point):
         first.record_path.write_text("{")
     lab.trained.clear()
     lab.recorded.clear()
-    ahead = plan(sweep, "smoke", point=point, retrain=retrain)
+    ahead = table_of(jobs(cases(sweep, PROFILES["smoke"], point=point), retrain=retrain), sweep)
     rows = ensure(sweep, "smoke", point=point, retrain=retrain, progress=False)
     name = "rounds/" + ahead["point"]
     assert lab.trained == name[ahead["state"] == "to train"].tolist()

@@ -30,7 +30,7 @@ from micronet_lib.lab.running import plan as plans
 from micronet_lib.lab.running.lineage import cases, jobs
 from micronet_lib.lab.running.measure import ensure
 from micronet_lib.lab.running.networks import fresh_network
-from micronet_lib.lab.running.plan import images_seen, plan
+from micronet_lib.lab.running.plan import images_seen, table_of
 from micronet_lib.lab.running.requirements import require
 from micronet_lib.lab.storage.networks import pack
 from micronet_lib.lab.storage.states import save_own, save_state
@@ -55,6 +55,10 @@ def timed(monkeypatch) -> list[Recipe]:
     recipes: list[Recipe] = []
     monkeypatch.setattr(plans, "timed_images_per_s", lambda r: recipes.append(r) or 8.0)
     return recipes
+
+
+def plan(sweep, profile: str, seed: int = 0, overrides=None, point: str | None = None):
+    return table_of(jobs(cases(sweep, PROFILES[profile], seed, overrides, point)), sweep)
 
 
 def test_images_of_all_trainings_behind_a_network_are_added_up():

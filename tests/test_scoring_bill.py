@@ -161,15 +161,16 @@ class TwoExits(Network):
 
 
 def test_an_exit_costs_those_who_reach_it() -> None:
+    operations = record_operations(TwoExits(), (4,))
     for rates, late in ((None, 1.0), ((0.0, 1.0), 1.0), ((0.75, 0.25), 0.25), ((1.0, 0.0), 0.0)):
-        found = score_network(TwoExits(), "official", (4,), rates)
+        found = score_operations(operations, RULE_SETS["official"], rates)
         assert found.num_params == 2 * (16 + 8)
         assert found.num_mults == found.macs == found.dense_macs == 24 * (1 + late)
         assert found.num_adds == (12 + 6) * (1 + late)
         assert found.table()["score"].sum() == pytest.approx(found.score)
     for wrong in ((), (1.0,), (0.5, 0.4), (1.5, -0.5)):
         with pytest.raises(InputError):
-            score_network(TwoExits(), "official", (4,), wrong)
+            score_operations(operations, RULE_SETS["official"], wrong)
 
 
 def test_macs_are_those_of_weights_that_are_not_zero() -> None:

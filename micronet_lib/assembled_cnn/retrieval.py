@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from micronet_lib.architecture.network import Network, NetworkSpec, build, evaluated, register
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_integer
 from micronet_lib.hooks import Hook
 
 NAME = "embedding"
@@ -72,7 +72,7 @@ class EmbeddingNetwork(Network):
         check_choice("pooling", pooling, get_args(Pooling))
         if not 0 <= scale < math.inf:
             raise InputError(f"the scale of cosines is {scale}; give a finite number from 0")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        if not is_integer(size, 0):
             raise InputError(f"the size of embeddings is {size!r}; give a whole number from 0")
         if len(trunk.parts) < 2:
             raise InputError(f"{trunk.spec.name} has no blocks whose features could be pooled")

@@ -1,4 +1,4 @@
-"""Positions of a network's zeros, and the cost of storing them (chapter `05_pruning`)."""
+"""Positions of a network's zeros (chapter `05_pruning`)."""
 
 from typing import Literal
 
@@ -49,12 +49,3 @@ def density_table(model: nn.Module, by: Literal["layer", "kind"] = "layer") -> p
     table["sparsity"] = table["num_zeros"] / table["num_weights"]
     table["density"] = 1 - table["sparsity"]
     return table
-
-
-def mask_params(model: nn.Module) -> float:
-    """Return the cost of a network's masks in 32-bit parameters: one bit for each prunable weight.
-
-    It equals `mask_params` of the rules: always for `published`, and for `official` if every layer
-    has a zero. (`official` charges no mask for a layer without one.)
-    """
-    return sum(weight.numel() for weight in prunable_weights(model).values()) / 32

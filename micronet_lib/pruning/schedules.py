@@ -149,8 +149,6 @@ class PruneConfig:
 
 # Section 5 of the paper: 60 per cent in four rounds, without rewinding.
 PAPER_PRUNING = PruneConfig(linear(0.6, 4))
-# The released code's handling, at the sparsities of the published v2 files.
-RELEASED_PRUNING = PruneConfig(linear(0.6, 4), threshold_from="last_epoch")
 # The two commands of its README, one after the other; the best published file has 60 per cent.
 README_PRUNING = PruneConfig(
     (*linear(0.45, 4), *linear(0.65, 4, start=0.45)), threshold_from="last_epoch", loads_anew=(0, 4)

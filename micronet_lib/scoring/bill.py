@@ -132,14 +132,13 @@ def score_network(
     model: nn.Module,
     rules: str | RuleSet = "published",
     input_shape: tuple[int, ...] = (3, 32, 32),
-    exit_rates: Sequence[float] | None = None,
 ) -> Score:
     """Score any network for one image of `input_shape` `(C, H, W)`.
 
-    A `Network` with several exits is counted exit by exit, see `score_operations`.
+    Of a `Network` with several exits, every image reaches the last one; see `score_operations`.
 
     Raises:
-        InputError: unknown rule set, rates that do not fit, or an operation without a price.
+        InputError: unknown rule set, or an operation without a price.
     """
     chosen = RULE_SETS[rules] if isinstance(rules, str) else rules
-    return score_operations(record_operations(model, input_shape), chosen, exit_rates)
+    return score_operations(record_operations(model, input_shape), chosen)

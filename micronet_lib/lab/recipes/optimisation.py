@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from micronet_lib.architecture.initialization import INITIALIZATIONS
-from micronet_lib.errors import InputError, check_choice
+from micronet_lib.errors import InputError, check_choice, is_number
 from micronet_lib.lab.data.images import NUM_CLASSES, Labelling
 
 Schedule = Literal["cosine", "steps"]
@@ -133,11 +133,7 @@ class TrainConfig:
                 "one cycle"
             )
         for pattern, factor in self.lr_factors.items():
-            if (
-                isinstance(factor, bool)
-                or not isinstance(factor, int | float)
-                or not (0 <= factor < math.inf)
-            ):
+            if not (is_number(factor) and 0 <= factor < math.inf):
                 raise InputError(
                     f"train.lr_factors has {factor!r} for {pattern!r}; give a number from 0"
                 )

@@ -25,7 +25,7 @@ from micronet_lib.lab.host.places import MEASURED, runs_root
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed, Sweep
-from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
+from micronet_lib.lab.records.record import Record, diverged, read_runs
 from micronet_lib.lab.records.statistics import LEVEL
 from micronet_lib.lab.records.tables import (
     NOT_RUN,
@@ -159,8 +159,8 @@ _COLUMNS = (
 
 def _read(sweep: Sweep, profile: str, root: Path) -> tuple[list[Record], dict[str, str]]:
     """Return a sweep's measurements, and what is said of each point of which a run failed."""
-    measured = read_sweep(sweep, profile, root)
-    return measured, diverged([*measured, *failures(sweep, profile, root)], some=True)
+    found = read_runs(sweep, profile, root)
+    return [record for record in found if not record.failed], diverged(found, some=True)
 
 
 def _of_diverged(said: str, committed: str, alone: bool) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -123,14 +124,14 @@ def write(record: Record, root: Path, unfinished: Path | None = None) -> Path:
 
 
 def read(path: Path) -> Record:
-    """Read one record.
+    """Read one record. Do not change its dictionaries: whoever reads the file gets the same ones.
 
     Raises:
         InputError: the file is missing, damaged or of another schema.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        record = Record(**content)
+        file = path.stat()
+        record = _content(path.absolute(), file.st_mtime_ns, file.st_size, file.st_ino)
     except FileNotFoundError as error:
         raise InputError(f"there is no record {path}; `micronet measure` writes one") from error
     except (OSError, ValueError, TypeError) as error:
@@ -143,6 +144,12 @@ def read(path: Path) -> Record:
             "measure again"
         )
     return record
+
+
+@cache
+def _content(path: Path, *state: int) -> Record:
+    """Return what a file holds. The state of the file says whether it was written again."""
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def set_aside_damaged(path: Path) -> None:
@@ -161,22 +168,13 @@ def readable(path: Path) -> Record | None:
 
 
 def read_sweep(sweep: Sweep, profile: str, root: Path) -> list[Record]:
-    """Read the sweep's measurements of one profile, by point in the sweep's order, then by seed.
-
-    A record of another recipe than today's is left out: its point is to be measured again. If a
-    point has no file for a seed, the record of the same training under another name is used. Where
-    the seed decides nothing, further seeds are copies and are left out. So are runs that failed,
-    see `failures`.
-
-    Raises:
-        InputError: a file of this sweep is damaged.
-    """
-    return [record for record in _read_all(sweep, profile, root) if not record.failed]
+    """Read the sweep's measurements of one profile: of `read_runs`, those that did not fail."""
+    return [record for record in read_runs(sweep, profile, root) if not record.failed]
 
 
 def failures(sweep: Sweep, profile: str, root: Path) -> list[Record]:
-    """Read the records of the sweep's runs that failed. Order and errors are as in `read_sweep`."""
-    return [record for record in _read_all(sweep, profile, root) if record.failed]
+    """Read the sweep's runs that failed, of `read_runs`."""
+    return [record for record in read_runs(sweep, profile, root) if record.failed]
 
 
 def measurement_key(record: Record) -> tuple[str, str, int, str]:
@@ -212,7 +210,16 @@ def diverged(records: Iterable[Record], some: bool = False) -> dict[str, str]:
     return found
 
 
-def _read_all(sweep: Sweep, profile: str, root: Path) -> list[Record]:
+def read_runs(sweep: Sweep, profile: str, root: Path) -> list[Record]:
+    """Read the sweep's measurements and failures, by point in the sweep's order, then by seed.
+
+    A record of another recipe than today's is left out: its point is to be measured again. If a
+    point has no file for a seed, the record of the same training under another name is used. Where
+    the seed decides nothing, further seeds are copies and are left out.
+
+    Raises:
+        InputError: a file of this sweep is damaged.
+    """
     if root == MEASURED:
         of_checkout(root)
     folder = root / profile / sweep.name
@@ -262,19 +269,25 @@ class Promoted:
         return _changes(self.before, self.record) if self.before else {}
 
 
-def promote(path: Path, root: Path = MEASURED, replacing: bool = False) -> Promoted:
-    """Copy a record of this machine to the committed ones.
+def promote(
+    paths: Iterable[Path], root: Path = MEASURED, replacing: bool = False
+) -> list[Promoted]:
+    """Copy records of this machine to the committed ones: all, or none if one may not be.
 
     Args:
-        path: of the record.
+        paths: of the records.
         root: of the committed records.
-        replacing: whether it may take the place of another measurement.
+        replacing: whether they may take the place of other measurements.
 
     Raises:
-        InputError: see `check_promotable`.
+        InputError: see `check_promotable`; or two of them would come to the same place.
     """
-    record, before = check_promotable(path, root=root, replacing=replacing)
-    return Promoted(write(record, root), before, record)
+    checked = [check_promotable(path, root=root, replacing=replacing) for path in paths]
+    given: dict[Path, Record] = {}
+    for record, _ in checked:
+        if given.setdefault(record.path, record) != record:
+            raise InputError(f"{record.path} is given twice, as two measurements: choose one")
+    return [Promoted(write(record, root), before, record) for record, before in checked]
 
 
 def check_promotable(
@@ -283,7 +296,7 @@ def check_promotable(
     """Return a record that may be promoted, and the one in whose place it would come, if any.
 
     Args:
-        path: as in `promote`.
+        path: of the record.
         root: as in `promote`.
         replacing: as in `promote`.
 

@@ -5,7 +5,7 @@ A verdict follows from printed numbers and committed records alone, by `RULES`. 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Printed
 from micronet_lib.lab.records.comparison import DIVERGED, SAME, UNDECIDED, WITHIN, compared
-from micronet_lib.lab.records.record import failures, measurement_key, read_sweep
+from micronet_lib.lab.records.record import failures, measurement_key, read_runs
 from micronet_lib.lab.records.statistics import gain, runs
 from micronet_lib.lab.records.status import REAL
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows
@@ -340,10 +340,7 @@ def compute(root: Path = MEASURED) -> pd.DataFrame:
     rows = []
     for sweep in SWEEPS.values():
         for profile in (each for each in REAL if each in sweep.profiles):
-            found = {
-                measurement_key(r): r
-                for r in [*read_sweep(sweep, profile, root), *failures(sweep, profile, root)]
-            }
+            found = {measurement_key(r): r for r in read_runs(sweep, profile, root)}
             if not found:
                 continue
             new = [record for key, record in found.items() if key not in seen]
@@ -388,9 +385,9 @@ def differences(recipes: Mapping[str, Recipe]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["setting", *recipes])
 
 
-def budgets(recipe: Recipe, profiles: Sequence[str] = REAL) -> pd.DataFrame:
-    """Return what each profile changes in a recipe; see `differences`."""
-    here = {name: resolved(recipe, PROFILES[name]) for name in profiles}
+def budgets(recipe: Recipe) -> pd.DataFrame:
+    """Return what each profile of real images changes in a recipe; see `differences`."""
+    here = {name: resolved(recipe, PROFILES[name]) for name in REAL}
     return differences({"the recipe": recipe, **here})
 
 

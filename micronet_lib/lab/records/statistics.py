@@ -9,7 +9,7 @@ import pandas as pd
 from micronet_lib.errors import check_choice, unknown
 from micronet_lib.lab.host.places import MEASURED
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import diverged, failures, read_sweep
+from micronet_lib.lab.records.record import diverged, read_runs
 
 LEVEL = 0.05
 POWER = 0.8
@@ -22,14 +22,15 @@ def runs(sweep: Sweep, profile: str = "full", root: Path = MEASURED) -> pd.DataF
     as in `records.table`.
     """
     found: dict[str, list[dict[str, object]]] = {point.name: [] for point in sweep.points()}
-    measured = read_sweep(sweep, profile, root)
-    for record in measured:
-        found[record.point].append({"seed": record.seed, **record.metrics})
+    everything = read_runs(sweep, profile, root)
+    for record in everything:
+        if not record.failed:
+            found[record.point].append({"seed": record.seed, **record.metrics})
     rows = [{"point": name} | row for name, own in found.items() for row in own or [{}]]
     metrics = dict.fromkeys([*sweep.metrics, *(name for row in rows for name in row)])
     columns = dict.fromkeys(["point", "seed", *metrics])
     table = pd.DataFrame(rows, columns=list(columns)).astype({"seed": "Int64"})
-    table.attrs["diverged"] = diverged([*measured, *failures(sweep, profile, root)])
+    table.attrs["diverged"] = diverged(everything)
     return table
 
 

@@ -16,9 +16,9 @@ from micronet_lib.lab.recipes.profile import PROFILES, resolved
 from micronet_lib.lab.recipes.sweep import Point, Sweep
 from micronet_lib.lab.records.record import (
     diverged,
-    failures,
     measurement_key,
     read,
+    read_runs,
     read_sweep,
 )
 from micronet_lib.lab.records.tables import NOT_RUN, printed_rows, table
@@ -57,10 +57,11 @@ def coverage() -> pd.DataFrame:
         for profile in sweep.profiles:
             if PROFILES[profile].dataset == "embedded":
                 continue  # no evidence about real images
-            records = read_sweep(sweep, profile, MEASURED)
+            everything = read_runs(sweep, profile, MEASURED)
+            records = [record for record in everything if not record.failed]
             result = table(sweep, records, profile=profile)
             done = result[result["n"] > 0]
-            lost = diverged([*records, *failures(sweep, profile, MEASURED)])
+            lost = diverged(everything)
             missing = [name for name in result["point"][result["n"] == 0] if name not in lost]
             rows.append(
                 {
@@ -99,8 +100,9 @@ def listing() -> pd.DataFrame:
         }
         for profile in REAL:
             there = profile in sweep.profiles
-            found = read_sweep(sweep, profile, MEASURED) if there else []
-            lost = diverged([*found, *failures(sweep, profile, MEASURED)]) if there else {}
+            everything = read_runs(sweep, profile, MEASURED) if there else []
+            found = [record for record in everything if not record.failed]
+            lost = diverged(everything)
             times = {measurement_key(record): record.env["wall_s"] for record in found}
             row |= {
                 f"{profile}.measured": len({record.point for record in found})

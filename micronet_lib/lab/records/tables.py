@@ -11,7 +11,7 @@ from micronet_lib.errors import InputError
 from micronet_lib.lab.host.places import MEASURED, PAPER_TABLES, of_checkout, runs_root
 from micronet_lib.lab.recipes.profile import PROFILES
 from micronet_lib.lab.recipes.sweep import Sweep
-from micronet_lib.lab.records.record import Record, diverged, failures, read_sweep
+from micronet_lib.lab.records.record import Record, diverged, read_runs, read_sweep
 
 NOT_RUN = "not run"
 
@@ -116,8 +116,7 @@ def table(
 
 def measured(sweep: Sweep, profile: str = "full") -> pd.DataFrame:
     """Return the committed records of a sweep as a `table`."""
-    found = [*read_sweep(sweep, profile, MEASURED), *failures(sweep, profile, MEASURED)]
-    return table(sweep, found, profile=profile)
+    return table(sweep, read_runs(sweep, profile, MEASURED), profile=profile)
 
 
 def mine(sweep: Sweep, profile: str) -> pd.DataFrame:

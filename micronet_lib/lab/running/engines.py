@@ -38,11 +38,16 @@ from micronet_lib.lab.host.places import (
     runs_root,
 )
 from micronet_lib.lab.host.progress import bar, say
-from micronet_lib.lab.recipes.profile import PROFILES
-from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, write
-from micronet_lib.lab.running.lineage import Job, cases, jobs, missing_file
-from micronet_lib.lab.running.measure import WORK, ensure, perform, this_run, warn_without_commit
+from micronet_lib.lab.running.lineage import Case, Job, missing_file
+from micronet_lib.lab.running.measure import (
+    WORK,
+    check_measurable,
+    perform,
+    perform_all,
+    this_run,
+    warn_without_commit,
+)
 from micronet_lib.lab.storage.states import load_own
 
 ENGINES = ("local", "ray")
@@ -53,52 +58,48 @@ OBJECT_STORE_BYTES = 256 * 2**20
 
 
 def run(
-    sweep: Sweep,
-    profile: str,
-    seed: int = 0,
-    overrides: Mapping[str, Any] | str | None = None,
-    point: str | None = None,
+    asked: Sequence[Case],
+    ahead: Sequence[Job],
     engine: str = "local",
     gpus_per_point: float | None = None,
     progress: bool = True,
-    retrain: bool = False,
 ) -> pd.DataFrame:
-    """Measure the missing points of a sweep with an engine, and return this run's table.
+    """Do the jobs of some points with an engine, and return this run's table.
 
     Args:
-        sweep: to measure.
-        profile: a name of `PROFILES`.
-        seed: of the runs.
-        overrides: dotted keys that change every recipe, and so its identity.
-        point: pattern of the points to measure, such as `3.0-*`.
+        asked: the points, of one sweep.
+        ahead: their `jobs`.
         engine: a name of `ENGINES`. For `ray`, the environment variable RAY_ADDRESS names the
             cluster. Without it the tasks run on this machine, one per CPU.
         gpus_per_point: for `ray`; with a fraction several points share a GPU. By default one if the
             cluster has any.
         progress: show bars on stderr.
-        retrain: train again networks that have a record but are not on this machine, and trainings
-            that failed.
 
     Raises:
-        InputError: as `ensure`; an unknown engine, an impossible share of a GPU, or a cluster that
-            does not answer.
+        InputError: as `perform_all`; an unknown engine, an impossible share of a GPU, or a cluster
+            that does not answer.
     """
     check_engine(engine, gpus_per_point)
     if engine == "local":
-        return ensure(sweep, profile, seed, overrides, point, progress, retrain)
-    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
-    planned = jobs(asked, retrain=retrain)
-    for job in planned:
+        perform_all(ahead, progress)
+    else:
+        _perform_on_ray(ahead, gpus_per_point, progress)
+    return this_run(asked)
+
+
+def _perform_on_ray(ahead: Sequence[Job], gpus_per_point: float | None, progress: bool) -> None:
+    for job in ahead:
         if job.said:
             say(job.said)
-    ahead = [job for job in planned if job.does in WORK]
-    warn_without_commit(ahead)
-    if ahead:
-        with _ray(gpus_per_point) as (ray, task), bar(ahead, sweep.name, "pt", progress) as shown:
-            for result in on_ray(ray, task, ahead):
+    todo = [job for job in ahead if job.does in WORK]
+    check_measurable(todo)
+    warn_without_commit(todo)
+    if todo:
+        name = todo[0].case.sweep.name
+        with _ray(gpus_per_point) as (ray, task), bar(todo, name, "pt", progress) as shown:
+            for result in on_ray(ray, task, todo):
                 store(result)
                 shown.update(1)
-    return this_run(asked)
 
 
 def check_engine(engine: str, gpus_per_point: float | None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from micronet_lib.architecture.network import Network
 from micronet_lib.errors import InputError, NotFiniteError
@@ -43,6 +44,7 @@ from micronet_lib.lab.running.networks import (
     inputs_of,
     network_of,
     train_network,
+    untrained,
 )
 from micronet_lib.lab.storage.states import forget_states
 from micronet_lib.lab.training.loop import DivergedError
@@ -97,6 +99,27 @@ def warn_without_commit(ahead: Iterable[Job]) -> None:
         say(f"records of this run have no commit and cannot be promoted: {NO_COMMIT}")
 
 
+def check_measurable(ahead: Iterable[Job]) -> None:
+    """Raise an error if overrides make a network that a sweep's measures cannot rate.
+
+    Its training may take days. The sweep's own recipes fit, and to make a network takes a while.
+
+    Raises:
+        InputError: that of the measure.
+    """
+    for case in [job.case for job in ahead if job.recorded and job.does in WORK]:
+        checks = [check for name in case.sweep.measures if (check := MEASURES[name].check)]
+        if not (case.overrides and checks):
+            continue
+        try:
+            with torch.random.fork_rng([]):
+                network = untrained(case.recipe)
+        except InputError:  # such as a published file that only the start's training needed
+            continue
+        for check in checks:
+            check(case, network)
+
+
 def perform_all(ahead: Iterable[Job], progress: bool = True) -> list[str]:
     """Do jobs one after the other. Print a line on stderr for each that cannot be done.
 
@@ -109,6 +132,7 @@ def perform_all(ahead: Iterable[Job], progress: bool = True) -> list[str]:
     failed: set[str] = set()
     undone: list[str] = []
     ahead = list(ahead)
+    check_measurable(ahead)
     warn_without_commit(ahead)
     clock = _Clock([job for job in ahead if job.does in WORK])
     for job in ahead:

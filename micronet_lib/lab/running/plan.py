@@ -22,7 +22,7 @@ from micronet_lib.lab.recipes.profile import PROFILES, Profile, resolved
 from micronet_lib.lab.recipes.recipe import Recipe
 from micronet_lib.lab.recipes.sweep import Sweep
 from micronet_lib.lab.records.record import Record, readable
-from micronet_lib.lab.running.lineage import Job, cases, jobs
+from micronet_lib.lab.running.lineage import Job
 from micronet_lib.lab.running.networks import untrained
 from micronet_lib.lab.storage.states import epochs_done
 from micronet_lib.lab.training.step import Step
@@ -37,15 +37,8 @@ _NUM_PARAMS: dict[str, int] = {}
 WORDS = {"nothing": "measured", "count": "to count", "rate": "to rate", "train": "to train"}
 
 
-def plan(
-    sweep: Sweep,
-    profile: str,
-    seed: int = 0,
-    overrides: Mapping[str, Any] | str | None = None,
-    point: str | None = None,
-    retrain: bool = False,
-) -> pd.DataFrame:
-    """Return one row for each job, in the order of measuring, needed trainings included.
+def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
+    """Return jobs as a plan of the requested sweep: one row for each, in their order.
 
     Columns: point (with its sweep if that is another one); state (`measured`, `to count`, `to
     rate`, `to train`, or why it is impossible here or failed); record (whether one is requested, or
@@ -53,16 +46,7 @@ def plan(
     train; minutes of training; disk_mb of the network and its training states; kept_mb of the
     network alone, once it is trained. The speed is the median of records with the same network,
     device and profile. Without such records, a few steps are timed now.
-
-    Raises:
-        InputError: unknown profile, point or key.
     """
-    asked = cases(sweep, PROFILES[profile], seed, overrides, point)
-    return table_of(jobs(asked, retrain=retrain), sweep)
-
-
-def table_of(ahead: Sequence[Job], sweep: Sweep) -> pd.DataFrame:
-    """Return jobs as a plan of the requested sweep."""
     rows, speeds = [], dict[str, float]()
     for job in ahead:
         case, trains = job.case, job.does == "train"

@@ -41,7 +41,7 @@ def needed(package: str, what: str) -> Any:
         raise InputError(f"{what} needs {package}, which is not installed: {RUNTIME}") from error
 
 
-def check_onnx(network: Network, image_size: int = 32) -> None:
+def check_onnx(network: Network) -> None:
     """Raise an error if a network cannot be an ONNX file.
 
     Raises:
@@ -51,28 +51,27 @@ def check_onnx(network: Network, image_size: int = 32) -> None:
         raise InputError(
             f"{network.spec.name} rounds as it computes, which is not written as {SUFFIX}"
         )
-    exits = num_exits(network, image_size)
+    exits = num_exits(network)
     if exits > 1:
         raise InputError(
             f"{network.spec.name} has {exits} exits, and {SUFFIX} would hold the last one alone"
         )
 
 
-def onnx_bytes(network: Network, image_size: int = 32, **metadata: Any) -> bytes:
+def onnx_bytes(network: Network, **metadata: Any) -> bytes:
     """Return the content of an ONNX file: the network folded, in float32, for any number of images.
 
     Args:
         network: any that can be folded.
-        image_size: pixels of a side.
         metadata: further entries, such as `recipe_id`; `spec` and `input` are always there.
 
     Raises:
         InputError: as for `check_onnx`; onnxscript is not installed; an operation has no
             counterpart.
     """
-    check_onnx(network, image_size)
+    check_onnx(network)
     needed("onnxscript", f"writing {SUFFIX}")
-    images = torch.zeros(2, 3, image_size, image_size)
+    images = torch.zeros(2, 3, 32, 32)
     # Overwritten activations take the exporter ten times as long.
     folded = fold_batch_norm(network, overwrite=False).float()
     logger = logging.getLogger("torch.onnx")

@@ -36,6 +36,20 @@ class _InFloats(torch.nn.Module):
         return self.network.rounded_floats(x)
 
 
+def check(case: "Case", network: Network) -> AdjustableMicroNet:
+    """Return a network that `adjustable_quantization` can rate.
+
+    Raises:
+        InputError: a network without adjustable channels.
+    """
+    if not isinstance(network, AdjustableMicroNet):
+        raise InputError(
+            f"{case.name}: the measure adjustable_quantization is for a network with adjustable "
+            "channels"
+        )
+    return network
+
+
 def adjustable_quantization(case: "Case", network: Network, progress: bool) -> Found:
     """Say which widths the channels have, what they cost, and whether integers agree with floats.
 
@@ -48,13 +62,9 @@ def adjustable_quantization(case: "Case", network: Network, progress: bool) -> F
     width.
 
     Raises:
-        InputError: a network without adjustable channels.
+        InputError: see `check`.
     """
-    if not isinstance(network, AdjustableMicroNet):
-        raise InputError(
-            f"{case.name}: the measure adjustable_quantization is for a network with adjustable "
-            "channels"
-        )
+    network = check(case, network)
     widths, rows = network.mean_bits(), list[dict[str, Any]]()
     for name, layer in network.layers.items():
         bits, inputs = layer.filter_bits().detach(), layer.input_bits().detach()

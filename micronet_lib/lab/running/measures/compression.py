@@ -26,6 +26,17 @@ PUBLISHED_SAW = "all 50 000 training images; its epoch was chosen on the test im
 _ANSWERS: dict[tuple[str, str, int], Tensor] = {}
 
 
+def check(case: "Case", network: Network) -> IntegerMicroNet:
+    """Return a network that `compression` can rate.
+
+    Raises:
+        InputError: a network that is not in integers.
+    """
+    if not isinstance(network, IntegerMicroNet) or network.in_floats:
+        raise InputError(f"{case.name}: compression rates a network in integers, and this is none")
+    return network
+
+
 def compression(case: "Case", network: Network, progress: bool) -> Found:
     """Rate a network in integers once, and say what a judge would ask.
 
@@ -37,10 +48,9 @@ def compression(case: "Case", network: Network, progress: bool) -> Found:
     now. `compliance` is the judge's list. `bill` has the cost of each kind of layer.
 
     Raises:
-        InputError: a network that is not in integers.
+        InputError: see `check`.
     """
-    if not isinstance(network, IntegerMicroNet) or network.in_floats:
-        raise InputError(f"{case.name}: compression rates a network in integers, and this is none")
+    network = check(case, network)
     recipe, test = case.recipe, images_of(case.recipe, case.profile, "test")
     logits = logits_of(network.eval(), test.images, progress=progress)
     found = rate(logits, test.targets, seconds=float("inf")).metrics()

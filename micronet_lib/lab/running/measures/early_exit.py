@@ -42,6 +42,17 @@ NUM_TO_TIME = 500
 ROUNDS_TO_TIME = 3
 
 
+def check(case: "Case", network: Network) -> ExitNetwork:
+    """Return a network that `early_exit` can rate.
+
+    Raises:
+        InputError: a network without an early exit.
+    """
+    if not isinstance(network, ExitNetwork):
+        raise InputError(f"{case.name}: early_exit rates a network with an exit, and this has none")
+    return network
+
+
 def early_exit(case: "Case", network: Network, progress: bool) -> Found:
     """Rate a network with an early exit at a threshold that was chosen on held-out images.
 
@@ -60,10 +71,9 @@ def early_exit(case: "Case", network: Network, progress: bool) -> Found:
     images may change their answer (`MAY_CHANGE`); the scores if nobody or everybody leaves.
 
     Raises:
-        InputError: a network without an early exit.
+        InputError: see `check`.
     """
-    if not isinstance(network, ExitNetwork):
-        raise InputError(f"{case.name}: early_exit rates a network with an exit, and this has none")
+    network = check(case, network)
     recipe = case.recipe
     folded = fold_batch_norm(AllExits(network)).to(default_device())
     held, test = (images_of(recipe, case.profile, split) for split in ("validation", "test"))

@@ -42,9 +42,12 @@ class Measure:
         on_test: whether it reads test images.
         on_device: whether it computes on `default_device()`, of a recipe that trains nothing, too.
         of_untrained: whether it reads images also if the network has learned nothing.
+        check: function of the case and a network of the kind that its recipe ends with. It raises
+            `InputError` for one that the measure cannot rate, and returns any other.
     """
 
     of: "Callable[[Case, Network, bool], Found]"
     on_test: bool = False
     on_device: bool = False
     of_untrained: bool = False
+    check: "Callable[[Case, Network], Network] | None" = None

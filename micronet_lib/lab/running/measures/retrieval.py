@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 RANKS = (1, 2, 4, 8)
 
 
+def check(case: "Case", network: Network) -> EmbeddingNetwork:
+    """Return a network that `retrieval` can rate.
+
+    Raises:
+        InputError: a network without embeddings, or a recipe that leaves no class out.
+    """
+    if not isinstance(network, EmbeddingNetwork) or not case.recipe.train.num_classes:
+        raise InputError(
+            f"{case.name}: retrieval needs the change Embed, and a train.num_classes that leaves "
+            "classes out"
+        )
+    return network
+
+
 def retrieval(case: "Case", network: Network, progress: bool) -> Found:
     """Search for test images of the classes that the training left out, each among all others.
 
@@ -24,14 +38,9 @@ def retrieval(case: "Case", network: Network, progress: bool) -> Found:
     of images.
 
     Raises:
-        InputError: a network without embeddings, or a recipe that leaves no class out.
+        InputError: see `check`.
     """
-    seen = case.recipe.train.num_classes
-    if not isinstance(network, EmbeddingNetwork) or not seen:
-        raise InputError(
-            f"{case.name}: retrieval needs the change Embed, and a train.num_classes that leaves "
-            "classes out"
-        )
+    network, seen = check(case, network), case.recipe.train.num_classes
     test, device = load_split(case.profile.dataset, "test"), default_device()
     unseen = test.subset((test.targets >= seen).nonzero().flatten())
     folded = fold_batch_norm(Embeddings(network)).to(device)

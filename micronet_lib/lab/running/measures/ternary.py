@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 HALF_BINS = 40
 
 
+def check(case: "Case", network: Network) -> TernaryNetwork:
+    """Return a network that `ternary` can rate.
+
+    Raises:
+        InputError: a network without ternary layers.
+    """
+    if not isinstance(network, TernaryNetwork):
+        raise InputError(f"{case.name}: the measure ternary is for a network with ternary layers")
+    return network
+
+
 def ternary(case: "Case", network: Network, progress: bool) -> Found:
     """Say what the ternary layers of a network hold, what they cost, and what training has moved.
 
@@ -36,10 +47,9 @@ def ternary(case: "Case", network: Network, progress: bool) -> Found:
     the scales.
 
     Raises:
-        InputError: a network without ternary layers.
+        InputError: see `check`.
     """
-    if not isinstance(network, TernaryNetwork):
-        raise InputError(f"{case.name}: the measure ternary is for a network with ternary layers")
+    network = check(case, network)
     recipe = case.recipe
     untrained = Recipe(checkpoint=recipe.checkpoint, start=recipe.start, changes=recipe.changes)
     before = network_of(untrained, case.profile, case.seed)
