@@ -22,6 +22,7 @@ from micronet_lib.errors import InputError, check_choice, is_number
 
 Result = dict[str, Any]
 WATCH_S = 10
+WIDTHS = "official rules only; of what has no widths of its own"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +143,8 @@ def data_picture(args: argparse.Namespace) -> tuple[Result, str]:
 def evaluate(args: argparse.Namespace) -> tuple[Result, str]:
     """Rate a network file on a test set."""
     exchanged = args.checkpoint.suffix == ".onnx"
-    args.runtime = args.runtime or ("openvino" if exchanged else "torch")
+    if args.runtime is None:
+        args.runtime = "openvino" if exchanged else "torch"
     check_choice("runtime", args.runtime, ("torch", "integer", "openvino"))
     if args.runtime == "integer":
         return _evaluate_integers(args)
@@ -217,7 +219,8 @@ def score(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.scoring.dead_channels import apply_savings
     from micronet_lib.scoring.rules import rules_of
 
-    name = args.rules or ("official" if args.network else "published")
+    usual = "official" if args.network else "published"
+    name = usual if args.rules is None else args.rules
     rules = rules_of(name, args.weight_bits, args.activation_bits, args.accumulator)
     torch.manual_seed(0)  # one fresh network in forty draws a weight of exactly zero
     if args.network:
@@ -342,8 +345,8 @@ def compare(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.recipes.profile import PROFILES
 
-    sweeps = [SWEEPS[args.sweep]] if args.sweep else list(SWEEPS.values())
-    if args.profile:
+    sweeps = list(SWEEPS.values()) if args.sweep is None else [SWEEPS[args.sweep]]
+    if args.profile is not None:
         asked = [sweep for sweep in sweeps if args.profile in sweep.profiles]
         if PROFILES[args.profile].dataset == "embedded" or not asked:
             known = ", ".join(name for name in sweeps[0].profiles if name != "smoke")
@@ -369,7 +372,7 @@ def list_sweeps(args: argparse.Namespace) -> tuple[Result, str]:
     from micronet_lib.lab.recipes.grids import SWEEPS
     from micronet_lib.lab.records.status import as_text, listing
 
-    if args.sweep:
+    if args.sweep is not None:
         names = [point.name for point in SWEEPS[args.sweep].points()]
         return {"sweep": args.sweep, "points": names}, "\n".join(names)
     table = listing()
@@ -590,8 +593,8 @@ def _parser() -> argparse.ArgumentParser:
         "--input", type=_shape, metavar="CxHxW", help="shape of one image; default 3x32x32"
     )
     sub.add_argument("--rules", metavar="NAME", help="published, or official for --network")
-    sub.add_argument("--weight-bits", type=int, default=0, help="official rules only")
-    sub.add_argument("--activation-bits", type=int, default=0, help="official rules only")
+    sub.add_argument("--weight-bits", type=int, default=0, help=WIDTHS)
+    sub.add_argument("--activation-bits", type=int, default=0, help=WIDTHS)
     sub.add_argument("--accumulator", default="fp32", help="fp32, integer or adder_tree")
     sub.add_argument("--save", nargs="*", metavar="SAVING", help="free savings to apply, in order")
     sub.add_argument("--layers", action="store_true", help="print the bill line by line")

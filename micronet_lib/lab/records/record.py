@@ -134,22 +134,25 @@ def read(path: Path) -> Record:
         record = _content(path.absolute(), file.st_mtime_ns, file.st_size, file.st_ino)
     except FileNotFoundError as error:
         raise InputError(f"there is no record {path}; `micronet measure` writes one") from error
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        remedy = "name the .json files in it" if path.is_dir() else "make it readable"
+        raise InputError(f"{path} is not a record ({error.strerror}): {remedy}") from error
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{path} is not a readable record ({error}): delete it and measure again"
         ) from error
-    if record.schema != SCHEMA:
-        raise InputError(
-            f"{path} has schema {record.schema}, this version reads {SCHEMA}: delete it and "
-            "measure again"
-        )
     return record
 
 
 @cache
 def _content(path: Path, *state: int) -> Record:
     """Return what a file holds. The state of the file says whether it was written again."""
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    if content.get("schema", SCHEMA) != SCHEMA:
+        raise ValueError(f"it has schema {content['schema']}, this version reads {SCHEMA}")
+    return Record(**content)
 
 
 def set_aside_damaged(path: Path) -> None:
@@ -287,7 +290,13 @@ def promote(
     for record, _ in checked:
         if given.setdefault(record.path, record) != record:
             raise InputError(f"{record.path} is given twice, as two measurements: choose one")
-    return [Promoted(write(record, root), before, record) for record, before in checked]
+    return [Promoted(_put(record, root), before, record) for record, before in checked]
+
+
+def _put(record: Record, root: Path) -> Path:
+    """Write a record, unless it is there already. A committed file keeps its bytes."""
+    path = root / record.path
+    return path if path.is_file() and read(path) == record else write(record, root)
 
 
 def check_promotable(
