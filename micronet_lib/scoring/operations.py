@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from micronet_lib.architecture.network import Network
+from micronet_lib.architecture.network import Network, evaluated
 from micronet_lib.errors import InputError
 from micronet_lib.scoring.dataflow import Dataflow, storage, tensors
 from micronet_lib.scoring.functions import RULES
@@ -330,14 +330,8 @@ def record_operations(
     values = chain(model.parameters(), model.buffers())
     like = next((each for each in values if each.is_floating_point()), torch.zeros(()))
     image = torch.zeros((1, *input_shape), dtype=like.dtype, device=like.device)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
     recorder = Recorder(model, image)
-    try:
-        with torch.no_grad(), _module_path(model, recorder.running), recorder:
-            exits = model.exits(image) if isinstance(model, Network) else []
-            outputs = exits or list(tensors(model(image)))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluated(model), torch.no_grad(), _module_path(model, recorder.running), recorder:
+        exits = model.exits(image) if isinstance(model, Network) else []
+        outputs = exits or list(tensors(model(image)))
     return recorder.finish(outputs, exits)

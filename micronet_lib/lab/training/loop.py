@@ -210,8 +210,8 @@ class Run:
         self.seconds += time.perf_counter() - start
         if not all(map(math.isfinite, losses.values())):
             raise DivergedError(
-                f"the loss became {losses['train_loss']} in epoch {self.epoch + 1} "
-                f"(SRIP penalty {losses['srip_penalty']})",
+                f"the loss became {losses['train_loss']:.6g}, the SRIP penalty in it "
+                f"{losses['srip_penalty']:.6g}, in epoch {self.epoch + 1}",
                 "loss",
                 self.epoch + 1,
             )
