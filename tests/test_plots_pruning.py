@@ -210,6 +210,9 @@ def test_accuracy_stands_over_the_images_that_were_seen():
     assert ax.get_xscale() == "log"
     assert "paper, Table 5" in {line.get_label() for line in ax.lines}
     assert "30 M" in texts(fig)
+    many = pd.concat([runs.assign(label=f"{number}") for number in range(8)])
+    (ax,) = plots.images_seen(many, printed, "").axes
+    assert len(ax.containers) == 8  # more than there are colours
 
 
 def test_short_rounds_begin_at_the_published_network():

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_records import SWEEP, as_json, failed_record, record
 
+from micronet_lib.architecture import build
 from micronet_lib.beyond.changes import Quantize
 from micronet_lib.errors import InputError
 from micronet_lib.lab.host.machine import in_history
@@ -204,6 +206,27 @@ def test_seeds_that_decide_nothing_are_one_run(tmp_path):
         for seed in (1, 0):
             records.write(record(seed=seed, recipe_id=identity), tmp_path)
         assert [run.seed for run in records.read_sweep(sweep, "quick", tmp_path)] == expected
+
+
+def test_no_sweep_leaves_new_layers_untrained():
+    """The seed would decide them, and `read_runs` would take other networks for copies."""
+    kinds = {
+        point.recipe.changes
+        for sweep in SWEEPS.values()
+        for point in sweep.points()
+        if not records._takes_seed(point.recipe)
+    }
+    assert len(kinds) > 1
+    for changes in kinds:
+        states = []
+        for seed in (0, 1):
+            torch.manual_seed(7)
+            network = build("micronet_v1", width_mult=0.25)
+            torch.manual_seed(seed)
+            for change in changes:
+                network = change.apply(network, torch.empty(0, 3, 32, 32))
+            states.append(network.state_dict())
+        assert all(map(torch.equal, *(state.values() for state in states))), changes
 
 
 def test_a_failed_run_is_no_measurement(tmp_path):

@@ -1,6 +1,7 @@
 """Figures and tables of chapter `05_pruning`."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -271,9 +272,8 @@ def images_seen(runs: pd.DataFrame, printed: pd.DataFrame, source: str) -> Figur
         printed: the paper's: images and top1_percent, the dense training first, then the rounds.
     """
     fig, (ax,) = figure(height=3.2)
-    for (label, rows), colour in zip(
-        runs.groupby("label", sort=False), (ORANGE, BLUE, GREEN, PURPLE, SKY), strict=False
-    ):
+    colours = cycle((ORANGE, BLUE, GREEN, PURPLE, SKY))
+    for (label, rows), colour in zip(runs.groupby("label", sort=False), colours, strict=False):
         rows = rows.sort_values("images")
         spread = 100 * rows["top1_std"].fillna(0)
         n = "/".join(str(n) for n in sorted(set(rows["n"])))

@@ -246,7 +246,10 @@ def read_runs(sweep: Sweep, profile: str, root: Path) -> list[Record]:
 
 
 def _takes_seed(recipe: Recipe) -> bool:
-    """Return whether the seed decides a network: by training, or by images that a change reads."""
+    """Return whether the seed decides a network: by training, or by images that a change reads.
+
+    It would also decide the new layers of a change. No sweep leaves such layers untrained.
+    """
     reads = any(change.num_images for change in recipe.changes)
     start = recipe.start
     return bool(recipe.train.epochs) or reads or (start is not None and _takes_seed(start))
